@@ -1,0 +1,198 @@
+//! Typed ids: a prefix that says the kind, and a ULID in lower case.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use ulid::Ulid;
+
+/// A text that is not an id of the expected kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {expected}: write {prefix}_ and 26 letters and digits")]
+pub struct InvalidId {
+    text: String,
+    expected: &'static str,
+    prefix: &'static str,
+}
+
+macro_rules! typed_id {
+    ($(#[$meta:meta])* $name:ident, $prefix:literal, $what:literal) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Ulid);
+
+        impl $name {
+            /// What every id of this kind starts with, before the underscore.
+            pub const PREFIX: &'static str = $prefix;
+
+            pub const fn from_ulid(ulid: Ulid) -> Self {
+                Self(ulid)
+            }
+
+            /// The id without its prefix: 26 letters and digits in lower case.
+            pub fn bare(&self) -> String {
+                self.0.to_string().to_ascii_lowercase()
+            }
+
+            /// The same, read back. Refuses anything but 26 letters and digits.
+            pub fn from_bare(text: &str) -> Result<Self, InvalidId> {
+                Ulid::from_string(text).map(Self).map_err(|_| InvalidId {
+                    text: text.to_owned(),
+                    expected: $what,
+                    prefix: $prefix,
+                })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}_{}", $prefix, self.bare())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let refused = || InvalidId {
+                    text: text.chars().take(64).collect(),
+                    expected: $what,
+                    prefix: $prefix,
+                };
+                let bare = text
+                    .strip_prefix(concat!($prefix, "_"))
+                    .filter(|bare| !bare.bytes().any(|b| b.is_ascii_uppercase()))
+                    .ok_or_else(refused)?;
+                Self::from_bare(bare).map_err(|_| refused())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+typed_id!(
+    /// An account: the tenant.
+    AccountId, "acc", "an account id"
+);
+typed_id!(
+    /// An API key of an account; the id is no secret.
+    KeyId, "key", "a key id"
+);
+typed_id!(
+    /// A network.
+    NetworkId, "net", "a network id"
+);
+typed_id!(
+    /// A machine.
+    MachineId, "mch", "a machine id"
+);
+typed_id!(
+    /// An entry of the event stream or of the audit log.
+    EventId, "evt", "an event id"
+);
+
+/// The id of one installation on a host: five letters or digits, the first a letter.
+///
+/// Every name that the kernel shows (namespaces, links, cgroups, containers, mounts) carries it, so that several
+/// installations live on one host. A link name holds at most 15 bytes, which is why this is short.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InstallationId(String);
+
+impl InstallationId {
+    /// How many bytes the id has.
+    pub const LENGTH: usize = 5;
+
+    /// Makes an id out of random bits; only the low 26 bits count.
+    pub fn from_random(bits: u32) -> Self {
+        const LETTERS: &[u8; 26] = b"abcdefghijklmnopqrstuvwxyz";
+        const ALL: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+        let mut text = String::with_capacity(Self::LENGTH);
+        text.push(char::from(LETTERS[(bits % 26) as usize]));
+        let mut rest = bits / 26;
+        for _ in 1..Self::LENGTH {
+            text.push(char::from(ALL[(rest % 32) as usize]));
+            rest /= 32;
+        }
+        Self(text)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for InstallationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for InstallationId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let valid = text.len() == Self::LENGTH
+            && text.starts_with(|c: char| c.is_ascii_lowercase())
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidId {
+                text: text.chars().take(64).collect(),
+                expected: "an installation id",
+                prefix: "",
+            })
+        }
+    }
+}
+
+impl Serialize for InstallationId {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for InstallationId {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_reads_back_as_written() {
+        let id = MachineId::from_ulid(Ulid::from_parts(7, 9));
+        assert_eq!(id.to_string().parse::<MachineId>().unwrap(), id);
+    }
+
+    #[test]
+    fn an_id_of_another_kind_is_refused() {
+        let id = MachineId::from_ulid(Ulid::from_parts(7, 9)).to_string();
+        assert!(id.parse::<NetworkId>().is_err());
+        assert!(id.to_uppercase().parse::<MachineId>().is_err());
+    }
+
+    #[test]
+    fn an_installation_id_reads_back_as_written() {
+        for bits in [0, 1, 25, 26, u32::MAX, 123_456_789] {
+            let id = InstallationId::from_random(bits);
+            assert_eq!(id.to_string().parse::<InstallationId>().unwrap(), id);
+        }
+        assert!("9abcd".parse::<InstallationId>().is_err());
+        assert!("../..".parse::<InstallationId>().is_err());
+    }
+}

@@ -1,0 +1,34 @@
+//! The nouns of Warren.
+//!
+//! Everything here parses into a valid type or refuses with an error that carries a stable [`Code`]; nothing here
+//! performs I/O, reads a clock or makes a random choice.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`id`] | typed ids (`net_…`, `mch_…`) and the installation's own id |
+//! | [`name`] | DNS labels, tags, label keys, image names |
+//! | [`cidr`] | the private IPv4 range of a network and its IPv6 ULA range |
+//! | [`address`] | network and member numbers, the 48-bit address, the MAC |
+//! | [`allocate`] | which address a new member gets |
+//! | [`record`] | what the store holds |
+//! | [`wire`] | what the API says |
+//! | [`problem`] | how a refusal is said |
+//! | [`access`] | what may be done inside a machine |
+//! | [`policy`] | which addresses `open` egress never reaches |
+
+pub mod access;
+pub mod address;
+pub mod allocate;
+pub mod cidr;
+pub mod id;
+pub mod name;
+pub mod policy;
+pub mod problem;
+pub mod record;
+pub mod wire;
+
+pub use address::{MacAddress, MemberAddress, MemberNumber, NetworkNumber};
+pub use cidr::{NetworkCidr, UlaPrefix};
+pub use id::{AccountId, EventId, InstallationId, KeyId, MachineId, NetworkId};
+pub use name::{ImageName, Label, LabelKey, LabelValue, Tag};
+pub use problem::{Code, Problem};

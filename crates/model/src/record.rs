@@ -1,0 +1,271 @@
+//! What the store holds. Specs are desired state, written by the API; a status is written by the reconciler only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::address::{MacAddress, MemberAddress, MemberNumber, NetworkNumber};
+use crate::allocate::{Hold, MemberKind};
+use crate::cidr::{NetworkCidr, UlaPrefix};
+use crate::id::{AccountId, EventId, InstallationId, KeyId, MachineId, NetworkId};
+use crate::name::{ImageName, Label, LabelKey, LabelValue, Tag};
+use crate::problem::Code;
+
+/// What makes this installation different from every other one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installation {
+    pub id: InstallationId,
+    pub ula: UlaPrefix,
+    pub created_at: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    pub id: AccountId,
+    pub name: Label,
+    pub created_at: Timestamp,
+}
+
+/// An API key. The secret itself is nowhere; its blake3 hash is the record's key in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKey {
+    pub id: KeyId,
+    pub account: AccountId,
+    pub name: Option<Label>,
+    /// May act in every account.
+    pub root: bool,
+    /// blake3 of the secret, in hex.
+    pub hash: String,
+    pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Whether members of a network may leave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Egress {
+    /// No route out at all.
+    #[default]
+    Deny,
+    /// The public internet, masqueraded; nothing private.
+    Open,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    pub id: NetworkId,
+    pub account: AccountId,
+    pub name: Label,
+    pub number: NetworkNumber,
+    pub cidr: NetworkCidr,
+    pub egress: Egress,
+    pub created_at: Timestamp,
+    /// Deletion was asked for; the record goes when nothing of it is left on the host.
+    #[serde(default)]
+    pub deleting: bool,
+}
+
+/// Who holds an address of a network, or until when it rests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressHold {
+    pub kind: MemberKind,
+    /// The machine that holds it; `None` once released.
+    pub holder: Option<MachineId>,
+    pub resting_until: Option<Timestamp>,
+}
+
+impl AddressHold {
+    pub fn as_hold(&self) -> Hold {
+        Hold { kind: self.kind, resting_until: if self.holder.is_some() { None } else { self.resting_until } }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Http,
+    Https,
+}
+
+/// A port that a machine's owner declares: a fact for people and agents, not an opening.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeclaredPort {
+    pub name: Label,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// What a machine may use.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Processors, in thousandths.
+    pub cpus_milli: u32,
+    pub memory_mib: u64,
+    /// `None` where the disk is not limited.
+    pub disk_gib: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    On,
+    Off,
+    /// To be removed, with its disk.
+    Gone,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    pub id: MachineId,
+    pub account: AccountId,
+    pub network: NetworkId,
+    pub name: Label,
+    pub member: MemberNumber,
+    pub ipv4: Ipv4Addr,
+    pub image: ImageName,
+    pub limits: Limits,
+    pub ports: Vec<DeclaredPort>,
+    pub tags: BTreeSet<Tag>,
+    pub labels: BTreeMap<LabelKey, LabelValue>,
+    /// Which range of 65,536 host uids is the machine's: `slot * 65536` is its root.
+    pub uid_slot: u16,
+    pub power: Power,
+    /// Counted up by each restart that is asked for.
+    pub boot: u64,
+    pub created_at: Timestamp,
+}
+
+impl Machine {
+    pub fn mac(&self) -> MacAddress {
+        MacAddress::of_member(self.member)
+    }
+
+    pub fn ipv6(&self, ula: UlaPrefix, network: NetworkNumber) -> Ipv6Addr {
+        ula.member(network, self.member)
+    }
+
+    pub fn address(&self, network: NetworkNumber) -> MemberAddress {
+        MemberAddress { network, member: self.member }
+    }
+
+    /// `worker.vm.internal`
+    pub fn hostname(&self) -> String {
+        format!("{}.vm.internal", self.name)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum MachineState {
+    Creating,
+    Running,
+    Stopping,
+    Stopped,
+    Starting,
+    Failed,
+    Deleting,
+}
+
+impl MachineState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Failed => "failed",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// Why a machine is `failed`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Failure {
+    pub code: Code,
+    pub detail: String,
+}
+
+/// What the reconciler last saw of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    pub state: MachineState,
+    /// The boot that this state is about.
+    pub boot: u64,
+    pub failure: Option<Failure>,
+    pub started_at: Option<Timestamp>,
+}
+
+/// What happened, for the event stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    AccountCreated,
+    KeyCreated,
+    KeyRevoked,
+    NetworkCreated,
+    NetworkRenamed,
+    NetworkDeleted,
+    MachineCreated,
+    MachineRunning,
+    MachineStopped,
+    MachineFailed,
+    MachineRenamed,
+    MachineDeleted,
+    /// Somebody changed what Warren keeps, and it was put right.
+    DriftRepaired,
+    ServerStarted,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    pub id: EventId,
+    pub time: Timestamp,
+    pub kind: EventKind,
+    /// `None` for what concerns the whole installation.
+    pub account: Option<AccountId>,
+    pub network: Option<NetworkId>,
+    pub machine: Option<MachineId>,
+    /// A sentence for a person.
+    pub message: String,
+}
+
+/// One mutation through the API: who did what to which thing. Written in the mutation's own transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    pub id: EventId,
+    pub time: Timestamp,
+    /// The account that was acted in.
+    pub account: AccountId,
+    /// The key that acted.
+    pub key: KeyId,
+    /// `machine.create`
+    pub action: String,
+    /// The id of the thing.
+    pub target: String,
+    pub request_id: String,
+    /// What was asked for, without secrets.
+    pub request: serde_json::Value,
+}
+
+/// What an idempotency key was used for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyRecord {
+    /// blake3 of method, path and body.
+    pub fingerprint: String,
+    /// The id of what was created.
+    pub created: String,
+    pub expires_at: Timestamp,
+}

@@ -1,0 +1,153 @@
+//! Durable desired state.
+//!
+//! A store is a sorted map from keys to values with one revision counter for all of it. [`Store`] is the contract;
+//! [`sqlite`] is the backend for one host, and a second one has to pass [`conformance`] unchanged. [`schema`] names
+//! the keys and the records behind them; nobody else spells a key.
+//!
+//! A write that was answered survives the death of the process and the loss of power. A watch replays every change
+//! since a revision, in order, and then follows.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod schema;
+pub mod sqlite;
+mod typed;
+
+pub use sqlite::SqliteStore;
+pub use typed::{TxnBuilder, Typed, Versioned};
+
+/// Counts committed transactions; every change carries the revision that made it. The first is 1.
+pub type Revision = u64;
+
+/// Why a store could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the disk that holds the store is full")]
+    DiskFull,
+    #[error("revision {asked} is no longer kept; the oldest is {oldest}")]
+    Compacted { asked: Revision, oldest: Revision },
+    #[error("lease {0} does not exist or has ended")]
+    NoSuchLease(LeaseId),
+    #[error("the store was made by a newer Warren (schema {found}, this one knows {known})")]
+    TooNew { found: u32, known: u32 },
+    #[error("{path} is in use by another process")]
+    Locked { path: String },
+    #[error("record {key} cannot be read")]
+    Corrupt {
+        key: String,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("the store has shut down")]
+    Closed,
+    #[error("the store failed while it tried to {action}")]
+    Backend {
+        action: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A value with its key and the revisions that made and last changed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub key: String,
+    pub value: Vec<u8>,
+    pub created: Revision,
+    pub modified: Revision,
+}
+
+/// A condition of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compare {
+    Absent { key: String },
+    Exists { key: String },
+    /// The key exists and was last changed by this revision.
+    Unchanged { key: String, modified: Revision },
+    /// Nothing below this prefix exists.
+    EmptyPrefix { prefix: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    Put { key: String, value: Vec<u8>, lease: Option<LeaseId> },
+    /// Deleting what is not there is no error and no change.
+    Delete { key: String },
+}
+
+/// All compares hold and all ops are done, or nothing is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Txn {
+    pub compares: Vec<Compare>,
+    pub ops: Vec<Op>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TxnOutcome {
+    Committed(Revision),
+    /// Indices into `compares` of those that did not hold.
+    Conflict(Vec<usize>),
+}
+
+/// Keys that start with `prefix`, in order, after `after` if given, `limit` at most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    pub prefix: String,
+    pub after: Option<String>,
+    pub limit: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    pub entries: Vec<Entry>,
+    /// The revision at which this was true; a watch from the next one misses nothing.
+    pub revision: Revision,
+    pub more: bool,
+}
+
+/// One change that a watch reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    pub revision: Revision,
+    pub key: String,
+    /// `None` when the key was deleted or its lease ended.
+    pub value: Option<Vec<u8>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseId(pub u64);
+
+impl std::fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Changes in order. Ends with an error when the watcher fell behind what is kept, or the store closed.
+#[async_trait]
+pub trait Watch: Send {
+    /// All changes of one revision at once, never half of them.
+    async fn next(&mut self) -> Result<Vec<Change>, StoreError>;
+}
+
+/// The contract of a backend.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+    async fn list(&self, range: Range) -> Result<Page, StoreError>;
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError>;
+    /// Every change below `prefix` with a revision of `from` or later, then whatever comes.
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, StoreError>;
+    /// The newest revision.
+    async fn revision(&self) -> Result<Revision, StoreError>;
+    /// Forgets changes before this revision; values stay.
+    async fn compact(&self, before: Revision) -> Result<(), StoreError>;
+    /// Keys put with the lease are deleted when it ends.
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+}

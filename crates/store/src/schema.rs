@@ -1,0 +1,208 @@
+//! Which keys there are, and the records behind them.
+//!
+//! | key | record |
+//! | --- | --- |
+//! | `installation` | [`Installation`] |
+//! | `account/{id}`, `account-name/{name}` | [`Account`], its id |
+//! | `key/{hash}`, `key-id/{account}/{id}`, `key-used/{id}` | [`ApiKey`], its hash, when it was last used |
+//! | `network/{id}`, `network-name/{account}/{name}`, `network-number/{number}` | [`Network`], its id, its id |
+//! | `next-network` , `next-member/{network}` | the next number |
+//! | `address/{network}/{address in hex}` | [`AddressHold`] |
+//! | `machine/{id}`, `machine-name/{account}/{name}`, `member/{network}/{id}` | [`Machine`], its id, empty |
+//! | `status/{machine}` | [`MachineStatus`] |
+//! | `uid-slot/{slot}` | the machine that has it |
+//! | `event/{id}` | [`Event`] |
+//! | `audit/{id}` | [`AuditEntry`], until it is in the log |
+//! | `idempotency/{account}/{key}` | [`IdempotencyRecord`] |
+
+use std::net::Ipv4Addr;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::marker::PhantomData;
+use warren_model::record::{
+    Account, AddressHold, ApiKey, AuditEntry, Event, IdempotencyRecord, Installation, Machine, MachineStatus, Network,
+};
+use warren_model::{AccountId, EventId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber};
+
+/// A key and the type of the record behind it.
+pub struct Key<T> {
+    text: String,
+    record: PhantomData<fn() -> T>,
+}
+
+impl<T> Key<T> {
+    fn new(text: String) -> Self {
+        Self { text, record: PhantomData }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// A prefix below which every key has this type of record.
+pub struct Prefix<T> {
+    text: String,
+    record: PhantomData<fn() -> T>,
+}
+
+impl<T> Prefix<T> {
+    fn new(text: String) -> Self {
+        Self { text, record: PhantomData }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// Anything that the store can hold.
+pub trait Record: Serialize + DeserializeOwned + Send + 'static {}
+impl<T: Serialize + DeserializeOwned + Send + 'static> Record for T {}
+
+pub fn installation() -> Key<Installation> {
+    Key::new("installation".into())
+}
+
+pub fn account(id: AccountId) -> Key<Account> {
+    Key::new(format!("account/{id}"))
+}
+
+pub fn accounts() -> Prefix<Account> {
+    Prefix::new("account/".into())
+}
+
+pub fn account_name(name: &Label) -> Key<AccountId> {
+    Key::new(format!("account-name/{name}"))
+}
+
+/// By the blake3 hash of its secret, in hex.
+pub fn api_key(hash: &str) -> Key<ApiKey> {
+    Key::new(format!("key/{hash}"))
+}
+
+pub fn api_key_hash(account: AccountId, id: KeyId) -> Key<String> {
+    Key::new(format!("key-id/{account}/{id}"))
+}
+
+pub fn api_key_hashes(account: AccountId) -> Prefix<String> {
+    Prefix::new(format!("key-id/{account}/"))
+}
+
+pub fn api_key_used(id: KeyId) -> Key<jiff::Timestamp> {
+    Key::new(format!("key-used/{id}"))
+}
+
+pub fn network(id: NetworkId) -> Key<Network> {
+    Key::new(format!("network/{id}"))
+}
+
+pub fn networks() -> Prefix<Network> {
+    Prefix::new("network/".into())
+}
+
+pub fn network_name(account: AccountId, name: &Label) -> Key<NetworkId> {
+    Key::new(format!("network-name/{account}/{name}"))
+}
+
+/// Every network of one account, by name.
+pub fn network_names(account: AccountId) -> Prefix<NetworkId> {
+    Prefix::new(format!("network-name/{account}/"))
+}
+
+pub fn network_number(number: NetworkNumber) -> Key<NetworkId> {
+    Key::new(format!("network-number/{:05}", number.get()))
+}
+
+pub fn network_numbers() -> Prefix<NetworkId> {
+    Prefix::new("network-number/".into())
+}
+
+pub fn next_network() -> Key<NetworkNumber> {
+    Key::new("next-network".into())
+}
+
+pub fn next_member(network: NetworkId) -> Key<MemberNumber> {
+    Key::new(format!("next-member/{network}"))
+}
+
+pub fn address(network: NetworkId, address: Ipv4Addr) -> Key<AddressHold> {
+    Key::new(format!("address/{network}/{:08x}", u32::from(address)))
+}
+
+pub fn addresses(network: NetworkId) -> Prefix<AddressHold> {
+    Prefix::new(format!("address/{network}/"))
+}
+
+/// The address in a key made by [`address`].
+pub fn address_of(key: &str) -> Option<Ipv4Addr> {
+    u32::from_str_radix(key.rsplit('/').next()?, 16).ok().map(Ipv4Addr::from)
+}
+
+pub fn machine(id: MachineId) -> Key<Machine> {
+    Key::new(format!("machine/{id}"))
+}
+
+pub fn machines() -> Prefix<Machine> {
+    Prefix::new("machine/".into())
+}
+
+pub fn machine_name(account: AccountId, name: &Label) -> Key<MachineId> {
+    Key::new(format!("machine-name/{account}/{name}"))
+}
+
+/// Every machine of one account, by name.
+pub fn machine_names(account: AccountId) -> Prefix<MachineId> {
+    Prefix::new(format!("machine-name/{account}/"))
+}
+
+/// Marks that a machine is in a network, so that a network can be deleted only while nothing is below its prefix.
+pub fn member(network: NetworkId, machine: MachineId) -> Key<()> {
+    Key::new(format!("member/{network}/{machine}"))
+}
+
+pub fn members(network: NetworkId) -> Prefix<()> {
+    Prefix::new(format!("member/{network}/"))
+}
+
+/// The machine in a key made by [`member`], [`machine`] or [`status`].
+pub fn machine_of(key: &str) -> Option<MachineId> {
+    key.rsplit('/').next()?.parse().ok()
+}
+
+pub fn status(machine: MachineId) -> Key<MachineStatus> {
+    Key::new(format!("status/{machine}"))
+}
+
+pub fn statuses() -> Prefix<MachineStatus> {
+    Prefix::new("status/".into())
+}
+
+pub fn uid_slot(slot: u16) -> Key<MachineId> {
+    Key::new(format!("uid-slot/{slot:05}"))
+}
+
+pub fn event(id: EventId) -> Key<Event> {
+    Key::new(format!("event/{id}"))
+}
+
+pub fn events() -> Prefix<Event> {
+    Prefix::new("event/".into())
+}
+
+pub fn audit(id: EventId) -> Key<AuditEntry> {
+    Key::new(format!("audit/{id}"))
+}
+
+pub fn audits() -> Prefix<AuditEntry> {
+    Prefix::new("audit/".into())
+}
+
+pub fn idempotency(account: AccountId, key: &str) -> Key<IdempotencyRecord> {
+    Key::new(format!("idempotency/{account}/{key}"))
+}
+
+pub fn idempotencies() -> Prefix<IdempotencyRecord> {
+    Prefix::new("idempotency/".into())
+}
