@@ -111,7 +111,9 @@ impl FromStr for MemberAddress {
                 hex.then(|| u16::from_str_radix(word, 16).ok()).flatten().ok_or_else(refused)
             })
             .collect::<Result<_, _>>()?;
-        let [network, high, low] = words[..] else { return Err(refused()) };
+        let [network, high, low] = words[..] else {
+            return Err(refused());
+        };
         if decimal.parse::<u16>().ok() != Some(network) {
             return Err(refused());
         }
@@ -171,16 +173,16 @@ mod tests {
 
     #[test]
     fn an_address_is_written_as_the_field_writes_it() {
-        let address = MemberAddress {
-            network: NetworkNumber::new(1).unwrap(),
-            member: MemberNumber::new(0x2ad).unwrap(),
-        };
+        let address =
+            MemberAddress { network: NetworkNumber::new(1).unwrap(), member: MemberNumber::new(0x2ad).unwrap() };
         assert_eq!(address.to_string(), "1:0001.0000.02AD");
     }
 
     #[test]
     fn a_wrong_address_is_refused() {
-        for bad in ["", "1", "1:0002.0000.0001", "1:0001.0000", "1:0001.0000.0000", "1:0001.+000.0001", "0:0000.0000.0001"] {
+        for bad in
+            ["", "1", "1:0002.0000.0001", "1:0001.0000", "1:0001.0000.0000", "1:0001.+000.0001", "0:0000.0000.0001"]
+        {
             assert!(bad.parse::<MemberAddress>().is_err(), "{bad}");
         }
     }

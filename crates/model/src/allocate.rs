@@ -95,12 +95,7 @@ pub fn check_explicit(cidr: NetworkCidr, address: Ipv4Addr, holds: &Holds) -> Re
 }
 
 /// Chooses an address for a new member of this kind.
-pub fn allocate(
-    cidr: NetworkCidr,
-    kind: MemberKind,
-    holds: &Holds,
-    now: Timestamp,
-) -> Result<Ipv4Addr, AllocateError> {
+pub fn allocate(cidr: NetworkCidr, kind: MemberKind, holds: &Holds, now: Timestamp) -> Result<Ipv4Addr, AllocateError> {
     let free = |address: Ipv4Addr| {
         !cidr.is_reserved(address)
             && holds.get(&address).is_none_or(|hold| hold.resting_until.is_some_and(|until| until <= now))
@@ -113,10 +108,7 @@ pub fn allocate(
             return Ok(address);
         }
     }
-    whole(cidr)
-        .find(|address| free(*address))
-        .or_else(|| longest_rested(holds))
-        .ok_or(AllocateError::Full(cidr))
+    whole(cidr).find(|address| free(*address)).or_else(|| longest_rested(holds)).ok_or(AllocateError::Full(cidr))
 }
 
 fn own_block(cidr: NetworkCidr, kind: MemberKind) -> impl Iterator<Item = Ipv4Addr> {
@@ -198,8 +190,7 @@ mod tests {
 
     #[test]
     fn a_resting_address_is_given_when_nothing_else_is_free() {
-        let mut holds: Holds =
-            (2..=6).map(|n| (Ipv4Addr::new(10, 0, 0, n), held(MemberKind::Machine))).collect();
+        let mut holds: Holds = (2..=6).map(|n| (Ipv4Addr::new(10, 0, 0, n), held(MemberKind::Machine))).collect();
         assert!(allocate("10.0.0.0/29".parse().unwrap(), MemberKind::Machine, &holds, NOW).is_err());
         holds.insert(Ipv4Addr::new(10, 0, 0, 4), resting(3));
         holds.insert(Ipv4Addr::new(10, 0, 0, 5), resting(2));

@@ -105,18 +105,15 @@ impl FromStr for NetworkCidr {
     type Err = CidrError;
 
     fn from_str(text: &str) -> Result<Self, CidrError> {
-        let given: Ipv4Net =
-            text.parse().map_err(|_| CidrError::Malformed(text.chars().take(64).collect()))?;
+        let given: Ipv4Net = text.parse().map_err(|_| CidrError::Malformed(text.chars().take(64).collect()))?;
         if given.trunc() != given {
             return Err(CidrError::HostBits { given, meant: given.trunc() });
         }
         if given.prefix_len() < WIDEST {
             return Err(CidrError::TooWide(given));
         }
-        let private = PRIVATE_RANGES
-            .iter()
-            .filter_map(|range| range.parse::<Ipv4Net>().ok())
-            .any(|range| range.contains(&given));
+        let private =
+            PRIVATE_RANGES.iter().filter_map(|range| range.parse::<Ipv4Net>().ok()).any(|range| range.contains(&given));
         if !private {
             return Err(CidrError::NotPrivate(given));
         }

@@ -148,11 +148,7 @@ impl FromStr for InstallationId {
         if valid {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidId {
-                text: text.chars().take(64).collect(),
-                expected: "an installation id",
-                prefix: "",
-            })
+            Err(InvalidId { text: text.chars().take(64).collect(), expected: "an installation id", prefix: "" })
         }
     }
 }

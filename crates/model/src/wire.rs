@@ -260,10 +260,16 @@ shape! {
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ExecControl {
     /// The first frame: what to run.
-    Start { exec: Exec },
+    Start {
+        exec: Exec,
+    },
     StdinClosed,
-    Resize { size: TerminalSize },
-    Signal { signal: Signal },
+    Resize {
+        size: TerminalSize,
+    },
+    Signal {
+        signal: Signal,
+    },
 }
 
 /// What the server sends over a streamed exec as text frames. Output travels as binary frames whose first byte is 1

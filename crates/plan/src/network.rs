@@ -1,0 +1,190 @@
+//! What to do next for one network.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use warren_model::MemberNumber;
+
+/// A member as the rules know it. Its MAC follows from its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Member {
+    pub number: MemberNumber,
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Ipv6Addr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredNetwork {
+    /// Deletion was asked for.
+    pub deleting: bool,
+    /// Every member that is not to be removed, whether it runs or not.
+    pub members: BTreeSet<Member>,
+    /// Members on their way out: their links and admission are still theirs until their own plan removes them.
+    pub leaving: BTreeSet<Member>,
+    pub open: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedNetwork {
+    /// `None` when there is no namespace.
+    pub router: Option<ObservedRouter>,
+    /// The edge answers for this network with the view that it should have.
+    pub published: bool,
+    /// The edge has anything of this network.
+    pub at_edge: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedRouter {
+    /// Addresses, routes and settings of the gateway are as they should be.
+    pub gateway: bool,
+    pub rules: Rules,
+    pub admitted: BTreeSet<Member>,
+    /// Links by member, and whether each is as it should be.
+    pub links: BTreeMap<MemberNumber, bool>,
+    pub uplink: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rules {
+    Intact,
+    /// Somebody changed them.
+    Altered,
+    Missing,
+}
+
+/// One thing to do for a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkStep {
+    /// Namespace, gateway, uplink and rules with all members; completes a half-made one.
+    Create,
+    RepairGateway,
+    /// Replaces all rules and elements in one transaction.
+    LoadRules,
+    Admit(BTreeSet<Member>),
+    Expel(BTreeSet<Member>),
+    /// Removes a link that belongs to no member.
+    DetachStray(MemberNumber),
+    /// The edge gets this network's sockets and names.
+    Publish,
+    /// The edge forgets this network.
+    Withdraw,
+    Remove,
+    /// Removes the records.
+    Forget,
+}
+
+impl NetworkStep {
+    /// The names of all steps, as crash tests list them.
+    pub const NAMES: &'static [&'static str] = &[
+        "create",
+        "repair-gateway",
+        "load-rules",
+        "admit",
+        "expel",
+        "detach-stray",
+        "publish",
+        "withdraw",
+        "remove",
+        "forget",
+    ];
+
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::RepairGateway => "repair-gateway",
+            Self::LoadRules => "load-rules",
+            Self::Admit(_) => "admit",
+            Self::Expel(_) => "expel",
+            Self::DetachStray(_) => "detach-stray",
+            Self::Publish => "publish",
+            Self::Withdraw => "withdraw",
+            Self::Remove => "remove",
+            Self::Forget => "forget",
+        }
+    }
+
+    /// Whether the step mends what somebody else changed, in the life of a network that was whole before.
+    pub fn repairs(&self) -> bool {
+        !matches!(self, Self::Admit(_) | Self::Publish | Self::Withdraw | Self::Remove | Self::Forget)
+    }
+}
+
+impl fmt::Display for NetworkStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |members: &BTreeSet<Member>| {
+            members.iter().map(|member| member.ipv4.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        match self {
+            Self::Admit(members) => write!(f, "admit {}", list(members)),
+            Self::Expel(members) => write!(f, "expel {}", list(members)),
+            Self::DetachStray(member) => write!(f, "detach-stray {member}"),
+            other => f.write_str(other.as_str()),
+        }
+    }
+}
+
+/// The steps from what is there to what is wanted; none when they agree.
+pub fn plan(desired: &DesiredNetwork, observed: &ObservedNetwork) -> Vec<NetworkStep> {
+    if desired.deleting { plan_deleting(desired, observed) } else { plan_kept(desired, observed) }
+}
+
+fn plan_deleting(desired: &DesiredNetwork, observed: &ObservedNetwork) -> Vec<NetworkStep> {
+    // Its machines go first; the last one wakes this plan again.
+    if !desired.members.is_empty() || !desired.leaving.is_empty() {
+        return Vec::new();
+    }
+    let mut steps = Vec::new();
+    if observed.at_edge {
+        steps.push(NetworkStep::Withdraw);
+    }
+    if observed.router.is_some() {
+        steps.push(NetworkStep::Remove);
+    }
+    steps.push(NetworkStep::Forget);
+    steps
+}
+
+fn plan_kept(desired: &DesiredNetwork, observed: &ObservedNetwork) -> Vec<NetworkStep> {
+    let mut steps = Vec::new();
+    match &observed.router {
+        None => steps.push(NetworkStep::Create),
+        Some(router) => plan_router(desired, router, &mut steps),
+    }
+    // A namespace that was made anew has no socket at the edge yet.
+    if !observed.published || observed.router.is_none() {
+        steps.push(NetworkStep::Publish);
+    }
+    steps
+}
+
+fn plan_router(desired: &DesiredNetwork, router: &ObservedRouter, steps: &mut Vec<NetworkStep>) {
+    if router.uplink != desired.open {
+        steps.push(NetworkStep::Create);
+        return;
+    }
+    if !router.gateway {
+        steps.push(NetworkStep::RepairGateway);
+    }
+    if router.rules == Rules::Intact {
+        let missing: BTreeSet<Member> = desired.members.difference(&router.admitted).copied().collect();
+        let stray: BTreeSet<Member> = router
+            .admitted
+            .iter()
+            .filter(|member| !desired.members.contains(member) && !desired.leaving.contains(member))
+            .copied()
+            .collect();
+        if !stray.is_empty() {
+            steps.push(NetworkStep::Expel(stray));
+        }
+        if !missing.is_empty() {
+            steps.push(NetworkStep::Admit(missing));
+        }
+    } else {
+        steps.push(NetworkStep::LoadRules);
+    }
+    let known: BTreeSet<MemberNumber> =
+        desired.members.iter().chain(&desired.leaving).map(|member| member.number).collect();
+    steps.extend(router.links.keys().filter(|number| !known.contains(number)).map(|n| NetworkStep::DetachStray(*n)));
+}
