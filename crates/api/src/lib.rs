@@ -1,1 +1,87 @@
+//! The HTTP API of Warren.
+//!
+//! A request flows through [`router`] like this:
+//!
+//! ```text
+//! outer ── request id, panics, log line, metrics, problem documents        (outer.rs)
+//!   guard ── the row of its route: who may call, how much at once, how long  (guard.rs, table.rs)
+//!     handler ── parses, decides, writes ONE transaction, waits for status    (routes/*.rs)
+//! ```
+//!
+//! A handler never touches the host. It writes desired state, the audit entry, the event and the idempotency record
+//! in one transaction (`mutation.rs`), and then follows `status/{machine}` until the reconciler reports what was asked
+//! for (`wait.rs`) or the deadline passes. A handler that writes runs in a task of its own, so that a client that
+//! goes away does not leave an operation half done.
+//!
+//! # Routes
+//!
+//! | method and path | what |
+//! | --- | --- |
+//! | `GET /healthz` `GET /readyz` `GET /openapi.json` | for anyone |
+//! | `GET /metrics` | Prometheus text; root key only (a scraper sends it as a bearer token) |
+//! | `GET /v1/whoami` | the server and who asks |
+//! | `GET POST /v1/accounts`, `GET /v1/accounts/{account}` | root key only |
+//! | `GET POST /v1/keys`, `DELETE /v1/keys/{key}` | the caller's account |
+//! | `GET POST /v1/networks`, `GET PATCH DELETE /v1/networks/{network}` | `DELETE ?force=true` takes its machines along |
+//! | `GET POST /v1/machines`, `GET PATCH DELETE /v1/machines/{machine}` | list filters: `network`, `tag`, `label`, `state` |
+//! | `POST /v1/machines/{machine}/start` `/stop` `/restart` | waits |
+//! | `POST /v1/machines/{machine}/exec` | waits and answers an `ExecResult` |
+//! | `GET /v1/machines/{machine}/exec` | WebSocket: frames as in [`warren_model::wire::ExecControl`] |
+//! | `GET PUT DELETE /v1/machines/{machine}/files?path=` | content streamed; `PUT &mode=0644&parents=true`, `DELETE &recursive=true` |
+//! | `GET /v1/machines/{machine}/files/list?path=` `/files/stat?path=` | |
+//! | `POST /v1/machines/{machine}/files/directories` | `{"path","parents"}` |
+//! | `GET /v1/machines/{machine}/ports` | what listens |
+//! | `GET /v1/machines/{machine}/logs?tail=BYTES&follow=true` | text |
+//! | `GET /v1/machines/{machine}/traffic` | counters |
+//! | `GET /v1/images`, `GET PUT DELETE /v1/images/{image}` | `PUT` imports an archive: NDJSON of `ImageEvent`; `PUT` and `DELETE` root key only |
+//! | `POST /v1/images/{image}/build` | NDJSON of `ImageEvent` |
+//! | `GET /v1/topology` | every network with what is in it |
+//! | `GET /v1/events?after=REVISION` | SSE, resumable with `Last-Event-ID`; `?follow=false` gives a JSON page |
+//!
+//! # What the reconciler owes the API
+//!
+//! - **Power.** `Machine::power` and `Machine::boot` say what is wanted; `MachineStatus::state` says what is, and
+//!   `MachineStatus::boot` which boot it is about. `start` and `restart` wait for `running` with the machine's boot,
+//!   `stop` for `stopped`. `failed` with the machine's boot ends a wait with `MachineStatus::failure`.
+//! - **Create.** The API writes the machine, its name, member, address hold, uid slot and a status `creating` in one
+//!   transaction. When the status turns `failed` while the create waits, the API sets the power to gone and waits for
+//!   the removal, so that nothing half made stays.
+//! - **Delete.** The API sets the power to gone. Once nothing of the machine is left on the host, the reconciler
+//!   deletes, in one transaction that compares the machine record unchanged: `machine/{id}`, `status/{id}`,
+//!   `machine-name/{account}/{name}`, `member/{network}/{id}`, `uid-slot/{slot}`, and turns `address/{network}/{ip}`
+//!   into a resting hold. The name is therefore free when delete has answered, and never free before the old machine
+//!   is gone. Nothing else removes these keys.
+//! - **Network.** The API sets `Network::deleting` and, when forced, the power of all its machines to gone in the same
+//!   transaction; a machine cannot be made in a network that is being deleted. Once `member/{network}/` is empty and
+//!   nothing of it is left on the host, the reconciler deletes, in one transaction, `network/{id}`,
+//!   `network-name/{account}/{name}`, `network-number/{n}`, `next-member/{id}` and everything below `address/{id}/`.
+//! - **Events.** The API writes `account_created`, `key_*`, `network_*`, `machine_created`, `machine_renamed` and
+//!   `machine_deleted` (when it was asked for). `machine_running`, `machine_stopped`, `machine_failed` and
+//!   `drift_repaired` are the reconciler's.
 
+pub mod bootstrap;
+mod config;
+mod cursor;
+mod error;
+mod extract;
+mod guard;
+mod host;
+mod idempotency;
+mod keys;
+mod metrics;
+mod mutation;
+mod numbers;
+mod openapi;
+mod outer;
+mod resolve;
+mod routes;
+mod secret;
+mod state;
+mod sweep;
+pub mod table;
+mod wait;
+
+pub use config::ApiConfig;
+pub use host::Host;
+pub use openapi::openapi;
+pub use state::router;

@@ -44,6 +44,7 @@ codes! {
     InvalidRequest = "invalid_request", 422, "The request is not valid";
     InvalidQuery = "invalid_query", 400, "A query parameter is not valid";
     UnsupportedMediaType = "unsupported_media_type", 415, "The body has the wrong media type";
+    RequestTimeout = "request_timeout", 408, "The request came too slowly";
     BodyTooLarge = "body_too_large", 413, "The body is too large";
     ServerBusy = "server_busy", 503, "Too many requests are under way";
     DeadlineExceeded = "deadline_exceeded", 504, "It took too long";
@@ -57,6 +58,7 @@ codes! {
     CidrNotPrivate = "cidr_not_private", 422, "The CIDR is not private";
     CidrTooWide = "cidr_too_wide", 422, "The CIDR is too wide";
     CidrTooNarrow = "cidr_too_narrow", 422, "The CIDR is too narrow";
+    CidrRequired = "cidr_required", 422, "A CIDR has to be chosen";
     NetworksExhausted = "networks_exhausted", 409, "The installation has no network number left";
     NetworkNotEmpty = "network_not_empty", 409, "The network has members";
     AddressMalformed = "address_malformed", 422, "The address is malformed";

@@ -40,6 +40,9 @@ shape! {
         /// The account's first key: only in the answer that created it, and never again.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub key: Option<String>,
+        /// Why `key` is absent, when an answer is repeated.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub detail: Option<String>,
     }
 }
 
@@ -67,6 +70,9 @@ shape! {
         /// The secret: only in the answer that created it, and never again.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub key: Option<String>,
+        /// Why `key` is absent, when an answer is repeated.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub detail: Option<String>,
     }
 }
 
@@ -209,6 +215,26 @@ shape! {
         pub tags: Vec<String>,
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub labels: BTreeMap<String, String>,
+    }
+}
+
+shape! {
+    /// What to change of a machine; what is absent stays as it is.
+    #[derive(Default)]
+    #[serde(deny_unknown_fields)]
+    pub struct UpdateMachine {
+        /// One DNS label: 1 to 63 of a-z, 0-9 and '-'.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub name: Option<String>,
+        /// In place of all declared ports.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub ports: Option<Vec<Port>>,
+        /// In place of all tags.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub tags: Option<Vec<String>>,
+        /// In place of all labels.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub labels: Option<BTreeMap<String, String>>,
     }
 }
 
@@ -366,4 +392,14 @@ shape! {
         #[serde(default)]
         pub parents: bool,
     }
+}
+
+/// One line of an image build or import; the last one is `done` or `failed`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ImageEvent {
+    Progress { progress: crate::access::ImageProgress },
+    Done { image: crate::access::ImageInfo },
+    Failed { problem: crate::Problem },
 }

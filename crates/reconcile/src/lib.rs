@@ -1,1 +1,90 @@
+//! Drives plans against the host and writes status back.
+//!
+//! Everything here is level-triggered: a task is told *that* something may differ, never *what*, and looks for itself.
+//!
+//! ```text
+//! store watch ─ desired ──┐
+//! netlink, exits, edge ───┼─ queue ─ worker ─ observe ─ plan ─ steps ─ kernel / runtime / edge
+//! slow timer ─────────────┘                                     └─ status, events ─ store
+//! ```
+//!
+//! | module | task or part |
+//! | --- | --- |
+//! | [`desired`] | the store's records in memory, kept by one watch |
+//! | [`queue`] | which networks and machines are to be looked at; one worker at a time for each |
+//! | [`machine`], [`network`] | observe, plan and execute for one of them |
+//! | [`names`] | the files and DNS views that follow from the records; pure |
+//! | [`edge`] | the connection to the edge process; starts it anew when it ends |
+//! | [`drift`] | what wakes workers besides the store: netlink, exits, a timer |
+//! | [`leftovers`] | removes what nothing desires |
+//! | [`status`] | statuses and events |
+//! | [`audit`], [`housekeeping`] | the audit log; addresses that have rested |
+//! | [`crash`] | the points at which tests end the process |
 
+pub mod audit;
+pub mod crash;
+pub mod desired;
+pub mod drift;
+pub mod edge;
+mod error;
+pub mod housekeeping;
+pub mod leftovers;
+pub mod machine;
+pub mod metrics;
+pub mod names;
+pub mod network;
+pub mod queue;
+pub mod status;
+mod world;
+
+pub use error::ReconcileError;
+pub use world::{Parts, World};
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::queue::Item;
+
+/// How many networks and machines are worked on at once.
+const WORKERS: usize = 16;
+
+/// Reads the records, adopts what the host has, and keeps the two together until the returned tasks are dropped.
+pub async fn start(parts: Parts) -> Result<(Arc<World>, JoinSet<()>), ReconcileError> {
+    let (world, changes) = World::load(parts).await?;
+    let world = Arc::new(world);
+    world.adopt().await?;
+    leftovers::remove(&world).await?;
+
+    let mut tasks = JoinSet::new();
+    tasks.spawn(desired::follow(Arc::clone(&world), changes));
+    for _ in 0..WORKERS {
+        tasks.spawn(work(Arc::clone(&world)));
+    }
+    tasks.spawn(drift::netlink(Arc::clone(&world)));
+    tasks.spawn(drift::exits(Arc::clone(&world)));
+    tasks.spawn(drift::agents(Arc::clone(&world)));
+    tasks.spawn(drift::timer(Arc::clone(&world)));
+    tasks.spawn(edge::keep(Arc::clone(&world)));
+    tasks.spawn(audit::keep(Arc::clone(&world)));
+    tasks.spawn(housekeeping::keep(Arc::clone(&world)));
+    world.enqueue_everything();
+    Ok((world, tasks))
+}
+
+async fn work(world: Arc<World>) {
+    loop {
+        let claimed = world.queue.next().await;
+        let outcome = match claimed.item {
+            Item::Network(id) => network::reconcile(&world, id).await,
+            Item::Machine(id) => machine::reconcile(&world, id).await,
+        };
+        match outcome {
+            Ok(()) => world.queue.done(claimed),
+            Err(error) => {
+                tracing::warn!(item = %claimed.item, error = %error.chain(), "will try again");
+                world.queue.failed(claimed);
+            }
+        }
+    }
+}

@@ -7,3 +7,10 @@
 //! | [`driver`] | the contract of a machine driver, and the container driver over an OCI runtime |
 //! | [`agent`] | the connections of the agents in running machines, and what can be asked of them |
 
+pub mod agent;
+pub mod disk;
+pub mod driver;
+pub mod image;
+
+mod files;
+mod helper;

@@ -18,9 +18,10 @@ pub mod sqlite;
 mod typed;
 
 pub use sqlite::SqliteStore;
-pub use typed::{TxnBuilder, Typed, Versioned};
+pub use typed::{TxnBuilder, Typed, Versioned, decode};
 
-/// Counts committed transactions; every change carries the revision that made it. The first is 1.
+/// Counts committed transactions that changed something; every change carries the revision that made it. The first
+/// is 1; a store in which nothing was ever written is at 0.
 pub type Revision = u64;
 
 /// Why a store could not answer.
@@ -64,22 +65,36 @@ pub struct Entry {
 /// A condition of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compare {
-    Absent { key: String },
-    Exists { key: String },
+    Absent {
+        key: String,
+    },
+    Exists {
+        key: String,
+    },
     /// The key exists and was last changed by this revision.
-    Unchanged { key: String, modified: Revision },
+    Unchanged {
+        key: String,
+        modified: Revision,
+    },
     /// Nothing below this prefix exists.
-    EmptyPrefix { prefix: String },
+    EmptyPrefix {
+        prefix: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
+    /// Attaches the key to the lease, or to none; what it was attached to before no longer matters.
     Put { key: String, value: Vec<u8>, lease: Option<LeaseId> },
     /// Deleting what is not there is no error and no change.
     Delete { key: String },
 }
 
 /// All compares hold and all ops are done, or nothing is.
+///
+/// Where several ops name one key, the last of them counts. Ops that change nothing (no ops at all, or deletes of
+/// what is not there) commit without a revision of their own and answer the newest one. A put of the value that is
+/// already there is a change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Txn {
     pub compares: Vec<Compare>,
@@ -93,7 +108,9 @@ pub enum TxnOutcome {
     Conflict(Vec<usize>),
 }
 
-/// Keys that start with `prefix`, in order, after `after` if given, `limit` at most.
+/// Keys that start with `prefix`, in the order of their bytes, after `after` if given, `limit` at most.
+///
+/// The key that equals the prefix is one of them, and the empty prefix means every key. `after` need not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
     pub prefix: String,
@@ -130,7 +147,9 @@ impl std::fmt::Display for LeaseId {
 /// Changes in order. Ends with an error when the watcher fell behind what is kept, or the store closed.
 #[async_trait]
 pub trait Watch: Send {
-    /// All changes of one revision at once, never half of them.
+    /// All changes of one revision at once, in the order of their keys, never half of them.
+    ///
+    /// May be dropped before it is ready (`tokio::select!`, a timeout): nothing is lost, the next call goes on.
     async fn next(&mut self) -> Result<Vec<Change>, StoreError>;
 }
 
@@ -139,15 +158,26 @@ pub trait Watch: Send {
 pub trait Store: Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
     async fn list(&self, range: Range) -> Result<Page, StoreError>;
+    /// # Errors
+    /// [`StoreError::NoSuchLease`] when a put names a lease that does not exist or has ended; nothing is done then.
+    /// [`StoreError::DiskFull`] means that nothing was done, too. After any other error, and when the caller goes away
+    /// before the answer, the transaction may or may not have been done.
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError>;
-    /// Every change below `prefix` with a revision of `from` or later, then whatever comes.
+    /// Every change below `prefix` with a revision of `from` or later, then whatever comes. `from` may lie in the
+    /// future; 0 means 1.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`], here or from the first [`Watch::next`], when changes since `from` are gone.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Box<dyn Watch>, StoreError>;
     /// The newest revision.
     async fn revision(&self) -> Result<Revision, StoreError>;
-    /// Forgets changes before this revision; values stay.
+    /// Forgets changes before this revision; values stay. The newest revision is always kept, whatever is asked.
     async fn compact(&self, before: Revision) -> Result<(), StoreError>;
-    /// Keys put with the lease are deleted when it ends.
+    /// Keys put with the lease are deleted, in one revision, when it ends: `ttl` after the grant or the last
+    /// [`Store::keep_alive`]. It outlives a restart with what was left of its time.
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+    /// Starts the lease's time anew.
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
+    /// Ends the lease now.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 }

@@ -1,0 +1,45 @@
+# `make demo` and `make test` do everything on a fresh Debian 12 with Rust; both need root.
+
+# Images that the demo and the tests build once and keep.
+POOL ?= $(CURDIR)/target/pool
+
+.PHONY: help build deps demo test lint api-check deny bench clean-pool
+
+help:
+	@echo "make demo    build Warren and see its main job done, in a network namespace of its own"
+	@echo "make test    format, lints and every test"
+	@echo "make bench   the table of figures, both sides of each in one run"
+	@echo "make build   only the program, target/release/warren"
+
+deps:
+	@scripts/install-deps.sh test
+
+build: deps
+	cargo build --release -p warren
+
+demo: build
+	target/release/warren demo --pool-dir "$(POOL)"
+
+test: deps lint
+	cargo build -p warren
+	target/debug/warren image build debian --pool-dir "$(POOL)"
+	WARREN_TEST_POOL="$(POOL)" cargo test --workspace
+	$(MAKE) api-check deny
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p warren --no-default-features -- -D warnings
+
+# The committed OpenAPI document against a running server.
+api-check:
+	scripts/check-api.sh target/debug/warren "$(POOL)"
+
+# Licences, bans and sources of every dependency.
+deny:
+	scripts/check-deny.sh
+
+bench: deps
+	cargo build --release -p warren -p warren-bench
+	target/release/warren image build debian --pool-dir "$(POOL)"
+	target/release/warren-bench --warren target/release/warren --pool-dir "$(POOL)"

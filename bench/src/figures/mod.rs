@@ -1,0 +1,94 @@
+//! The figures. To add one, write a file like the others, and name it here and in [`Name`].
+
+mod add_member;
+mod create;
+mod exec;
+mod names;
+mod round_trip;
+mod throughput;
+
+use crate::interrupt;
+use crate::options::{Name, Options};
+use crate::report::Report;
+use crate::server::Server;
+use crate::wires::{DataPlane, Network, RawPair};
+
+/// Members of the large network.
+const MANY: usize = 1000;
+
+/// Measures what is asked for. A figure that cannot be measured does not keep the others from being measured.
+pub fn measure(options: &Options, report: &mut Report) {
+    let wants = |names: &[Name]| names.iter().any(|name| options.wants(*name));
+    // The large network comes last: its removal keeps the kernel busy for seconds.
+    let parts: [(&str, &[Name], Part); 3] = [
+        ("machines", &[Name::Create, Name::Exec], machines),
+        ("two members", &[Name::Throughput1, Name::Throughput4, Name::RoundTrip], two_members),
+        ("a network of 1,000", &[Name::RoundTrip1000, Name::AddMember, Name::Names], many_members),
+    ];
+    for (what, names, part) in parts {
+        if wants(names)
+            && !interrupt::happened()
+            && let Err(error) = part(options, report)
+        {
+            report.fail(what, &error);
+        }
+    }
+    if interrupt::happened() {
+        report.fail("the rest", &anyhow::anyhow!("interrupted"));
+    }
+}
+
+type Part = fn(&Options, &mut Report) -> anyhow::Result<()>;
+
+/// Figures of the API, each with the same server.
+fn machines(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    eprintln!("starting a server");
+    let server = Server::start(options)?;
+    let mut client = server.client()?;
+    if options.wants(Name::Create) {
+        add(report, "create to first exec", create::measure(options, &server, &mut client));
+    }
+    if options.wants(Name::Exec) {
+        add(report, "exec of true", exec::measure(options, &mut client));
+    }
+    Ok(())
+}
+
+fn two_members(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let plane = DataPlane::new()?;
+    let (raw, network) = (RawPair::new()?, plane.network(1, 2)?);
+    for (name, streams) in [(Name::Throughput1, 1), (Name::Throughput4, 4)] {
+        if options.wants(name) {
+            add(report, "throughput", throughput::measure(options, streams, &raw, &network));
+        }
+    }
+    if options.wants(Name::RoundTrip) {
+        add(report, "1-byte round trip", round_trip::measure(options, &raw, &network));
+    }
+    Ok(())
+}
+
+fn many_members(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let plane = DataPlane::new()?;
+    eprintln!("making a network of {MANY} members");
+    let mut large = plane.network(2, MANY)?;
+    if options.wants(Name::RoundTrip1000) {
+        let row = plane.network(1, 2).and_then(|small: Network| round_trip::measure_sizes(options, &large, &small));
+        add(report, "round trip among 1,000", row);
+    }
+    if options.wants(Name::Names) {
+        add(report, ".internal queries", names::measure(options, &large));
+    }
+    if options.wants(Name::AddMember) {
+        add(report, "adding a member", add_member::measure(options, &mut large));
+    }
+    eprintln!("removing the network of {MANY} members");
+    Ok(())
+}
+
+fn add(report: &mut Report, what: &str, row: anyhow::Result<crate::report::Row>) {
+    match row {
+        Ok(row) => report.add(row),
+        Err(error) => report.fail(what, &error),
+    }
+}

@@ -1,0 +1,162 @@
+//! Machines: list, show, and change what is only written down.
+
+use axum::Json;
+use axum::extract::State;
+use jiff::Timestamp;
+use serde::Deserialize;
+use warren_model::record::{EventKind, MachineState, Power};
+use warren_model::{Code, Label, LabelKey, Tag, wire};
+use warren_store::{TxnBuilder, TxnOutcome, Typed, schema};
+
+use super::{power, views, wanted};
+use crate::cursor::Paging;
+use crate::error::{Answer, ApiError};
+use crate::extract::{JsonBody, Named, Query};
+use crate::guard::Caller;
+use crate::mutation::{ATTEMPTS, Deed, News, contended};
+use crate::resolve;
+use crate::state::Shared;
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct MachineQuery {
+    /// Items on a page, 1 to 1000; 100 when absent.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// `next` of the page before.
+    cursor: Option<String>,
+    /// Only machines in this network, by id or name.
+    network: Option<String>,
+    /// Only machines with this tag; several, separated by commas, have to be there all.
+    tag: Option<String>,
+    /// Only machines with this label: `key=value`, or `key` for any value.
+    label: Option<String>,
+    /// Only machines in this state.
+    state: Option<MachineState>,
+}
+
+/// List machines
+#[utoipa::path(get, path = "/v1/machines", operation_id = "list_machines", tag = "machines",
+    params(MachineQuery), responses((status = 200, body = wire::Page<wire::Machine>)))]
+pub(crate) async fn list(
+    State(api): State<Shared>,
+    caller: Caller,
+    Query(query): Query<MachineQuery>,
+) -> Answer<Json<wire::Page<wire::Machine>>> {
+    let filters = (&query.network, &query.tag, &query.label, query.state);
+    let scope = format!("machines {}", serde_json::to_string(&filters).unwrap_or_default());
+    let paging = Paging::parse(&scope, caller.account, query.limit, query.cursor.as_deref())?;
+    let network = match &query.network {
+        Some(given) => Some(resolve::network(&api, caller.account, given).await?.record.id),
+        None => None,
+    };
+    let bad_filter = |error: warren_model::name::InvalidName| ApiError::new(Code::InvalidQuery, error.to_string());
+    let tags = query.tag.iter().flat_map(|tags| tags.split(',')).map(str::parse::<Tag>);
+    let tags = tags.collect::<Result<Vec<_>, _>>().map_err(bad_filter)?;
+    let label = query.label.as_deref().map(|label| match label.split_once('=') {
+        Some((key, value)) => key.parse::<LabelKey>().map(|key| (key, Some(value.to_owned()))),
+        None => label.parse::<LabelKey>().map(|key| (key, None)),
+    });
+    let label = label.transpose().map_err(bad_filter)?;
+
+    let mut networks = views::Networks::default();
+    let (mut items, mut after) = (Vec::new(), paging.after.clone());
+    loop {
+        let names = schema::machine_names(caller.account);
+        let (page, more) = api.store.list_page(&names, after, paging.limit).await?;
+        let last = page.last().map(|last| last.key.clone());
+        let length = page.len();
+        for (index, name) in page.into_iter().enumerate() {
+            let Some(read) = api.store.read(&schema::machine(name.record)).await? else { continue };
+            let machine = read.record;
+            let fits = network.is_none_or(|network| machine.network == network)
+                && tags.iter().all(|tag| machine.tags.contains(tag))
+                && label.as_ref().is_none_or(|(key, value)| {
+                    let found = machine.labels.get(key);
+                    found.is_some_and(|found| value.as_ref().is_none_or(|value| found.as_str() == value))
+                });
+            if !fits {
+                continue;
+            }
+            let Some(view) = networks.machine(&api, &machine).await? else { continue };
+            if query.state.is_none_or(|state| view.state == state) {
+                items.push(view);
+            }
+            if items.len() == paging.limit {
+                let next = (more || index + 1 < length).then(|| paging.next(&name.key));
+                return Ok(Json(wire::Page { items, next }));
+            }
+        }
+        if !more {
+            return Ok(Json(wire::Page { items, next: None }));
+        }
+        after = last;
+    }
+}
+
+/// Show a machine
+#[utoipa::path(get, path = "/v1/machines/{machine}", operation_id = "show_machine", tag = "machines",
+    params(("machine" = String, Path, description = "Id or name")), responses((status = 200, body = wire::Machine)))]
+pub(crate) async fn show(
+    State(api): State<Shared>,
+    caller: Caller,
+    Named(given): Named,
+) -> Answer<Json<wire::Machine>> {
+    let machine = resolve::machine(&api, caller.account, &given).await?;
+    Ok(Json(views::read_machine(&api, &machine.record).await?))
+}
+
+/// Rename a machine, or change its ports, tags or labels
+#[utoipa::path(patch, path = "/v1/machines/{machine}", operation_id = "update_machine", tag = "machines",
+    params(("machine" = String, Path, description = "Id or name")),
+    request_body = wire::UpdateMachine, responses((status = 200, body = wire::Machine)))]
+pub(crate) async fn update(
+    State(api): State<Shared>,
+    caller: Caller,
+    Named(given): Named,
+    JsonBody { value, .. }: JsonBody<wire::UpdateMachine>,
+) -> Answer<Json<wire::Machine>> {
+    let name = value.name.as_deref().map(str::parse::<Label>).transpose().map_err(wanted::bad_name)?;
+    let ports = value.ports.as_deref().map(wanted::ports).transpose()?;
+    let tags = value.tags.as_deref().map(wanted::tags).transpose()?;
+    let labels = value.labels.as_ref().map(wanted::labels).transpose()?;
+    let id = resolve::machine(&api, caller.account, &given).await?.record.id.to_string();
+    for _ in 0..ATTEMPTS {
+        let now = Timestamp::now();
+        let read = resolve::machine(&api, caller.account, &id).await?;
+        if read.record.power == Power::Gone {
+            return Err(power::being_deleted(&read.record));
+        }
+        let mut machine = read.record.clone();
+        let before = machine.name.clone();
+        machine.name = name.clone().unwrap_or(machine.name);
+        machine.ports = ports.clone().unwrap_or(machine.ports);
+        machine.tags = tags.clone().unwrap_or(machine.tags);
+        machine.labels = labels.clone().unwrap_or(machine.labels);
+        if machine != read.record {
+            let mut txn = TxnBuilder::new().unchanged(&read).put(&schema::machine(machine.id), &machine)?;
+            let mut news = None;
+            if machine.name != before {
+                power::refuse_taken_name(&api, caller.account, &machine.name).await?;
+                let name = schema::machine_name(caller.account, &machine.name);
+                txn = txn.absent(&name).put(&name, &machine.id)?;
+                txn = txn.delete(&schema::machine_name(caller.account, &before));
+                news = Some(News {
+                    kind: EventKind::MachineRenamed,
+                    account: machine.account,
+                    network: Some(machine.network),
+                    machine: Some(machine.id),
+                    message: format!("machine {before} is now named {}", machine.name),
+                });
+            }
+            let deed = Deed { caller: &caller, now, action: "machine.update" };
+            let txn = deed.record(txn, machine.id, &value, news)?;
+            if !matches!(txn.commit(&*api.store).await?, TxnOutcome::Committed(_)) {
+                continue;
+            }
+        }
+        return Ok(Json(views::read_machine(&api, &machine).await?));
+    }
+    Err(contended())
+}

@@ -1,0 +1,104 @@
+//! What every handler shares, and the router that is built from the authorization table.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use utoipa_axum::router::UtoipaMethodRouterExt;
+use warren_model::access::{Images, MachineAccess};
+use warren_model::{AccountId, Code};
+use warren_store::Store;
+
+use crate::config::ApiConfig;
+use crate::error::ApiError;
+use crate::host::Host;
+use crate::keys::KeyCache;
+use crate::metrics::Metrics;
+use crate::{guard, keys, outer, sweep, table};
+
+pub(crate) type Shared = Arc<Api>;
+
+pub(crate) struct Api {
+    pub config: ApiConfig,
+    pub store: Arc<dyn Store>,
+    pub access: Arc<dyn MachineAccess>,
+    pub images: Arc<dyn Images>,
+    pub host: Arc<dyn Host>,
+    pub keys: Arc<KeyCache>,
+    pub requests: Arc<Semaphore>,
+    pub streams: Arc<Semaphore>,
+    pub metrics: Metrics,
+    pub turns: Turns,
+    /// Ends the background tasks with the router.
+    _background: DropGuard,
+}
+
+/// Lets one create of an account at a time choose its numbers. Compares in the store are what makes them safe; this
+/// only spares creates the conflicts with one another, and makes the quota exact.
+#[derive(Default)]
+pub(crate) struct Turns(Mutex<HashMap<AccountId, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    pub async fn take(&self, account: AccountId) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            turns.retain(|known, turn| *known == account || Arc::strong_count(turn) > 1);
+            turns.entry(account).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+}
+
+/// The whole API as one service. Has to be called inside a tokio runtime: it starts the tasks that keep the key cache
+/// true and remove what has expired; they end with the router.
+pub fn router(
+    config: ApiConfig,
+    store: Arc<dyn Store>,
+    access: Arc<dyn MachineAccess>,
+    images: Arc<dyn Images>,
+    host: Arc<dyn Host>,
+) -> Router {
+    let background = CancellationToken::new();
+    let keys = Arc::new(KeyCache::default());
+    tokio::spawn(background.clone().run_until_cancelled_owned(keys::follow(keys.clone(), store.clone())));
+    tokio::spawn(background.clone().run_until_cancelled_owned(sweep::run(store.clone(), config.keep_events)));
+    let api: Shared = Arc::new(Api {
+        requests: Arc::new(Semaphore::new(config.max_requests)),
+        streams: Arc::new(Semaphore::new(config.max_streams)),
+        config,
+        store,
+        access,
+        images,
+        host,
+        keys,
+        metrics: Metrics::default(),
+        turns: Turns::default(),
+        _background: background.drop_guard(),
+    });
+
+    let mut router = Router::new();
+    for route in table::all() {
+        let state = (api.clone(), route.row);
+        let (_, _, handler) = (route.handler)()
+            .map(|handler| handler.route_layer(axum::middleware::from_fn_with_state(state, guard::guard)));
+        router = router.route(route.row.path, handler);
+    }
+    router
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(axum::middleware::from_fn_with_state(api.clone(), outer::outer))
+        .with_state(api)
+}
+
+async fn no_such_route() -> ApiError {
+    ApiError::new(Code::RouteNotFound, "there is no such route: GET /openapi.json lists them all")
+}
+
+async fn no_such_method() -> ApiError {
+    ApiError::new(
+        Code::MethodNotAllowed,
+        "this route does not take this method: the 'Allow' header says which ones it takes",
+    )
+}

@@ -1,0 +1,180 @@
+//! The authorization table: every route, and what each kind of caller gets there.
+//!
+//! The router is built by walking this table, so a route without a row does not exist. To add a route, write its
+//! handler in `routes/` and give it a row here.
+
+use utoipa_axum::router::UtoipaMethodRouter;
+use utoipa_axum::routes;
+
+use crate::routes::{
+    accounts, create, events, exec, files, images, inside, keys, machines, networks, power, server, topology,
+};
+use crate::state::Shared;
+
+/// Who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallerKind {
+    /// No key, or none that is valid.
+    Nobody,
+    /// A key of an account.
+    Account,
+    /// The root key.
+    Root,
+}
+
+/// What a route does to a request, which decides how it is bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Answers from memory, also when the server is overloaded.
+    Free,
+    /// Reads; bounded by the request timeout.
+    Read,
+    /// Writes, and may wait for the host; runs to its end even when the client goes away.
+    Write,
+    /// Streams, or runs a command; ends with the client.
+    Stream,
+}
+
+/// One route and who may call it. A denied caller gets `unauthorized` without a valid key, else `forbidden`.
+#[derive(Debug)]
+pub struct Row {
+    pub method: &'static str,
+    pub path: &'static str,
+    pub class: Class,
+    pub nobody: bool,
+    pub account: bool,
+    pub root: bool,
+}
+
+impl Row {
+    pub fn allows(&self, caller: CallerKind) -> bool {
+        match caller {
+            CallerKind::Nobody => self.nobody,
+            CallerKind::Account => self.account,
+            CallerKind::Root => self.root,
+        }
+    }
+}
+
+pub(crate) struct Route {
+    pub row: &'static Row,
+    pub handler: fn() -> UtoipaMethodRouter<Shared>,
+}
+
+macro_rules! who {
+    (anyone) => {
+        [true, true, true]
+    };
+    (account) => {
+        [false, true, true]
+    };
+    (root) => {
+        [false, false, true]
+    };
+}
+
+macro_rules! table {
+    ($($method:ident $path:literal $class:ident $who:ident => $module:ident :: $handler:ident;)*) => {
+        const ROWS: &[Row] = &[$({
+            const WHO: [bool; 3] = who!($who);
+            Row {
+                method: stringify!($method),
+                path: $path,
+                class: Class::$class,
+                nobody: WHO[0],
+                account: WHO[1],
+                root: WHO[2],
+            }
+        }),*];
+        const HANDLERS: &[fn() -> UtoipaMethodRouter<Shared>] = &[$(|| routes!($module::$handler)),*];
+    };
+}
+
+// Callers: `anyone` needs no key, `account` needs any valid key, `root` needs the root key.
+table! {
+    GET    "/healthz"                                      Free   anyone  => server::healthz;
+    GET    "/readyz"                                       Free   anyone  => server::readyz;
+    GET    "/openapi.json"                                 Free   anyone  => server::document;
+    GET    "/metrics"                                      Free   root    => server::metrics;
+    GET    "/v1/whoami"                                    Read   account => server::whoami;
+    GET    "/v1/accounts"                                  Read   root    => accounts::list;
+    POST   "/v1/accounts"                                  Write  root    => accounts::create;
+    GET    "/v1/accounts/{account}"                        Read   root    => accounts::show;
+    GET    "/v1/keys"                                      Read   account => keys::list;
+    POST   "/v1/keys"                                      Write  account => keys::create;
+    DELETE "/v1/keys/{key}"                                Write  account => keys::revoke;
+    GET    "/v1/networks"                                  Read   account => networks::list;
+    POST   "/v1/networks"                                  Write  account => networks::create;
+    GET    "/v1/networks/{network}"                        Read   account => networks::show;
+    PATCH  "/v1/networks/{network}"                        Write  account => networks::rename;
+    DELETE "/v1/networks/{network}"                        Write  account => networks::delete;
+    GET    "/v1/machines"                                  Read   account => machines::list;
+    POST   "/v1/machines"                                  Write  account => create::create;
+    GET    "/v1/machines/{machine}"                        Read   account => machines::show;
+    PATCH  "/v1/machines/{machine}"                        Write  account => machines::update;
+    DELETE "/v1/machines/{machine}"                        Write  account => power::delete;
+    POST   "/v1/machines/{machine}/start"                  Write  account => power::start;
+    POST   "/v1/machines/{machine}/stop"                   Write  account => power::stop;
+    POST   "/v1/machines/{machine}/restart"                Write  account => power::restart;
+    POST   "/v1/machines/{machine}/exec"                   Stream account => exec::run;
+    GET    "/v1/machines/{machine}/exec"                   Stream account => exec::stream;
+    GET    "/v1/machines/{machine}/files"                  Stream account => files::read;
+    PUT    "/v1/machines/{machine}/files"                  Stream account => files::write;
+    DELETE "/v1/machines/{machine}/files"                  Write  account => files::remove;
+    GET    "/v1/machines/{machine}/files/list"             Read   account => files::list;
+    GET    "/v1/machines/{machine}/files/stat"             Read   account => files::stat;
+    POST   "/v1/machines/{machine}/files/directories"      Write  account => files::make_directory;
+    GET    "/v1/machines/{machine}/ports"                  Read   account => inside::ports;
+    GET    "/v1/machines/{machine}/logs"                   Stream account => inside::logs;
+    GET    "/v1/machines/{machine}/traffic"                Read   account => inside::traffic;
+    GET    "/v1/images"                                    Read   account => images::list;
+    GET    "/v1/images/{image}"                            Read   account => images::show;
+    PUT    "/v1/images/{image}"                            Stream root    => images::import;
+    DELETE "/v1/images/{image}"                            Write  root    => images::remove;
+    POST   "/v1/images/{image}/build"                      Stream account => images::build;
+    GET    "/v1/topology"                                  Read   account => topology::show;
+    GET    "/v1/events"                                    Stream account => events::follow;
+}
+
+/// Every row of the table.
+pub fn rows() -> &'static [Row] {
+    ROWS
+}
+
+pub(crate) fn all() -> impl Iterator<Item = Route> {
+    ROWS.iter().zip(HANDLERS).map(|(row, handler)| Route { row, handler: *handler })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_row_says_the_method_and_path_of_its_handler() {
+        let mut seen = BTreeSet::new();
+        for route in all() {
+            let (_, paths, _) = (route.handler)();
+            let found: Vec<_> = paths
+                .paths
+                .iter()
+                .flat_map(|(path, item)| {
+                    let item = serde_json::to_value(item).unwrap();
+                    let methods = ["get", "put", "post", "delete", "patch"];
+                    let methods = methods.into_iter().filter(move |method| item.get(*method).is_some());
+                    methods.map(move |method| (method.to_uppercase(), path.clone())).collect::<Vec<_>>()
+                })
+                .collect();
+            assert_eq!(found, [(route.row.method.to_owned(), route.row.path.to_owned())]);
+            assert!(seen.insert(found), "{} {} twice", route.row.method, route.row.path);
+        }
+    }
+
+    #[test]
+    fn whatever_a_lesser_caller_may_a_greater_one_may_too() {
+        for row in rows() {
+            assert!(row.root, "{} {}", row.method, row.path);
+            assert!(row.account || !row.nobody, "{} {}", row.method, row.path);
+        }
+    }
+}

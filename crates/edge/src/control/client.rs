@@ -1,0 +1,317 @@
+//! The daemon's end: starts an edge or finds one, and tells it what to answer.
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+use warren_model::NetworkNumber;
+
+use crate::control::frame::Channel;
+use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, Reply, Request};
+use crate::view::{NameRecord, NetworkView, Sockets};
+
+/// How long the edge may take over one request.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long a new edge may take until it answers.
+const START: Duration = Duration::from_secs(10);
+
+/// Why the edge did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    #[error("the edge cannot be reached at {path}")]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the edge could not be started from {executable}")]
+    Spawn {
+        executable: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the log {path} of the edge could not be opened")]
+    Log {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the edge ended while it started: {0}")]
+    Ended(ExitStatus),
+    #[error("process {found} answers at {path}, not the edge that was started")]
+    Occupied { path: PathBuf, found: i32 },
+    #[error("the edge did not answer in time")]
+    TimedOut,
+    #[error("the edge refused")]
+    Refused(#[from] Refusal),
+    #[error("the edge is gone")]
+    Closed,
+    #[error("the edge said something that cannot be understood: {0}")]
+    Unintelligible(String),
+}
+
+/// Where the edge's log goes.
+///
+/// The edge outlives the daemon: a pipe whose reader ends with the daemon loses what is written later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EdgeLog {
+    /// The daemon's standard error.
+    Inherit,
+    /// Appended to a file, which is made readable by its owner only.
+    File(PathBuf),
+    Discard,
+}
+
+/// How to start an edge.
+#[derive(Debug, Clone)]
+pub struct SpawnConfig {
+    pub executable: PathBuf,
+    /// What comes before `edge --control PATH --uid N --gid N` on its command line.
+    pub arguments: Vec<OsString>,
+    /// The path of the control socket, in a directory that only the daemon may write.
+    pub control: PathBuf,
+    /// Who the edge is once it has started; not 0.
+    pub uid: u32,
+    pub gid: u32,
+    pub log: EdgeLog,
+}
+
+/// A connection to a running edge. Ends with the value; the edge goes on.
+#[derive(Debug)]
+pub struct EdgeClient {
+    jobs: mpsc::Sender<Job>,
+    closed: watch::Receiver<bool>,
+    pid: i32,
+}
+
+#[derive(Debug)]
+struct Job {
+    body: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+    answer: oneshot::Sender<Result<Reply, EdgeError>>,
+}
+
+impl EdgeClient {
+    /// Connects to the edge at this path; `None` when nothing answers there.
+    ///
+    /// An edge that speaks another version of the protocol is asked to end, and counts as nothing.
+    pub async fn connect(control: &Path) -> Result<Option<Self>, EdgeError> {
+        let failed = |source| EdgeError::Connect { path: control.to_owned(), source };
+        let stream = match UnixStream::connect(control).await {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        // What the kernel says of the process that listens, not what it says itself.
+        let listener = stream.peer_cred().map_err(failed)?.pid();
+        let (jobs, queue) = mpsc::channel(64);
+        let (ended, closed) = watch::channel(false);
+        tokio::spawn(carry(Channel::new(stream), queue, ended));
+        let mut client = Self { jobs, closed, pid: listener.unwrap_or(0) };
+        match client.request(&Request::Hello { protocol: PROTOCOL }, Vec::new()).await? {
+            Reply::Hello { protocol: PROTOCOL, pid } => {
+                client.pid = listener.unwrap_or(pid);
+                Ok(Some(client))
+            }
+            Reply::Hello { protocol, .. } => {
+                tracing::warn!(protocol, expected = PROTOCOL, "the running edge is of another version and is ended");
+                client.shutdown().await?;
+                Ok(None)
+            }
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
+    /// Starts an edge and connects to it.
+    ///
+    /// The edge is in a session of its own and goes on when the calling process ends; as long as that process runs,
+    /// it reaps the edge.
+    pub async fn spawn(config: &SpawnConfig) -> Result<Self, EdgeError> {
+        let mut child = start(config)?;
+        let client = match Self::meet(config, &mut child).await {
+            Ok(client) => client,
+            Err(error) => {
+                // Already gone is as good.
+                let _ = child.kill().await;
+                return Err(error);
+            }
+        };
+        let pid = client.pid;
+        tokio::spawn(async move {
+            match child.wait().await {
+                Ok(status) if status.success() => tracing::info!(pid, "the edge ended"),
+                Ok(status) => tracing::error!(pid, %status, "the edge ended"),
+                Err(error) => tracing::error!(pid, %error, "the edge could not be waited for"),
+            }
+        });
+        Ok(client)
+    }
+
+    /// Connects to an edge that has just been started, once it answers.
+    async fn meet(config: &SpawnConfig, child: &mut Child) -> Result<Self, EdgeError> {
+        let pid = child.id().map_or(0, |pid| pid as i32);
+        let deadline = Instant::now() + START;
+        while Instant::now() < deadline {
+            match child.try_wait() {
+                Ok(Some(status)) => return Err(EdgeError::Ended(status)),
+                Ok(None) => {}
+                Err(source) => return Err(EdgeError::Spawn { executable: config.executable.clone(), source }),
+            }
+            match Self::connect(&config.control).await? {
+                Some(client) if client.pid == pid => return Ok(client),
+                Some(other) => return Err(EdgeError::Occupied { path: config.control.clone(), found: other.pid }),
+                None => sleep(Duration::from_millis(2)).await,
+            }
+        }
+        Err(EdgeError::TimedOut)
+    }
+
+    /// What the edge has.
+    pub async fn status(&self) -> Result<EdgeStatus, EdgeError> {
+        match self.request(&Request::Status, Vec::new()).await? {
+            Reply::Status(status) => Ok(status),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
+    /// Replaces what the edge answers for a network, as a whole.
+    ///
+    /// `sockets` are needed the first time ([`RefusalCode::SocketsMissing`](crate::RefusalCode::SocketsMissing)
+    /// otherwise); given later, they take the place of the ones before.
+    pub async fn put_network(&self, view: &NetworkView, sockets: Option<Sockets>) -> Result<(), EdgeError> {
+        let request = Request::PutNetwork { view: Cow::Borrowed(view), sockets: sockets.is_some() };
+        let descriptors = sockets.map_or_else(Vec::new, |sockets| sockets.into_descriptors().into());
+        self.done(&request, descriptors).await
+    }
+
+    /// Changes some names of a network that is at generation `base`, which costs little however many it has.
+    ///
+    /// Refused with [`RefusalCode::WrongGeneration`](crate::RefusalCode::WrongGeneration) or
+    /// [`RefusalCode::NoSuchNetwork`](crate::RefusalCode::NoSuchNetwork) where the whole view has to be put.
+    pub async fn patch_network(
+        &self,
+        number: NetworkNumber,
+        base: u64,
+        generation: u64,
+        upsert: &[NameRecord],
+        remove: &[String],
+    ) -> Result<(), EdgeError> {
+        let (upsert, remove) = (Cow::Borrowed(upsert), Cow::Borrowed(remove));
+        self.done(&Request::PatchNetwork { number, base, generation, upsert, remove }, Vec::new()).await
+    }
+
+    /// Ends the answers for a network and closes its sockets. A network that is not there is no error.
+    pub async fn remove_network(&self, number: NetworkNumber) -> Result<(), EdgeError> {
+        self.done(&Request::RemoveNetwork { number }, Vec::new()).await
+    }
+
+    /// Ends the edge; resolves when it has let go of everything.
+    pub async fn shutdown(&self) -> Result<(), EdgeError> {
+        self.done(&Request::Shutdown, Vec::new()).await?;
+        timeout(ANSWER, self.closed()).await.map_err(|_| EdgeError::TimedOut)
+    }
+
+    /// The edge's process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Resolves when the connection has ended, which it does when the edge dies.
+    pub async fn closed(&self) {
+        // An error means that the task that holds the other end is gone, and with it the connection.
+        let _ = self.closed.clone().wait_for(|closed| *closed).await;
+    }
+
+    async fn done(&self, request: &Request<'_>, descriptors: Vec<OwnedFd>) -> Result<(), EdgeError> {
+        match self.request(request, descriptors).await? {
+            Reply::Done => Ok(()),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
+    async fn request(&self, request: &Request<'_>, descriptors: Vec<OwnedFd>) -> Result<Reply, EdgeError> {
+        let body = serde_json::to_vec(request).map_err(|error| EdgeError::Unintelligible(error.to_string()))?;
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(Job { body, descriptors, answer }).await.map_err(|_| EdgeError::Closed)?;
+        match answered.await.map_err(|_| EdgeError::Closed)?? {
+            Reply::Refused(refusal) => Err(EdgeError::Refused(refusal)),
+            reply => Ok(reply),
+        }
+    }
+}
+
+/// Owns the connection: one request after the other, so that a caller who gives up leaves no half of one behind.
+async fn carry(mut channel: Channel, mut queue: mpsc::Receiver<Job>, ended: watch::Sender<bool>) {
+    loop {
+        let job = tokio::select! {
+            job = queue.recv() => job,
+            // The edge speaks only when it is spoken to: this is its end.
+            _ = channel.receive() => None,
+        };
+        let Some(job) = job else { break };
+        let result = match timeout(ANSWER, exchange(&mut channel, &job)).await {
+            Ok(result) => result,
+            Err(_) => Err(EdgeError::TimedOut),
+        };
+        let broken = result.is_err();
+        let _ = job.answer.send(result);
+        if broken {
+            break;
+        }
+    }
+    drop(channel);
+    let _ = ended.send(true);
+}
+
+async fn exchange(channel: &mut Channel, job: &Job) -> Result<Reply, EdgeError> {
+    use std::os::fd::AsFd;
+    let descriptors: Vec<_> = job.descriptors.iter().map(AsFd::as_fd).collect();
+    channel.send(&job.body, &descriptors).await.map_err(|_| EdgeError::Closed)?;
+    let message = channel.receive().await.map_err(|_| EdgeError::Closed)?.ok_or(EdgeError::Closed)?;
+    Reply::deserialize(&mut serde_json::Deserializer::from_slice(&message))
+        .map_err(|error| EdgeError::Unintelligible(error.to_string()))
+}
+
+fn start(config: &SpawnConfig) -> Result<Child, EdgeError> {
+    let log = match &config.log {
+        EdgeLog::Inherit => Stdio::inherit(),
+        EdgeLog::Discard => Stdio::null(),
+        EdgeLog::File(path) => open_log(path).map_err(|source| EdgeError::Log { path: path.clone(), source })?.into(),
+    };
+    let mut command = Command::new(&config.executable);
+    command
+        .args(&config.arguments)
+        .arg("edge")
+        .arg("--control")
+        .arg(&config.control)
+        .arg("--uid")
+        .arg(config.uid.to_string())
+        .arg("--gid")
+        .arg(config.gid.to_string())
+        // The daemon's environment may hold secrets.
+        .env_clear()
+        .envs(["RUST_LOG", "RUST_BACKTRACE"].iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(false);
+    command.spawn().map_err(|source| EdgeError::Spawn { executable: config.executable.clone(), source })
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().append(true).create(true).mode(0o600).open(path)
+}

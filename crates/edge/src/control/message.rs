@@ -1,0 +1,105 @@
+//! What the daemon and the edge say to each other.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use warren_model::NetworkNumber;
+
+use crate::dns::stats::QueryCounters;
+use crate::view::{NameRecord, NetworkView};
+
+/// Grows with every change that the other end has to know about.
+pub(crate) const PROTOCOL: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Request<'a> {
+    Hello {
+        protocol: u32,
+    },
+    Status,
+    PutNetwork {
+        view: Cow<'a, NetworkView>,
+        sockets: bool,
+    },
+    PatchNetwork {
+        number: NetworkNumber,
+        base: u64,
+        generation: u64,
+        upsert: Cow<'a, [NameRecord]>,
+        remove: Cow<'a, [String]>,
+    },
+    RemoveNetwork {
+        number: NetworkNumber,
+    },
+    Shutdown,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Reply {
+    Hello { protocol: u32, pid: i32 },
+    Status(EdgeStatus),
+    Done,
+    Refused(Refusal),
+}
+
+/// What a running edge says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeStatus {
+    pub pid: i32,
+    /// The version of Warren that the edge was started from.
+    pub version: String,
+    /// The networks that it answers for, and the generation of what it has for each.
+    pub networks: BTreeMap<NetworkNumber, u64>,
+    pub queries: QueryCounters,
+}
+
+/// A request that the edge did not carry out; nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{code}: {message}")]
+pub struct Refusal {
+    pub code: RefusalCode,
+    pub message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: RefusalCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// The message could not be read.
+    Malformed,
+    /// The first message was not `hello`, or it named another protocol.
+    Protocol,
+    /// A network that the edge does not know needs its sockets with its first view.
+    SocketsMissing,
+    /// A socket is of the wrong kind or cannot be used.
+    SocketsUnfit,
+    /// A name in the view is not inside `.internal`, or is given twice.
+    InvalidName,
+    NoSuchNetwork,
+    /// A patch starts from another generation than the edge has.
+    WrongGeneration,
+}
+
+impl fmt::Display for RefusalCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "malformed",
+            Self::Protocol => "protocol",
+            Self::SocketsMissing => "sockets_missing",
+            Self::SocketsUnfit => "sockets_unfit",
+            Self::InvalidName => "invalid_name",
+            Self::NoSuchNetwork => "no_such_network",
+            Self::WrongGeneration => "wrong_generation",
+        })
+    }
+}

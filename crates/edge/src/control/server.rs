@@ -1,0 +1,198 @@
+//! The edge's end: carries out what the daemon asks.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use warren_model::NetworkNumber;
+
+use crate::control::frame::Channel;
+use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, RefusalCode, Reply, Request};
+use crate::dns::network::{Listening, Network, Shared, Workers};
+use crate::dns::zone::Zone;
+use crate::view::{NameRecord, NetworkView, Sockets};
+
+/// Control connections at the same time: the daemon, the one before it, and an operator's tools.
+const CONNECTIONS: usize = 8;
+
+/// Serves control connections until one of them asks to shut down.
+pub(crate) async fn serve(listener: UnixListener, daemon_uid: u32, workers: Workers) {
+    let edge = Arc::new(Edge { networks: Mutex::default(), shared: Shared::new(), workers, shutdown: Notify::new() });
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = edge.shutdown.notified() => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    while connections.try_join_next().is_some() {}
+                    let peer = stream.peer_cred().map(|peer| peer.uid());
+                    if peer.is_ok_and(|uid| uid == daemon_uid) && connections.len() < CONNECTIONS {
+                        connections.spawn(attend(edge.clone(), stream));
+                    } else {
+                        tracing::warn!("a control connection was refused");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a control connection was not accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+}
+
+/// Everything that the edge holds.
+struct Edge {
+    networks: Mutex<BTreeMap<NetworkNumber, Running>>,
+    shared: Arc<Shared>,
+    workers: Workers,
+    shutdown: Notify,
+}
+
+/// A network that is being answered for; ends when it is dropped.
+struct Running {
+    network: Arc<Network>,
+    tasks: JoinSet<()>,
+}
+
+async fn attend(edge: Arc<Edge>, stream: UnixStream) {
+    if let Err(error) = converse(&edge, Channel::new(stream)).await {
+        tracing::warn!(%error, "a control connection broke");
+    }
+}
+
+async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
+    let mut greeted = false;
+    while let Some(message) = channel.receive().await? {
+        let descriptors = channel.take_descriptors();
+        let handle = || {
+            let request = serde_json::from_slice::<Request<'_>>(&message)
+                .map_err(|error| Refusal::new(RefusalCode::Malformed, error.to_string()))?;
+            let ends = matches!(request, Request::Shutdown);
+            let allowed = greeted || matches!(request, Request::Hello { .. } | Request::Shutdown);
+            if !allowed {
+                return Err(Refusal::new(RefusalCode::Protocol, "say hello first"));
+            }
+            let hello = matches!(request, Request::Hello { protocol: PROTOCOL });
+            let sockets = <[_; Sockets::COUNT]>::try_from(descriptors).ok().map(Sockets::from_descriptors);
+            let (reply, ended) = edge.handle(request, sockets)?;
+            greeted |= hello;
+            Ok((reply, ended, ends))
+        };
+        let (reply, ended, ends) = handle().unwrap_or_else(|refusal| (Reply::Refused(refusal), None, false));
+        if let Some(mut tasks) = ended {
+            // The answer means that the sockets are closed.
+            tasks.shutdown().await;
+        }
+        channel.send(&serde_json::to_vec(&reply)?, &[]).await?;
+        if ends {
+            edge.shutdown.notify_one();
+        }
+    }
+    Ok(())
+}
+
+impl Edge {
+    /// Carries out a request; also returns the tasks that have to end because of it.
+    fn handle(&self, request: Request<'_>, sockets: Option<Sockets>) -> Result<(Reply, Option<JoinSet<()>>), Refusal> {
+        match request {
+            Request::Hello { protocol: _ } => Ok((Reply::Hello { protocol: PROTOCOL, pid: pid() }, None)),
+            Request::Status => Ok((Reply::Status(self.status()), None)),
+            Request::PutNetwork { view, sockets: announced } => {
+                if announced && sockets.is_none() {
+                    return Err(Refusal::new(RefusalCode::SocketsMissing, "the sockets did not arrive"));
+                }
+                Ok((Reply::Done, self.put(&view, sockets.filter(|_| announced))?))
+            }
+            Request::PatchNetwork { number, base, generation, upsert, remove } => {
+                self.patch(number, base, generation, &upsert, &remove)?;
+                Ok((Reply::Done, None))
+            }
+            Request::RemoveNetwork { number } => {
+                let removed = self.networks().remove(&number);
+                if removed.is_some() {
+                    tracing::info!(network = %number, "removed");
+                }
+                Ok((Reply::Done, removed.map(|running| running.tasks)))
+            }
+            Request::Shutdown => Ok((Reply::Done, None)),
+        }
+    }
+
+    fn status(&self) -> EdgeStatus {
+        let generation =
+            |(number, running): (&NetworkNumber, &Running)| (*number, running.network.zone.load().generation);
+        EdgeStatus {
+            pid: pid(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            networks: self.networks().iter().map(generation).collect(),
+            queries: self.shared.stats.read(),
+        }
+    }
+
+    fn put(&self, view: &NetworkView, sockets: Option<Sockets>) -> Result<Option<JoinSet<()>>, Refusal> {
+        let zone = Zone::build(view).map_err(|error| Refusal::new(RefusalCode::InvalidName, error.to_string()))?;
+        let listening = sockets
+            .map(|sockets| Listening::new(sockets, self.workers.of(view.number)))
+            .transpose()
+            .map_err(|error| Refusal::new(RefusalCode::SocketsUnfit, error.to_string()))?;
+        let mut ended = None;
+        let mut networks = self.networks();
+        match (networks.get_mut(&view.number), listening) {
+            (None, None) => {
+                let message = format!("network {} is new and needs its sockets", view.number);
+                return Err(Refusal::new(RefusalCode::SocketsMissing, message));
+            }
+            (None, Some(listening)) => {
+                let network = Network::new(zone, self.shared.clone());
+                let tasks = listening.serve(&network);
+                networks.insert(view.number, Running { network, tasks });
+                tracing::info!(network = %view.number, names = view.names.len(), "answering");
+            }
+            (Some(running), listening) => {
+                running.network.zone.store(Arc::new(zone));
+                if let Some(listening) = listening {
+                    ended = Some(std::mem::replace(&mut running.tasks, listening.serve(&running.network)));
+                    tracing::info!(network = %view.number, "answering on new sockets");
+                }
+            }
+        }
+        Ok(ended)
+    }
+
+    fn patch(
+        &self,
+        number: NetworkNumber,
+        base: u64,
+        generation: u64,
+        upsert: &[NameRecord],
+        remove: &[String],
+    ) -> Result<(), Refusal> {
+        let networks = self.networks();
+        let running = networks
+            .get(&number)
+            .ok_or_else(|| Refusal::new(RefusalCode::NoSuchNetwork, format!("network {number} is not here")))?;
+        let zone = running.network.zone.load();
+        if zone.generation != base {
+            let message = format!("network {number} is at generation {}, not {base}", zone.generation);
+            return Err(Refusal::new(RefusalCode::WrongGeneration, message));
+        }
+        let patched = zone
+            .patched(generation, upsert, remove)
+            .map_err(|error| Refusal::new(RefusalCode::InvalidName, error.to_string()))?;
+        running.network.zone.store(Arc::new(patched));
+        Ok(())
+    }
+
+    fn networks(&self) -> MutexGuard<'_, BTreeMap<NetworkNumber, Running>> {
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn pid() -> i32 {
+    nix::unistd::getpid().as_raw()
+}

@@ -1,0 +1,277 @@
+//! What one network's resolver knows: an immutable snapshot.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use warren_model::NetworkNumber;
+
+use crate::dns::wire;
+use crate::view::{NameRecord, NetworkView};
+
+/// `internal` in wire form.
+pub const INTERNAL: &[u8] = b"\x08internal\0";
+/// `gateway.internal` in wire form: the resolver's own name.
+pub const GATEWAY: &[u8] = b"\x07gateway\x08internal\0";
+
+/// Why a view is not one that can be answered from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ZoneError {
+    #[error("{0:?} is not a name inside .internal")]
+    NotInternal(String),
+    #[error("{0:?} is given twice")]
+    Twice(String),
+}
+
+/// The two addresses behind a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Ipv6Addr,
+}
+
+/// What `.internal` holds under one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    Host(Addresses),
+    /// No record, but names below it; it exists all the same (RFC 8020).
+    Between,
+    Missing,
+}
+
+/// Names as the daemon handed them over, indexed for answering. Keys are names in wire form and lower case.
+#[derive(Debug, Clone)]
+pub struct Zone {
+    pub number: NetworkNumber,
+    pub generation: u64,
+    pub cidr: Ipv4Net,
+    pub cidr6: Ipv6Net,
+    pub forward: Arc<[SocketAddr]>,
+    hosts: HashMap<Arc<[u8]>, Addresses>,
+    /// How many hosts lie below a name that may have no record of its own.
+    between: HashMap<Arc<[u8]>, u32>,
+    by_ipv4: HashMap<Ipv4Addr, Arc<[u8]>>,
+    by_ipv6: HashMap<Ipv6Addr, Arc<[u8]>>,
+}
+
+impl Zone {
+    pub fn build(view: &NetworkView) -> Result<Self, ZoneError> {
+        let mut zone = Self {
+            number: view.number,
+            generation: view.generation,
+            cidr: view.cidr.net(),
+            cidr6: view.cidr6.trunc(),
+            forward: view.forward.as_slice().into(),
+            hosts: HashMap::with_capacity(view.names.len() + 1),
+            between: HashMap::new(),
+            by_ipv4: HashMap::with_capacity(view.names.len() + 1),
+            by_ipv6: HashMap::with_capacity(view.names.len() + 1),
+        };
+        zone.add(GATEWAY, Addresses { ipv4: view.gateway4, ipv6: view.gateway6 });
+        for record in &view.names {
+            let name = key(&record.name)?;
+            if *name == *GATEWAY {
+                continue;
+            }
+            if zone.hosts.contains_key(&*name) {
+                return Err(ZoneError::Twice(record.name.clone()));
+            }
+            zone.add(&name, Addresses { ipv4: record.ipv4, ipv6: record.ipv6 });
+        }
+        Ok(zone)
+    }
+
+    /// The zone with some names added or moved and others gone. A name to remove that is not there is no error.
+    pub fn patched(&self, generation: u64, upsert: &[NameRecord], remove: &[String]) -> Result<Self, ZoneError> {
+        let mut zone = self.clone();
+        zone.generation = generation;
+        for name in remove {
+            let name = key(name)?;
+            if *name != *GATEWAY {
+                zone.remove(&name);
+            }
+        }
+        for record in upsert {
+            let name = key(&record.name)?;
+            if *name != *GATEWAY {
+                zone.remove(&name);
+                zone.add(&name, Addresses { ipv4: record.ipv4, ipv6: record.ipv6 });
+            }
+        }
+        Ok(zone)
+    }
+
+    /// Looks up a name inside `.internal`, in wire form and lower case.
+    pub fn lookup(&self, name: &[u8]) -> Entry {
+        match self.hosts.get(name) {
+            Some(addresses) => Entry::Host(*addresses),
+            None if name == INTERNAL || self.between.contains_key(name) => Entry::Between,
+            None => Entry::Missing,
+        }
+    }
+
+    /// The name, in wire form, of the member with this address.
+    pub fn name_of_ipv4(&self, address: Ipv4Addr) -> Option<&[u8]> {
+        self.by_ipv4.get(&address).map(AsRef::as_ref)
+    }
+
+    /// The name, in wire form, of the member with this address.
+    pub fn name_of_ipv6(&self, address: Ipv6Addr) -> Option<&[u8]> {
+        self.by_ipv6.get(&address).map(AsRef::as_ref)
+    }
+
+    /// How many names have addresses, the gateway's own included.
+    pub fn len(&self) -> usize {
+        self.hosts.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.hosts.is_empty()
+    }
+
+    fn add(&mut self, name: &[u8], addresses: Addresses) {
+        let name: Arc<[u8]> = name.into();
+        for parent in parents(&name) {
+            match self.between.get_mut(parent) {
+                Some(count) => *count += 1,
+                None => drop(self.between.insert(parent.into(), 1)),
+            }
+        }
+        // Where two names share an address, the reverse name is the one that came first.
+        self.by_ipv4.entry(addresses.ipv4).or_insert_with(|| name.clone());
+        self.by_ipv6.entry(addresses.ipv6).or_insert_with(|| name.clone());
+        self.hosts.insert(name, addresses);
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        let Some(Addresses { ipv4, ipv6 }) = self.hosts.remove(name) else { return };
+        for parent in parents(name) {
+            if let Some(count) = self.between.get_mut(parent) {
+                *count -= 1;
+                if *count == 0 {
+                    self.between.remove(parent);
+                }
+            }
+        }
+        if self.by_ipv4.get(&ipv4).is_some_and(|held| **held == *name) {
+            self.by_ipv4.remove(&ipv4);
+            let other = self.hosts.iter().filter(|(_, at)| at.ipv4 == ipv4).map(|(name, _)| name).min().cloned();
+            self.by_ipv4.extend(other.map(|other| (ipv4, other)));
+        }
+        if self.by_ipv6.get(&ipv6).is_some_and(|held| **held == *name) {
+            self.by_ipv6.remove(&ipv6);
+            let other = self.hosts.iter().filter(|(_, at)| at.ipv6 == ipv6).map(|(name, _)| name).min().cloned();
+            self.by_ipv6.extend(other.map(|other| (ipv6, other)));
+        }
+    }
+}
+
+fn key(name: &str) -> Result<Box<[u8]>, ZoneError> {
+    wire::encode(name)
+        .filter(|octets| octets.ends_with(INTERNAL) && octets.len() > INTERNAL.len())
+        .filter(|_| name.len() > ".internal".len() && name.as_bytes()[name.len() - ".internal".len()] == b'.')
+        .ok_or_else(|| ZoneError::NotInternal(name.chars().take(wire::MAX_NAME).collect()))
+}
+
+/// The names between this one and `internal`, both excluded.
+fn parents(name: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::successors(above(name), |parent| above(parent)).take_while(|parent| *parent != INTERNAL)
+}
+
+fn above(name: &[u8]) -> Option<&[u8]> {
+    let (length, rest) = name.split_first()?;
+    rest.get(usize::from(*length)..).filter(|rest| !rest.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(name: &str, last: u8) -> NameRecord {
+        NameRecord {
+            name: name.into(),
+            ipv4: Ipv4Addr::new(10, 0, 1, last),
+            ipv6: Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, last.into()),
+        }
+    }
+
+    fn view(names: Vec<NameRecord>) -> NetworkView {
+        NetworkView {
+            number: NetworkNumber::FIRST,
+            generation: 1,
+            gateway4: Ipv4Addr::new(10, 0, 0, 1),
+            gateway6: "fd00:0:0:1::1".parse().unwrap(),
+            cidr: "10.0.0.0/16".parse().unwrap(),
+            cidr6: "fd00:0:0:1::/80".parse().unwrap(),
+            names,
+            forward: vec![],
+        }
+    }
+
+    fn wire(name: &str) -> Box<[u8]> {
+        wire::encode(name).unwrap()
+    }
+
+    #[test]
+    fn a_name_between_exists_as_long_as_something_is_below_it() {
+        let zone = Zone::build(&view(vec![record("a.vm.internal", 10), record("b.vm.internal", 11)])).unwrap();
+        assert_eq!(zone.lookup(&wire("vm.internal")), Entry::Between);
+        let one = zone.patched(2, &[], &["a.vm.internal".into()]).unwrap();
+        assert_eq!(one.lookup(&wire("vm.internal")), Entry::Between);
+        assert_eq!(one.lookup(&wire("a.vm.internal")), Entry::Missing);
+        let none = one.patched(3, &[], &["b.vm.internal".into()]).unwrap();
+        assert_eq!(none.lookup(&wire("vm.internal")), Entry::Missing);
+        assert_eq!(none.lookup(INTERNAL), Entry::Between);
+    }
+
+    #[test]
+    fn a_patch_gives_the_same_zone_as_a_whole_view() {
+        let start = Zone::build(&view(vec![record("a.vm.internal", 10), record("b.vm.internal", 11)])).unwrap();
+        let patched =
+            start.patched(2, &[record("b.vm.internal", 12), record("c.internal", 13)], &["a.vm.internal".into()]);
+        let whole = Zone::build(&view(vec![record("b.vm.internal", 12), record("c.internal", 13)])).unwrap();
+        let patched = patched.unwrap();
+        assert_eq!(patched.hosts, whole.hosts);
+        assert_eq!(patched.between, whole.between);
+        assert_eq!(patched.by_ipv4, whole.by_ipv4);
+        assert_eq!(patched.by_ipv6, whole.by_ipv6);
+    }
+
+    #[test]
+    fn an_address_keeps_a_reverse_name_while_any_name_has_it() {
+        let zone = Zone::build(&view(vec![record("a.internal", 10), record("b.internal", 10)])).unwrap();
+        assert_eq!(zone.name_of_ipv4(Ipv4Addr::new(10, 0, 1, 10)), Some(&*wire("a.internal")));
+        let zone = zone.patched(2, &[], &["a.internal".into()]).unwrap();
+        assert_eq!(zone.name_of_ipv4(Ipv4Addr::new(10, 0, 1, 10)), Some(&*wire("b.internal")));
+        let zone = zone.patched(3, &[], &["b.internal".into()]).unwrap();
+        assert_eq!(zone.name_of_ipv4(Ipv4Addr::new(10, 0, 1, 10)), None);
+    }
+
+    #[test]
+    fn the_gateway_keeps_its_name() {
+        let zone = Zone::build(&view(vec![record("gateway.internal", 66)])).unwrap();
+        let zone = zone.patched(2, &[record("gateway.internal", 67)], &["gateway.internal".into()]).unwrap();
+        let Entry::Host(addresses) = zone.lookup(GATEWAY) else { panic!("the gateway has no address") };
+        assert_eq!(addresses.ipv4, Ipv4Addr::new(10, 0, 0, 1));
+    }
+
+    #[test]
+    fn names_outside_internal_are_refused() {
+        for bad in [
+            "internal",
+            "worker",
+            "worker.example",
+            "",
+            ".internal",
+            "a..internal",
+            "a b.internal",
+            "xinternal",
+            "é.internal",
+        ] {
+            assert!(Zone::build(&view(vec![record(bad, 10)])).is_err(), "{bad}");
+        }
+        let twice = view(vec![record("a.internal", 10), record("A.internal", 11)]);
+        assert_eq!(Zone::build(&twice).unwrap_err(), ZoneError::Twice("A.internal".into()));
+    }
+}

@@ -1,0 +1,233 @@
+//! The edge as a process: what it may do, and who outlives whom.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Edge, addresses, loopback, question, record, try_udp, udp, view};
+use hickory_proto::rr::RecordType;
+use warren_edge::{EdgeClient, EdgeError, EdgeLog, RefusalCode, SpawnConfig};
+
+const NAME: &str = "worker.vm.internal";
+
+fn refusal(result: Result<(), EdgeError>) -> RefusalCode {
+    match result {
+        Err(EdgeError::Refused(refusal)) => refusal.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn it_holds_no_privilege_and_nothing_that_it_inherited() {
+    let (edge, client) = Edge::start().await;
+    let (sockets, at) = loopback();
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
+
+    // Every thread, since each has credentials of its own.
+    let mut threads = 0;
+    for task in std::fs::read_dir(format!("/proc/{}/task", edge.pid)).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}"));
+            line[name.len()..].split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(field("Uid:"), ["65534"; 4]);
+        assert_eq!(field("Gid:"), ["65534"; 4]);
+        assert!(field("Groups:").is_empty());
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(field(set), ["0000000000000000"], "{set}");
+        }
+        assert_eq!(field("NoNewPrivs:"), ["1"]);
+        assert_eq!(field("Seccomp:"), ["2"]);
+        threads += 1;
+    }
+    assert!(threads > 1);
+    let process = format!("/proc/{}", edge.pid);
+    assert_eq!(std::fs::metadata(format!("{process}/environ")).unwrap().uid(), 0, "dumpable");
+    let root = std::fs::read_link(format!("{process}/root")).unwrap();
+    assert!(root.to_string_lossy().ends_with(" (deleted)"), "{root:?}");
+    let session = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(edge.pid))).unwrap();
+    assert_eq!(session.as_raw(), edge.pid);
+    let environment = std::fs::read(format!("{process}/environ")).unwrap();
+    assert!(!environment.windows(5).any(|window| window == b"PATH="));
+    let socket = std::fs::metadata(edge.control()).unwrap();
+    assert_eq!((socket.permissions().mode() & 0o777, socket.uid()), (0o600, 0));
+    for descriptor in std::fs::read_dir(format!("{process}/fd")).unwrap() {
+        let target = std::fs::read_link(descriptor.unwrap().path()).unwrap().to_string_lossy().into_owned();
+        let expected = ["socket:[", "anon_inode:", "/dev/null"].iter().any(|kind| target.starts_with(kind));
+        assert!(expected || target.ends_with("edge.log"), "{target}");
+    }
+}
+
+#[tokio::test]
+async fn dns_goes_on_without_a_daemon_and_the_next_one_finds_what_is_there() {
+    let (edge, client) = Edge::start().await;
+    let (sockets, at) = loopback();
+    client.put_network(&view(1, 7, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    let (sockets, _) = loopback();
+    client.put_network(&view(2, 9, &[]), Some(sockets)).await.unwrap();
+    let before = client.status().await.unwrap();
+    drop(client);
+    assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
+
+    let client = EdgeClient::connect(&edge.control()).await.unwrap().expect("the edge is still there");
+    let after = client.status().await.unwrap();
+    assert_eq!(after.networks, before.networks);
+    assert_eq!((after.pid, client.pid()), (edge.pid, edge.pid));
+    assert_eq!(after.networks.into_values().collect::<Vec<_>>(), [7, 9]);
+    // Only the difference is needed.
+    let number = view(1, 7, &[]).number;
+    client.patch_network(number, 7, 8, &[record("late.vm.internal", 11)], &[]).await.unwrap();
+    assert_eq!(addresses(&udp(at.udp4, "late.vm.internal", RecordType::A)).len(), 1);
+}
+
+/// Not a test of its own: the daemon of the test below, which is killed.
+#[tokio::test]
+#[ignore = "run by it_outlives_the_process_that_started_it"]
+async fn daemon_that_is_killed() {
+    let Some(control) = std::env::var_os("EDGE_TEST_CONTROL") else { return };
+    let client = EdgeClient::spawn(&SpawnConfig {
+        executable: env!("CARGO_BIN_EXE_warren-edge").into(),
+        arguments: vec![],
+        control: control.into(),
+        uid: 65534,
+        gid: 65534,
+        log: EdgeLog::Inherit,
+    })
+    .await
+    .unwrap();
+    let (sockets, at) = loopback();
+    client.put_network(&view(1, 3, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    println!("\nready {}", at.udp4);
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn it_outlives_the_process_that_started_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let control = directory.path().join("edge.sock");
+    let mut daemon = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "daemon_that_is_killed", "--ignored", "--nocapture"])
+        .env("EDGE_TEST_CONTROL", &control)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(daemon.stdout.take().unwrap()).lines();
+    let at = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("ready ")?.parse().unwrap())).unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    // Nobody reads the edge's log any more.
+    drop(daemon.stderr.take());
+
+    assert_eq!(addresses(&udp(at, NAME, RecordType::A)).len(), 1);
+    let client = EdgeClient::connect(&control).await.unwrap().expect("the edge is still there");
+    assert_eq!(client.status().await.unwrap().networks.into_values().collect::<Vec<_>>(), [3]);
+    client.put_network(&view(1, 4, &[(NAME, 10), ("two.internal", 12)]), None).await.unwrap();
+    assert_eq!(addresses(&udp(at, "two.internal", RecordType::A)).len(), 1);
+    client.remove_network(view(1, 4, &[]).number).await.unwrap();
+    client.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_crash_is_noticed_closes_everything_and_a_new_edge_takes_over() {
+    let (mut edge, client) = Edge::start().await;
+    let (sockets, at) = loopback();
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    edge.kill();
+    tokio::time::timeout(Duration::from_secs(2), client.closed()).await.expect("the end is noticed");
+    assert!(matches!(client.status().await, Err(EdgeError::Closed)));
+    assert!(try_udp(at.udp4, &question(NAME, RecordType::A), Duration::from_millis(300)).is_err());
+    assert!(EdgeClient::connect(&edge.control()).await.unwrap().is_none());
+
+    let client = EdgeClient::spawn(&edge.config()).await.unwrap();
+    assert_ne!(client.pid(), edge.pid);
+    edge.pid = client.pid();
+    assert!(client.status().await.unwrap().networks.is_empty());
+    assert_eq!(refusal(client.put_network(&view(1, 1, &[]), None).await), RefusalCode::SocketsMissing);
+    let (sockets, at) = loopback();
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_refused_and_changes_nothing() {
+    let (edge, client) = Edge::start().await;
+    let number = view(1, 1, &[]).number;
+    let patch = |base| client.patch_network(number, base, base + 1, &[], &[]);
+    assert_eq!(refusal(patch(1).await), RefusalCode::NoSuchNetwork);
+    let (mut sockets, at) = loopback();
+    std::mem::swap(&mut sockets.udp4, &mut sockets.tcp4);
+    assert_eq!(refusal(client.put_network(&view(1, 1, &[]), Some(sockets)).await), RefusalCode::SocketsUnfit);
+    let (mut sockets, _) = loopback();
+    std::mem::swap(&mut sockets.udp4, &mut sockets.udp6);
+    assert_eq!(refusal(client.put_network(&view(1, 1, &[]), Some(sockets)).await), RefusalCode::SocketsUnfit);
+    assert!(client.status().await.unwrap().networks.is_empty());
+    assert!(try_udp(at.udp4, &question(NAME, RecordType::A), Duration::from_millis(100)).is_err());
+
+    let (sockets, at) = loopback();
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    assert_eq!(refusal(client.put_network(&view(1, 2, &[("evil.example", 1)]), None).await), RefusalCode::InvalidName);
+    assert_eq!(refusal(patch(5).await), RefusalCode::WrongGeneration);
+    assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
+    client.remove_network(view(9, 1, &[]).number).await.unwrap();
+
+    let second = EdgeClient::spawn(&edge.config()).await;
+    assert!(matches!(second, Err(EdgeError::Occupied { .. } | EdgeError::Ended(_))), "{second:?}");
+    assert!(EdgeClient::connect(&edge.control()).await.unwrap().is_some(), "the first one is unharmed");
+}
+
+#[tokio::test]
+async fn an_edge_that_cannot_give_up_its_privileges_does_not_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = |uid| SpawnConfig {
+        executable: env!("CARGO_BIN_EXE_warren-edge").into(),
+        arguments: vec![],
+        control: directory.path().join("edge.sock"),
+        uid,
+        gid: 65534,
+        log: EdgeLog::Discard,
+    };
+    assert!(matches!(EdgeClient::spawn(&config(0)).await, Err(EdgeError::Ended(_))));
+    let missing = SpawnConfig { executable: "/nonexistent".into(), ..config(65534) };
+    assert!(matches!(EdgeClient::spawn(&missing).await, Err(EdgeError::Spawn { .. })));
+}
+
+#[tokio::test]
+async fn shutdown_ends_the_process() {
+    let (edge, client) = Edge::start().await;
+    client.shutdown().await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while std::path::Path::new(&format!("/proc/{}", edge.pid)).exists() {
+        assert!(Instant::now() < deadline, "the edge is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(EdgeClient::connect(&edge.control()).await.unwrap().is_none());
+    assert!(edge.log().contains("the edge ends"), "{}", edge.log());
+}
+
+#[tokio::test]
+async fn ten_thousand_names_and_three_hundred_networks_fit() {
+    let (_edge, client) = Edge::start().await;
+    let mut large = view(1, 1, &[]);
+    large.names = (0..10_000u16)
+        .map(|n| {
+            let mut name = record(&format!("m{n}.vm.internal"), 0);
+            let [high, low] = n.to_be_bytes();
+            name.ipv4 = std::net::Ipv4Addr::new(10, 0, 16 + high, low);
+            name
+        })
+        .collect();
+    let (sockets, at) = loopback();
+    client.put_network(&large, Some(sockets)).await.unwrap();
+    assert_eq!(addresses(&udp(at.udp4, "m9999.vm.internal", RecordType::A)).len(), 1);
+    for number in 2..=300 {
+        let (sockets, _) = loopback();
+        client.put_network(&view(number, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    }
+    assert_eq!(client.status().await.unwrap().networks.len(), 300);
+}

@@ -1,0 +1,183 @@
+//! Operations, their requests and answers, and limits.
+//!
+//! Every operation is a `POST` to a path of [`operation`]. A plain operation carries one JSON document each way. A
+//! streaming one carries frames ([`crate::frame`]), the first of which, [`Kind::Head`](crate::frame::Kind::Head), is
+//! the JSON document. A refusal is status 422 with a [`Refusal`].
+
+use serde::{Deserialize, Serialize};
+use warren_model::Code;
+use warren_model::access::{FileInfo, FileKind, ListeningPort, WriteOptions};
+
+/// The version of this protocol. Both ends must have the same one.
+pub const PROTOCOL: u32 = 1;
+
+/// Where the host mounts the machine's agent directory.
+pub const DIRECTORY: &str = "/run/warren";
+/// The host's socket, as the machine sees it.
+pub const SOCKET: &str = "/run/warren/agent.sock";
+/// The agent itself, as the machine sees it.
+pub const INIT: &str = "/run/warren/init";
+
+/// The longest path in bytes, as the kernel's `PATH_MAX` with its NUL.
+pub const LONGEST_PATH: usize = 4095;
+/// The most entries of a directory that one listing holds.
+pub const MOST_ENTRIES: usize = 10_000;
+/// The most listening ports that one listing holds.
+pub const MOST_PORTS: usize = 4_096;
+/// The longest JSON document that asks for something, in bytes.
+pub const LONGEST_REQUEST: usize = 4 << 20;
+/// The longest JSON document that answers, in bytes.
+pub const LONGEST_ANSWER: usize = 8 << 20;
+/// The longest JSON document inside a frame of an answer, in bytes.
+pub const LONGEST_FRAME_JSON: usize = 64 << 10;
+/// Requests that may be under way on one connection.
+pub const MOST_STREAMS: u32 = 128;
+/// The largest HTTP/2 frame, in bytes.
+pub const LARGEST_HTTP2_FRAME: u32 = 128 << 10;
+/// Bytes of file content or output that one frame carries at most when the agent sends.
+pub const CHUNK: usize = 128 << 10;
+
+/// The environment variable that marks what a command started, so that its background children are told from
+/// another command's.
+pub const EXEC_MARKER: &str = "WARREN_EXEC";
+
+/// The paths of the operations.
+pub mod operation {
+    pub const HELLO: &str = "/hello";
+    pub const CONFIGURE: &str = "/configure";
+    pub const EXEC: &str = "/exec";
+    pub const READ: &str = "/files/read";
+    pub const WRITE: &str = "/files/write";
+    pub const LIST: &str = "/files/list";
+    pub const STAT: &str = "/files/stat";
+    pub const MAKE_DIRECTORY: &str = "/files/mkdir";
+    pub const REMOVE: &str = "/files/remove";
+    pub const PORTS: &str = "/ports";
+    pub const LOGS: &str = "/logs";
+    pub const SHUTDOWN: &str = "/shutdown";
+}
+
+/// Nothing to say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Empty {}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Equal to [`PROTOCOL`], or the host cannot talk to it.
+    pub protocol: u32,
+    /// The release of the agent.
+    pub version: String,
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub code: Code,
+    pub detail: String,
+}
+
+impl Refusal {
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into() }
+    }
+}
+
+/// What a machine is to know about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfig {
+    /// Also written to `/etc/hostname`.
+    pub hostname: String,
+    /// Written atomically, and only where something differs.
+    pub files: Vec<GuestFile>,
+}
+
+/// A file that the host keeps in a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestFile {
+    /// Below `/etc`, without `.` and `..`.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    pub content: String,
+}
+
+/// Something about one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathRequest {
+    /// Absolute.
+    pub path: String,
+    /// Make the directories above it, or remove what is below it.
+    #[serde(default)]
+    pub deep: bool,
+}
+
+/// The head of a [`operation::WRITE`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteRequest {
+    /// Absolute.
+    pub path: String,
+    pub options: WriteOptions,
+}
+
+/// What is at a path; the path itself is known to who asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    pub kind: FileKind,
+    pub size: u64,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub modified: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+impl Attributes {
+    /// The same with its name and path.
+    pub fn into_info(self, name: String, path: String) -> FileInfo {
+        let Self { kind, size, mode, uid, gid, modified, target } = self;
+        FileInfo { name, path, kind, size, mode, uid, gid, modified, target }
+    }
+}
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub name: String,
+    pub attributes: Attributes,
+}
+
+/// The answer to [`operation::LIST`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    pub entries: Vec<Entry>,
+}
+
+/// The answer to [`operation::PORTS`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    pub ports: Vec<ListeningPort>,
+}
+
+/// The request of [`operation::LOGS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsRequest {
+    /// Bytes from the end.
+    pub tail: u64,
+    /// Go on with whatever comes.
+    pub follow: bool,
+}
+
+/// The request of [`operation::SHUTDOWN`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShutdownRequest {
+    /// Milliseconds from SIGTERM to SIGKILL.
+    pub grace_ms: u64,
+}

@@ -1,0 +1,261 @@
+//! The namespace that the daemon runs in: it carries what open networks send out, and nothing else.
+
+mod forwarding;
+pub(crate) mod transit;
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use warren_model::record::Egress;
+use warren_model::{InstallationId, NetworkNumber, UlaPrefix};
+
+pub use forwarding::{ForwardingState, HostForwarding};
+
+use crate::error::KernelError;
+use crate::firewall::{digest, process, text};
+use crate::gateway::METRIC;
+use crate::member::{are_ends, find, gone_is_fine};
+use crate::namespace;
+use crate::netlink::{Family, Message, Socket};
+use crate::record::Record;
+use crate::route::{self, Neighbour, Route, RouteKind, everything, single};
+use crate::names;
+
+/// Lower than the routes that refuse.
+const UPLINK_METRIC: u32 = 100;
+
+pub(crate) struct Host {
+    pub(crate) installation: InstallationId,
+    pub(crate) ula: UlaPrefix,
+    namespace: OwnedFd,
+    state: Mutex<State>,
+}
+
+struct State {
+    route: Socket,
+    nft: Socket,
+    /// The generation at which the host's table was last seen to be as loaded.
+    intact_at: Option<u32>,
+}
+
+impl Host {
+    /// The namespace of the calling thread.
+    pub(crate) fn here(installation: InstallationId, ula: UlaPrefix) -> Result<Self, KernelError> {
+        let opened = |family| Socket::open(family).map_err(refused("open a socket"));
+        let state = State { route: opened(Family::Route)?, nft: opened(Family::Netfilter)?, intact_at: None };
+        Ok(Self { installation, ula, namespace: namespace::current()?, state: Mutex::new(state) })
+    }
+
+    /// Makes the uplink of an open network, or makes good what it lacks. The rules come first.
+    pub(crate) fn connect(&self, router: &mut Socket, network: NetworkNumber) -> Result<(), KernelError> {
+        let mut state = self.lock();
+        let (four, six) = route::forwarding(&mut state.route).map_err(refused("say whether it forwards"))?;
+        forwarding::refuse_unless_on(four, six)?;
+        self.ensure_rules(&mut state)?;
+        self.make_uplink(&mut state, router, network).map_err(refused("make an uplink"))
+    }
+
+    /// Removes the uplink, and the rules with the last one. Fine if absent.
+    pub(crate) fn disconnect(&self, network: NetworkNumber) -> Result<(), KernelError> {
+        let mut state = self.lock();
+        let name = names::uplink(&self.installation, network);
+        if route::link(&mut state.route, &name).map_err(refused("find an uplink"))?.is_some() {
+            gone_is_fine(state.route.apply(vec![route::delete_link(&name)])).map_err(refused("remove an uplink"))?;
+            self.remove_unused_rules(&mut state)?;
+        }
+        Ok(())
+    }
+
+    /// Whether everything that the uplink needs is there, on both sides.
+    pub(crate) fn is_connected(&self, router: &mut Socket, network: NetworkNumber) -> Result<bool, KernelError> {
+        let mut state = self.lock();
+        let whole = self.uplink_is_whole(&mut state, router, network).map_err(refused("show an uplink"))?;
+        Ok(whole && self.rules_are_intact(&mut state)?)
+    }
+
+    /// Whether there is anything of an uplink on the host's side.
+    pub(crate) fn has_uplink(&self, network: NetworkNumber) -> Result<bool, KernelError> {
+        let name = names::uplink(&self.installation, network);
+        Ok(route::link(&mut self.lock().route, &name).map_err(refused("find an uplink"))?.is_some())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What a panicking holder leaves is sockets and a hint: the next answer may be an old one and is passed over.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make_uplink(&self, state: &mut State, router: &mut Socket, network: NetworkNumber) -> Result<(), Errno> {
+        let name = names::uplink(&self.installation, network);
+        let (router_mac, host_mac) = transit::macs(network);
+        let outer = route::link(router, &name)?;
+        let inner = route::link(&mut state.route, &name)?;
+        let whole = matches!((&outer, &inner), (Some(outer), Some(inner)) if are_ends(outer, inner)
+            && outer.mac == Some(router_mac) && inner.mac == Some(host_mac));
+        if !whole {
+            if outer.is_some() {
+                gone_is_fine(router.apply(vec![route::delete_link(&name)]))?;
+            }
+            gone_is_fine(state.route.apply(vec![route::delete_link(&name)]))?;
+            router.apply(vec![route::veth(&name, router_mac, &name, host_mac, self.namespace.as_fd())])?;
+        }
+        let outer = find(router, &name)?;
+        let inner = find(&mut state.route, &name)?;
+        router.apply(vec![route::no_generated_address(outer), route::up(outer)])?;
+        state.route.apply(vec![route::no_generated_address(inner), route::up(inner)])?;
+
+        let wanted = self.wanted(network, outer, inner);
+        let mut messages: Vec<Message> =
+            wanted.addresses.iter().map(|address| route::address(outer, single(*address))).collect();
+        messages.extend(wanted.router_neighbours.iter().map(route::neighbour));
+        messages.extend(wanted.router_routes.iter().map(route::route));
+        router.apply(messages)?;
+        let mut messages: Vec<Message> = wanted.host_neighbours.iter().map(route::neighbour).collect();
+        messages.extend(wanted.host_routes.iter().map(route::route));
+        state.route.apply(messages)?;
+        route::settle(router, &name)
+    }
+
+    fn uplink_is_whole(&self, state: &mut State, router: &mut Socket, network: NetworkNumber) -> Result<bool, Errno> {
+        let name = names::uplink(&self.installation, network);
+        let (Some(outer), Some(inner)) = (route::link(router, &name)?, route::link(&mut state.route, &name)?) else {
+            return Ok(false);
+        };
+        if !are_ends(&outer, &inner) || !outer.carrier || !inner.carrier {
+            return Ok(false);
+        }
+        let wanted = self.wanted(network, outer.index, inner.index);
+        let addresses = route::addresses(router)?;
+        let routes = route::routes(router)?;
+        let neighbours = route::neighbours(router)?;
+        let mut whole = wanted.addresses.iter().all(|address| addresses.contains(&(outer.index, single(*address))))
+            && wanted.router_routes.iter().all(|route| routes.contains(route))
+            && wanted.router_neighbours.iter().all(|neighbour| neighbours.contains(neighbour))
+            && route::forwarding(&mut state.route)? == (true, true);
+        for route in &wanted.host_routes {
+            whole = whole && route::link_of_route(&mut state.route, route.to.addr())? == Some(inner.index);
+        }
+        for neighbour in &wanted.host_neighbours {
+            whole = whole && route::has_neighbour(&mut state.route, neighbour)?;
+        }
+        Ok(whole)
+    }
+
+    fn wanted(&self, network: NetworkNumber, outer: u32, inner: u32) -> Wanted {
+        let (router_mac, host_mac) = transit::macs(network);
+        let addresses: [IpAddr; 2] = [
+            transit::address4(&self.installation, network).into(),
+            transit::address6(&self.ula, network).into(),
+        ];
+        let hosts: [IpAddr; 2] = [transit::HOST_V4.into(), transit::HOST_V6.into()];
+        Wanted {
+            addresses,
+            router_neighbours: hosts.map(|address| Neighbour { link: outer, address, mac: host_mac }),
+            router_routes: hosts.map(|via| Route {
+                kind: RouteKind::Unicast,
+                to: everything(via),
+                via: Some(via),
+                link: outer,
+                metric: UPLINK_METRIC,
+            }),
+            host_neighbours: addresses.map(|address| Neighbour { link: inner, address, mac: router_mac }),
+            host_routes: addresses.map(|address| Route {
+                kind: RouteKind::Unicast,
+                to: single(address),
+                via: None,
+                link: inner,
+                metric: METRIC,
+            }),
+        }
+    }
+
+    fn rules_text(&self) -> Result<String, KernelError> {
+        let (closed4, closed6) = forwarding::switched_on(&self.installation)?;
+        Ok(text::host(&self.installation, &self.ula, closed4, closed6))
+    }
+
+    fn record_path(&self) -> PathBuf {
+        names::run_directory(&self.installation).join("rules-host")
+    }
+
+    fn ensure_rules(&self, state: &mut State) -> Result<(), KernelError> {
+        if self.rules_are_intact(state)? {
+            return Ok(());
+        }
+        let rules = self.rules_text()?;
+        process::load(self.namespace.as_fd(), "the host", &rules)?;
+        let generation = digest::generation(&mut state.nft).map_err(refused("show its rules"))?;
+        let table = names::host_table(&self.installation);
+        if let Some(kernel) = digest::digest(&mut state.nft, Some(&table)).map_err(refused("show its rules"))? {
+            Record::new(&rules, kernel, Egress::Open).write(&self.record_path())?;
+            state.intact_at = Some(generation);
+        }
+        Ok(())
+    }
+
+    fn rules_are_intact(&self, state: &mut State) -> Result<bool, KernelError> {
+        let generation = digest::generation(&mut state.nft).map_err(refused("show its rules"))?;
+        if state.intact_at == Some(generation) {
+            return Ok(true);
+        }
+        let table = names::host_table(&self.installation);
+        let kernel = digest::digest(&mut state.nft, Some(&table)).map_err(refused("show its rules"))?;
+        let known = Record::read(&self.record_path());
+        let intact = match (kernel, known) {
+            (Some(kernel), Some(known)) => known == Record::new(&self.rules_text()?, kernel, Egress::Open),
+            _ => false,
+        };
+        state.intact_at = intact.then_some(generation);
+        Ok(intact)
+    }
+
+    /// While Warren's consented forwarding is on, the rules that close it to others stay.
+    fn remove_unused_rules(&self, state: &mut State) -> Result<(), KernelError> {
+        let links = route::links(&mut state.route).map_err(refused("list its links"))?;
+        let used = links.iter().any(|link| names::parse_uplink(&self.installation, &link.name).is_some());
+        if used || forwarding::switched_on(&self.installation)? != (false, false) {
+            return Ok(());
+        }
+        self.delete_rules(state)
+    }
+
+    fn delete_rules(&self, state: &mut State) -> Result<(), KernelError> {
+        let table = names::host_table(&self.installation);
+        state.intact_at = None;
+        process::load(self.namespace.as_fd(), "the host", &format!("table inet {table} {{}}\ndelete table inet {table}\n"))?;
+        Record::remove(&self.record_path())
+    }
+}
+
+struct Wanted {
+    addresses: [IpAddr; 2],
+    router_neighbours: [Neighbour; 2],
+    router_routes: [Route; 2],
+    host_neighbours: [Neighbour; 2],
+    host_routes: [Route; 2],
+}
+
+/// The ranges that the calling thread's namespace has routes to, default routes and link-local ranges left out.
+pub(crate) fn routes_here() -> Result<Vec<IpNet>, KernelError> {
+    let mut socket = Socket::open(Family::Route).map_err(refused("open a socket"))?;
+    let routes = route::routes(&mut socket).map_err(refused("list its routes"))?;
+    let mut ranges: Vec<IpNet> = routes
+        .into_iter()
+        .filter(|route| route.kind == RouteKind::Unicast && route.to.prefix_len() > 0)
+        .map(|route| route.to)
+        .filter(|range| match range {
+            IpNet::V4(four) => !four.addr().is_link_local(),
+            IpNet::V6(six) => !six.addr().is_unicast_link_local() && !six.addr().is_multicast(),
+        })
+        .collect();
+    ranges.sort();
+    ranges.dedup();
+    Ok(ranges)
+}
+
+fn refused(action: &'static str) -> impl Fn(Errno) -> KernelError {
+    move |source| KernelError::Refused { action, place: "the host's namespace".to_owned(), source }
+}

@@ -1,0 +1,116 @@
+//! What `open` egress reaches, and what it does not.
+
+mod common;
+
+use common::Fixture;
+use warren_kernel::KernelError;
+use warren_lab::{Internet, Lab, NOT_GLOBAL, PUBLIC_V4, PUBLIC_V6, fetch};
+use warren_model::record::Egress;
+
+fn online() -> (Internet, Fixture) {
+    let lab = Lab::new();
+    let internet = Internet::new(&lab);
+    let host = internet.host(&lab, "host");
+    (internet, Fixture::on(lab, host))
+}
+
+#[test]
+fn an_open_network_reaches_the_internet_and_nothing_else() {
+    let (_internet, fixture) = online();
+    fixture.kernel.forwarding().enable(true).unwrap();
+    let spec = fixture.spec(1, "10.0.0.0/16", Egress::Open);
+    let other = fixture.spec(2, "10.0.0.0/16", Egress::Open);
+    let [(a, machine), (b, neighbour)] = fixture.pair(&spec);
+    let [(c, elsewhere), _] = fixture.pair(&other);
+
+    assert_eq!(machine.enter(|| fetch(PUBLIC_V4)), Some([93, 184, 216, 2].into()), "masqueraded twice");
+    assert_eq!(machine.enter(|| fetch(PUBLIC_V6)), Some("2606:2800:220::2".parse().unwrap()));
+    assert!(elsewhere.enter(|| fetch(PUBLIC_V4)).is_some());
+    assert!(common::talks(&machine, &neighbour, b.ipv4.into()));
+    assert!(common::talks(&machine, &neighbour, b.ipv6.into()));
+
+    for private in NOT_GLOBAL {
+        assert_eq!(fixture.host.enter(|| fetch(private)).is_some(), true, "{private} is there for the host");
+        assert_eq!(machine.enter(|| fetch(private)), None, "{private} was reached");
+    }
+    fixture.host.run("ip addr add 10.55.0.1/32 dev lo");
+    for own in ["93.184.216.2", "2606:2800:220::2", "10.55.0.1"] {
+        assert!(!machine.pings(own), "the host's own {own} was reached");
+    }
+    let c4 = fixture.host.run(&format!("ip netns exec {} ip -4 -o addr show", fixture.router(&other)));
+    let transit = c4.split_whitespace().find(|word| word.starts_with("24") || word.starts_with("25")).unwrap();
+    for elsewhere in [c.ipv6.to_string(), transit.trim_end_matches("/32").to_owned()] {
+        assert!(!machine.pings(&elsewhere), "{elsewhere} of another network was reached");
+    }
+
+    let counters = fixture.kernel.counters(spec.number).unwrap()[&a.number];
+    assert!(counters.egress.sent.packets >= 8 && counters.egress.received.bytes > 100, "{counters:?}");
+    assert!(counters.private.sent.packets >= 4, "{counters:?}");
+    let seen = fixture.kernel.observe(&spec).unwrap().unwrap();
+    assert!(seen.uplink && seen.gateway_intact, "{seen:?}");
+    assert!(!fixture.in_router(&spec, "cat /proc/net/nf_conntrack").contains("dst=10.0.0.3"), "members are not tracked");
+}
+
+#[test]
+fn a_network_can_be_opened_and_sealed_again() {
+    let (_internet, fixture) = online();
+    fixture.kernel.forwarding().enable(true).unwrap();
+    let sealed = fixture.spec(1, "10.0.0.0/16", Egress::Deny);
+    let open = fixture.spec(1, "10.0.0.0/16", Egress::Open);
+    let [(a, machine), (b, _other)] = fixture.pair(&sealed);
+    assert_eq!(machine.enter(|| fetch(PUBLIC_V4)), None);
+    fixture.kernel.create_network(&open, &[a.clone(), b.clone()]).unwrap();
+    assert!(machine.enter(|| fetch(PUBLIC_V4)).is_some());
+    fixture.kernel.create_network(&sealed, &[a, b]).unwrap();
+    assert_eq!(machine.enter(|| fetch(PUBLIC_V4)), None);
+    let seen = fixture.kernel.observe(&sealed).unwrap().unwrap();
+    assert!(!seen.uplink);
+    assert!(!fixture.host.run("ip -o link").contains(&warren_kernel::names::uplink_prefix(&fixture.installation)));
+}
+
+#[test]
+fn without_consent_forwarding_stays_off_and_open_egress_is_refused() {
+    let (_internet, fixture) = online();
+    let state = || fixture.kernel.forwarding().state().unwrap();
+    // A new namespace may start with what the root namespace has.
+    fixture.host.enter(|| {
+        std::fs::write("/proc/sys/net/ipv4/conf/all/forwarding", "0").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0").unwrap();
+    });
+    assert!(matches!(fixture.kernel.forwarding().enable(false), Err(KernelError::ForwardingOff { .. })));
+    assert!(!state().ipv4 && !state().ipv6);
+    let spec = fixture.spec(1, "10.0.0.0/16", Egress::Open);
+    assert!(matches!(fixture.kernel.create_network(&spec, &[]), Err(KernelError::ForwardingOff { .. })));
+
+    fixture.host.run("sysctl -qw net.ipv6.conf.wan0.accept_ra=1");
+    fixture.kernel.forwarding().enable(true).unwrap();
+    assert!(state().ipv4 && state().ipv6);
+    assert_eq!(fixture.host.run("sysctl -n net.ipv6.conf.wan0.accept_ra").trim(), "2");
+    fixture.kernel.create_network(&spec, &[]).unwrap();
+    fixture.kernel.remove_network(spec.number).unwrap();
+    fixture.kernel.forwarding().restore().unwrap();
+    assert!(!state().ipv4 && !state().ipv6);
+    assert_eq!(fixture.host.run("nft list ruleset"), "");
+}
+
+#[test]
+fn consented_forwarding_serves_no_other_links_of_the_host() {
+    let (internet, fixture) = online();
+    let guest = fixture.lab.namespace("guest");
+    fixture.lab.connect(&fixture.host, "lan0", &guest, "eth0");
+    fixture.host.run("ip addr add 198.51.100.1/24 dev lan0");
+    guest.run("ip addr add 198.51.100.2/24 dev eth0");
+    guest.run("ip route add default via 198.51.100.1");
+    internet.namespace.run("ip route add 198.51.100.0/24 via 93.184.216.2");
+    fixture.host.enter(|| std::fs::write("/proc/sys/net/ipv4/conf/all/forwarding", "0").unwrap());
+    fixture.kernel.forwarding().enable(true).unwrap();
+    assert!(!guest.pings(PUBLIC_V4), "Warren's forwarding opened another link");
+    fixture.kernel.forwarding().restore().unwrap();
+    fixture.host.enter(|| {
+        std::fs::write("/proc/sys/net/ipv4/conf/all/forwarding", "1").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+    });
+    fixture.kernel.forwarding().enable(false).unwrap();
+    fixture.kernel.create_network(&fixture.spec(1, "10.0.0.0/16", Egress::Open), &[]).unwrap();
+    assert!(guest.pings(PUBLIC_V4), "what was forwarded before goes on");
+}

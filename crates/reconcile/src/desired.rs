@@ -1,0 +1,186 @@
+//! The store's networks and machines in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use warren_model::record::{Machine, Network, Power};
+use warren_model::{MachineId, NetworkId, NetworkNumber};
+use warren_store::schema::{self, Record};
+use warren_store::{Change, Revision, Store, StoreError, Typed, Watch, decode};
+
+use crate::queue::Item;
+use crate::world::World;
+
+/// What the records say, as of the last change that was seen.
+#[derive(Debug, Default)]
+pub struct Desired {
+    networks: HashMap<NetworkId, Arc<Network>>,
+    machines: HashMap<MachineId, Arc<Machine>>,
+    members: HashMap<NetworkId, BTreeMap<MachineId, Arc<Machine>>>,
+    /// Counts what a network's members can see of each other.
+    versions: HashMap<NetworkId, u64>,
+}
+
+impl Desired {
+    pub fn network(&self, id: NetworkId) -> Option<Arc<Network>> {
+        self.networks.get(&id).cloned()
+    }
+
+    pub fn machine(&self, id: MachineId) -> Option<Arc<Machine>> {
+        self.machines.get(&id).cloned()
+    }
+
+    pub fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+
+    pub fn machines(&self) -> impl Iterator<Item = &Arc<Machine>> {
+        self.machines.values()
+    }
+
+    pub fn machine_ids(&self) -> BTreeSet<MachineId> {
+        self.machines.keys().copied().collect()
+    }
+
+    pub fn network_by_number(&self, number: NetworkNumber) -> Option<Arc<Network>> {
+        self.networks.values().find(|network| network.number == number).cloned()
+    }
+
+    /// Every machine of the network, in the order in which they were made.
+    pub fn members(&self, network: NetworkId) -> impl Iterator<Item = &Arc<Machine>> + Clone {
+        self.members.get(&network).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Changes whenever the network or what its members can see of each other changes.
+    pub fn version(&self, network: NetworkId) -> u64 {
+        self.versions.get(&network).copied().unwrap_or(0)
+    }
+
+    pub fn insert_network(&mut self, network: Network) {
+        self.touch(network.id);
+        self.networks.insert(network.id, Arc::new(network));
+    }
+
+    pub fn insert_machine(&mut self, machine: Machine) {
+        let visible = |m: &Machine| (m.name.clone(), m.ports.clone(), m.power == Power::Gone);
+        let seen_alike = self.machines.get(&machine.id).is_some_and(|old| visible(old) == visible(&machine));
+        if !seen_alike {
+            self.touch(machine.network);
+        }
+        let machine = Arc::new(machine);
+        self.members.entry(machine.network).or_default().insert(machine.id, Arc::clone(&machine));
+        self.machines.insert(machine.id, machine);
+    }
+
+    pub fn remove_network(&mut self, id: NetworkId) {
+        self.networks.remove(&id);
+        self.members.remove(&id);
+        self.versions.remove(&id);
+    }
+
+    /// The network that it was in.
+    pub fn remove_machine(&mut self, id: MachineId) -> Option<NetworkId> {
+        let machine = self.machines.remove(&id)?;
+        if let Some(members) = self.members.get_mut(&machine.network) {
+            members.remove(&id);
+        }
+        self.touch(machine.network);
+        Some(machine.network)
+    }
+
+    fn touch(&mut self, network: NetworkId) {
+        *self.versions.entry(network).or_insert(0) += 1;
+    }
+}
+
+/// [`Desired`] behind a lock that is held for moments only.
+#[derive(Debug, Default)]
+pub struct SharedDesired(RwLock<Desired>);
+
+impl SharedDesired {
+    pub fn read(&self) -> RwLockReadGuard<'_, Desired> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Desired> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads everything, and opens a watch that goes on from there.
+pub(crate) async fn load(store: &dyn Store) -> Result<(SharedDesired, Box<dyn Watch>), StoreError> {
+    let desired = SharedDesired::default();
+    let watch = refill(store, &desired).await?;
+    Ok((desired, watch))
+}
+
+async fn refill(store: &dyn Store, desired: &SharedDesired) -> Result<Box<dyn Watch>, StoreError> {
+    let (networks, from): (_, Revision) = store.list_all(&schema::networks()).await?;
+    let (machines, _) = store.list_all(&schema::machines()).await?;
+    let mut fresh = Desired::default();
+    networks.into_iter().for_each(|network| fresh.insert_network(network.record));
+    machines.into_iter().for_each(|machine| fresh.insert_machine(machine.record));
+    {
+        let mut now = desired.write();
+        // Versions must not repeat, or a view made before would pass for one made after.
+        let highest = now.versions.values().copied().max().unwrap_or(0);
+        fresh.versions.values_mut().for_each(|version| *version += highest);
+        *now = fresh;
+    }
+    store.watch("", from + 1).await
+}
+
+/// Applies changes for ever and wakes the workers they concern.
+pub(crate) async fn follow(world: Arc<World>, mut watch: Box<dyn Watch>) {
+    loop {
+        match watch.next().await {
+            Ok(changes) => changes.iter().for_each(|change| apply(&world, change)),
+            Err(StoreError::Closed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "reads the whole store again");
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                if let Ok(fresh) = refill(world.store.as_ref(), &world.desired).await {
+                    watch = fresh;
+                    world.enqueue_everything();
+                }
+            }
+        }
+    }
+}
+
+fn apply(world: &World, change: &Change) {
+    if change.key.starts_with(schema::networks().as_str()) {
+        let Some(id) = change.key.rsplit('/').next().and_then(|id| id.parse().ok()) else { return };
+        match parse::<Network>(change) {
+            Some(network) => world.desired.write().insert_network(network),
+            None => world.desired.write().remove_network(id),
+        }
+        world.queue.push(Item::Network(id));
+    } else if change.key.starts_with(schema::machines().as_str()) {
+        let Some(id) = schema::machine_of(&change.key) else { return };
+        let network = match parse::<Machine>(change) {
+            Some(machine) => {
+                let network = machine.network;
+                let before = world.desired.read().version(network);
+                world.desired.write().insert_machine(machine);
+                (world.desired.read().version(network) != before).then_some(network)
+            }
+            None => world.desired.write().remove_machine(id),
+        };
+        world.queue.push(Item::Machine(id));
+        if let Some(network) = network {
+            world.members_changed(network);
+        }
+    }
+}
+
+fn parse<T: Record>(change: &Change) -> Option<T> {
+    let value = change.value.as_deref()?;
+    match decode(&change.key, value) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            tracing::error!(%error, key = change.key, "a record cannot be read");
+            None
+        }
+    }
+}

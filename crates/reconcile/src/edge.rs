@@ -1,0 +1,117 @@
+//! The connection to the edge process.
+//!
+//! The edge outlives the daemon and the daemon outlives the edge: one that answers is taken over with all it has, and
+//! one that ended is started anew and handed everything again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use warren_edge::{EdgeClient, EdgeStatus, NetworkView, Sockets, SpawnConfig};
+use warren_kernel::GatewaySockets;
+use warren_model::NetworkNumber;
+
+use crate::ReconcileError;
+use crate::world::World;
+
+/// The pause before another attempt to start the edge.
+const PAUSE: Duration = Duration::from_millis(200);
+
+pub(crate) struct EdgeLink {
+    config: SpawnConfig,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    client: Option<Arc<EdgeClient>>,
+    /// What the edge has, by network.
+    generations: BTreeMap<NetworkNumber, u64>,
+}
+
+impl EdgeLink {
+    pub fn new(config: SpawnConfig) -> Self {
+        Self { config, state: Mutex::default() }
+    }
+
+    /// What the edge answers with for this network; `None` when it has nothing of it.
+    pub async fn generation(&self, network: NetworkNumber) -> Option<u64> {
+        self.state.lock().await.generations.get(&network).copied()
+    }
+
+    pub async fn put(&self, view: &NetworkView, sockets: Option<GatewaySockets>) -> Result<(), ReconcileError> {
+        let mut state = self.state.lock().await;
+        let client = self.connected(&mut state).await?;
+        let sockets = sockets.map(|sockets| Sockets {
+            udp4: sockets.udp4,
+            udp6: sockets.udp6,
+            tcp4: sockets.tcp4,
+            tcp6: sockets.tcp6,
+        });
+        client.put_network(view, sockets).await?;
+        state.generations.insert(view.number, view.generation);
+        Ok(())
+    }
+
+    pub async fn remove(&self, network: NetworkNumber) -> Result<(), ReconcileError> {
+        let mut state = self.state.lock().await;
+        let client = self.connected(&mut state).await?;
+        client.remove_network(network).await?;
+        state.generations.remove(&network);
+        Ok(())
+    }
+
+    /// How the edge is doing.
+    pub async fn status(&self) -> Result<EdgeStatus, ReconcileError> {
+        let client = self.connected(&mut *self.state.lock().await).await?;
+        Ok(client.status().await?)
+    }
+
+    async fn client(&self) -> Result<Arc<EdgeClient>, ReconcileError> {
+        self.connected(&mut *self.state.lock().await).await
+    }
+
+    async fn connected(&self, state: &mut State) -> Result<Arc<EdgeClient>, ReconcileError> {
+        if let Some(client) = &state.client {
+            return Ok(Arc::clone(client));
+        }
+        let client = match EdgeClient::connect(&self.config.control).await? {
+            Some(client) => client,
+            None => EdgeClient::spawn(&self.config).await?,
+        };
+        let client = Arc::new(client);
+        let status = client.status().await?;
+        tracing::info!(pid = client.pid(), networks = status.networks.len(), "the edge answers");
+        state.generations = status.networks;
+        state.client = Some(Arc::clone(&client));
+        Ok(client)
+    }
+
+    async fn disconnect(&self) {
+        let mut state = self.state.lock().await;
+        state.client = None;
+        state.generations.clear();
+    }
+}
+
+/// Connects, waits until the edge ends, and starts over.
+pub(crate) async fn keep(world: Arc<World>) {
+    let mut first = true;
+    loop {
+        match world.edge.client().await {
+            Ok(client) => {
+                if !first {
+                    world.metrics.edge_starts.inc();
+                    world.enqueue_everything();
+                }
+                first = false;
+                client.closed().await;
+                tracing::warn!("the edge ended; it is started anew");
+            }
+            Err(error) => tracing::error!(error = %error.chain(), "the edge cannot be started"),
+        }
+        world.edge.disconnect().await;
+        tokio::time::sleep(PAUSE).await;
+    }
+}

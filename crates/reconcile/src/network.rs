@@ -1,0 +1,218 @@
+//! One network: observe, plan, execute.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use warren_kernel::RulesState;
+use warren_model::record::{Egress, Network, Power};
+use warren_model::{MemberNumber, NetworkId, NetworkNumber};
+use warren_plan::network::{DesiredNetwork, Member, NetworkStep, ObservedNetwork, ObservedRouter, Rules, plan};
+use warren_store::{Range, TxnBuilder, TxnOutcome, Typed, schema};
+
+use crate::ReconcileError;
+use crate::crash;
+use crate::queue::Item;
+use crate::status;
+use crate::world::{KnownNetwork, World, blocking, member_of, member_specs};
+
+pub(crate) async fn reconcile(world: &World, id: NetworkId) -> Result<(), ReconcileError> {
+    let Some(network) = world.desired.read().network(id) else {
+        world.forget_network(id);
+        return Ok(());
+    };
+    let known = world.known_network(id);
+    let mut known = known.lock().await;
+    reconcile_locked(world, &network, &mut known).await
+}
+
+/// Does the same for a caller that already holds the network's lock.
+pub(crate) async fn reconcile_locked(
+    world: &World,
+    network: &Network,
+    known: &mut KnownNetwork,
+) -> Result<(), ReconcileError> {
+    let desired = desired_of(world, network);
+    known.router = observe_router(world, network).await?;
+    let observed = ObservedNetwork {
+        router: known.router.clone(),
+        published: is_published(world, network).await,
+        at_edge: world.edge.generation(network.number).await.is_some(),
+    };
+    let steps = plan(&desired, &observed);
+    let mut mended = Vec::new();
+    for step in &steps {
+        let began = Instant::now();
+        crash::point("before", "network-", step.as_str());
+        execute(world, network, &desired, known, step).await?;
+        crash::point("after", "network-", step.as_str());
+        world.metrics.network_step(step.as_str(), began.elapsed());
+        if step.repairs() && known.settled {
+            mended.push(step.to_string());
+        }
+    }
+    if !mended.is_empty() {
+        known.router = observe_router(world, network).await?;
+        status::repaired(world, network.id, None, format!("{}: {}", network.name, mended.join(", "))).await?;
+    }
+    known.settled = !network.deleting;
+    wake_machines_without_link(world, network, known);
+    Ok(())
+}
+
+/// Makes the edge answer with what the records say now. The caller holds the network's lock.
+pub(crate) async fn publish(world: &World, network: &Network) -> Result<(), ReconcileError> {
+    let derived = world.derived(network);
+    if world.edge.generation(network.number).await == Some(derived.view.generation) {
+        return Ok(());
+    }
+    let sockets = if world.edge.generation(network.number).await.is_none() {
+        let (kernel, spec) = (world.kernel.clone(), world.network_spec(network));
+        Some(blocking(move || kernel.gateway_sockets(&spec)).await?)
+    } else {
+        None
+    };
+    world.edge.put(&derived.view, sockets).await
+}
+
+pub(crate) async fn is_published(world: &World, network: &Network) -> bool {
+    let derived = world.derived(network);
+    world.edge.generation(network.number).await == Some(derived.view.generation)
+}
+
+fn desired_of(world: &World, network: &Network) -> DesiredNetwork {
+    let desired = world.desired.read();
+    let select = |gone: bool| -> BTreeSet<Member> {
+        desired
+            .members(network.id)
+            .filter(|machine| (machine.power == Power::Gone) == gone)
+            .map(|machine| world.member(machine, network))
+            .collect()
+    };
+    DesiredNetwork {
+        deleting: network.deleting,
+        members: select(false),
+        leaving: select(true),
+        open: network.egress == Egress::Open,
+    }
+}
+
+async fn observe_router(world: &World, network: &Network) -> Result<Option<ObservedRouter>, ReconcileError> {
+    let (kernel, spec) = (world.kernel.clone(), world.network_spec(network));
+    let observed = blocking(move || kernel.observe(&spec)).await?;
+    Ok(observed.map(|router| ObservedRouter {
+        gateway: router.gateway_intact,
+        rules: match router.rules {
+            RulesState::Intact => Rules::Intact,
+            RulesState::Altered => Rules::Altered,
+            RulesState::Missing => Rules::Missing,
+        },
+        admitted: router.admitted.iter().map(member_of).collect(),
+        links: router.links.iter().map(|(number, link)| (*number, link.up && link.routed)).collect(),
+        uplink: router.uplink,
+    }))
+}
+
+async fn execute(
+    world: &World,
+    network: &Network,
+    desired: &DesiredNetwork,
+    known: &mut KnownNetwork,
+    step: &NetworkStep,
+) -> Result<(), ReconcileError> {
+    let kernel = world.kernel.clone();
+    let spec = world.network_spec(network);
+    let number = network.number;
+    match step {
+        NetworkStep::Create => {
+            // The edge's sockets, if it has any, are in a namespace that is gone but for them.
+            if known.router.is_none() && world.edge.generation(number).await.is_some() {
+                world.edge.remove(number).await?;
+            }
+            let members = member_specs(desired.members.union(&desired.leaving));
+            blocking(move || kernel.create_network(&spec, &members)).await?;
+            known.router = observe_router(world, network).await?;
+            Ok(())
+        }
+        NetworkStep::RepairGateway => blocking(move || kernel.repair_gateway(&spec)).await,
+        NetworkStep::LoadRules => {
+            let members = member_specs(desired.members.union(&desired.leaving));
+            blocking(move || kernel.load_rules(&spec, &members)).await
+        }
+        NetworkStep::Admit(members) => {
+            let specs = member_specs(members);
+            blocking(move || kernel.admit(number, &specs)).await?;
+            if let Some(router) = &mut known.router {
+                router.admitted.extend(members);
+            }
+            Ok(())
+        }
+        NetworkStep::Expel(members) => {
+            let specs = member_specs(members);
+            blocking(move || kernel.expel(number, &specs)).await?;
+            if let Some(router) = &mut known.router {
+                router.admitted.retain(|member| !members.contains(member));
+            }
+            Ok(())
+        }
+        NetworkStep::DetachStray(member) => {
+            let member: MemberNumber = *member;
+            blocking(move || kernel.detach(number, member)).await
+        }
+        NetworkStep::Publish => publish(world, network).await,
+        NetworkStep::Withdraw => world.edge.remove(number).await,
+        NetworkStep::Remove => {
+            blocking(move || kernel.remove_network(number)).await?;
+            known.router = None;
+            Ok(())
+        }
+        NetworkStep::Forget => forget(world, network).await,
+    }
+}
+
+/// Removes every record of the network in one transaction.
+async fn forget(world: &World, network: &Network) -> Result<(), ReconcileError> {
+    let store = world.store.as_ref();
+    let key = schema::network(network.id);
+    loop {
+        let Some(read) = store.read(&key).await? else { return Ok(()) };
+        let name = store.read(&schema::network_name(network.account, &read.record.name)).await?;
+        let mut txn = TxnBuilder::new()
+            .unchanged(&read)
+            .empty(&schema::members(network.id))
+            .delete(&key)
+            .delete(&schema::network_number(network.number))
+            .delete(&schema::next_member(network.id));
+        if let Some(name) = name.filter(|name| name.record == network.id) {
+            txn = txn.unchanged(&name).delete(&schema::network_name(network.account, &read.record.name));
+        }
+        let holds = Range { prefix: schema::addresses(network.id).as_str().to_owned(), after: None, limit: usize::MAX };
+        let mut txn = txn.build();
+        txn.ops.extend(
+            store.list(holds).await?.entries.into_iter().map(|hold| warren_store::Op::Delete { key: hold.key }),
+        );
+        match store.txn(txn).await? {
+            TxnOutcome::Committed(_) => {
+                tracing::info!(network = %network.name, id = %network.id, "network removed");
+                return Ok(());
+            }
+            TxnOutcome::Conflict(_) => continue,
+        }
+    }
+}
+
+/// A link that vanished is the machine's to mend.
+fn wake_machines_without_link(world: &World, network: &Network, known: &KnownNetwork) {
+    let Some(router) = &known.router else { return };
+    let desired = world.desired.read();
+    for machine in desired.members(network.id).filter(|machine| machine.power == Power::On) {
+        if router.links.get(&machine.member) != Some(&true) {
+            world.queue.push(Item::Machine(machine.id));
+        }
+    }
+}
+
+/// Removes a network that no record names.
+pub(crate) async fn remove_stray(world: &World, number: NetworkNumber) -> Result<(), ReconcileError> {
+    let kernel = world.kernel.clone();
+    blocking(move || kernel.remove_network(number)).await
+}

@@ -1,0 +1,303 @@
+//! Everything a worker needs, in one place.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Mutex as AsyncMutex;
+use warren_edge::{NetworkView, SpawnConfig};
+use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
+use warren_model::record::{Installation, Machine, MachineStatus, Network};
+use warren_model::{MachineId, NetworkId};
+use warren_plan::machine::Container;
+use warren_plan::network::{Member, ObservedRouter};
+use warren_runtime::agent::AgentHub;
+use warren_runtime::disk::Pool;
+use warren_runtime::driver::{Driver, DriverState};
+use warren_store::{Store, Typed, Watch, schema};
+
+use crate::ReconcileError;
+use crate::desired::{self, SharedDesired};
+use crate::edge::EdgeLink;
+use crate::metrics::Metrics;
+use crate::names;
+use crate::queue::{Item, Queue};
+
+/// How long changes of a network's members are gathered before its machines are told.
+const FACTS_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the reconciler is made of.
+pub struct Parts {
+    pub installation: Installation,
+    pub store: Arc<dyn Store>,
+    pub kernel: Kernel,
+    pub pool: Arc<Pool>,
+    pub driver: Arc<dyn Driver>,
+    pub agents: AgentHub,
+    pub edge: SpawnConfig,
+    /// The host's resolvers, for networks whose egress is open.
+    pub resolvers: Vec<SocketAddr>,
+    /// A directory that does not survive a reboot of the host.
+    pub run_directory: PathBuf,
+    pub audit_log: PathBuf,
+}
+
+/// The parts, and what is known of the host.
+pub struct World {
+    pub installation: Installation,
+    pub store: Arc<dyn Store>,
+    pub kernel: Kernel,
+    pub pool: Arc<Pool>,
+    pub driver: Arc<dyn Driver>,
+    pub agents: AgentHub,
+    pub queue: Queue,
+    pub desired: SharedDesired,
+    pub metrics: Metrics,
+    pub(crate) edge: EdgeLink,
+    pub(crate) resolvers: Vec<SocketAddr>,
+    pub(crate) audit_log: PathBuf,
+    boots: PathBuf,
+    machines: Mutex<HashMap<MachineId, KnownMachine>>,
+    statuses: Mutex<HashMap<MachineId, MachineStatus>>,
+    networks: Mutex<HashMap<NetworkId, Arc<AsyncMutex<KnownNetwork>>>>,
+    derived: Mutex<HashMap<NetworkId, Arc<Derived>>>,
+    facts_due: Mutex<HashSet<NetworkId>>,
+}
+
+/// What is known of a machine on this host.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct KnownMachine {
+    pub disk: bool,
+    pub root: bool,
+    pub container: Container,
+    pub boot: Option<u64>,
+    pub agent_open: bool,
+    /// A hash of what the agent was last given.
+    pub configured: Option<u64>,
+}
+
+/// What is known of a network on this host. Its lock is held while the network is changed.
+#[derive(Debug, Default)]
+pub(crate) struct KnownNetwork {
+    pub router: Option<ObservedRouter>,
+    /// It was whole once, so what is missing from now on is drift.
+    pub settled: bool,
+}
+
+/// What follows from the records of a network and its members.
+pub(crate) struct Derived {
+    version: u64,
+    pub view: NetworkView,
+    pub facts: String,
+}
+
+impl World {
+    pub(crate) async fn load(parts: Parts) -> Result<(Self, Box<dyn Watch>), ReconcileError> {
+        let (desired, changes) = desired::load(parts.store.as_ref()).await?;
+        let (statuses, _) = parts.store.list_all(&schema::statuses()).await?;
+        let statuses =
+            statuses.into_iter().filter_map(|status| Some((schema::machine_of(&status.key)?, status.record))).collect();
+        let boots = parts.run_directory.join("boots");
+        std::fs::create_dir_all(&boots).map_err(|source| ReconcileError::File {
+            action: "making a directory",
+            path: boots.clone(),
+            source,
+        })?;
+        let world = Self {
+            installation: parts.installation,
+            store: parts.store,
+            kernel: parts.kernel,
+            pool: parts.pool,
+            driver: parts.driver,
+            agents: parts.agents,
+            queue: Queue::default(),
+            desired,
+            metrics: Metrics::default(),
+            edge: EdgeLink::new(parts.edge),
+            resolvers: parts.resolvers,
+            audit_log: parts.audit_log,
+            boots,
+            machines: Mutex::default(),
+            statuses: Mutex::new(statuses),
+            networks: Mutex::default(),
+            derived: Mutex::default(),
+            facts_due: Mutex::default(),
+        };
+        Ok((world, changes))
+    }
+
+    /// Takes over what an earlier daemon left on the host.
+    pub(crate) async fn adopt(&self) -> Result<(), ReconcileError> {
+        let disks = self.pool.disks().await?;
+        let roots = self.pool.mounted().await?;
+        let containers = self.driver.observe().await?;
+        let ids: BTreeSet<MachineId> = disks.iter().chain(&roots).chain(containers.keys()).copied().collect();
+        for id in ids {
+            let state = containers.get(&id).copied();
+            let known = KnownMachine {
+                disk: disks.contains(&id),
+                root: roots.contains(&id),
+                container: container_of(state),
+                boot: self.recorded_boot(id),
+                agent_open: false,
+                configured: None,
+            };
+            // The agent dials again by itself; only the process that was PID 1 before is let in.
+            if let Some(DriverState::Created { pid } | DriverState::Running { pid }) = state {
+                self.agents.accept_from(id, pid);
+            }
+            lock(&self.machines).insert(id, known);
+        }
+        Ok(())
+    }
+
+    pub fn enqueue_everything(&self) {
+        let desired = self.desired.read();
+        desired.networks().for_each(|network| self.queue.push(Item::Network(network.id)));
+        desired.machines().for_each(|machine| self.queue.push(Item::Machine(machine.id)));
+    }
+
+    pub(crate) fn enqueue_members(&self, network: NetworkId) {
+        let desired = self.desired.read();
+        desired.members(network).for_each(|machine| self.queue.push(Item::Machine(machine.id)));
+    }
+
+    /// The members of a network can see something new of each other.
+    pub(crate) fn members_changed(self: &World, network: NetworkId) {
+        self.queue.push(Item::Network(network));
+        lock(&self.facts_due).insert(network);
+    }
+
+    /// Networks whose machines are to be told new facts; asked for by a task of its own, so that a burst of changes
+    /// is told once.
+    pub(crate) async fn facts_due(&self) -> Vec<NetworkId> {
+        tokio::time::sleep(FACTS_PAUSE).await;
+        lock(&self.facts_due).drain().collect()
+    }
+
+    pub(crate) fn known_machine(&self, id: MachineId) -> KnownMachine {
+        lock(&self.machines).get(&id).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn update_machine(&self, id: MachineId, change: impl FnOnce(&mut KnownMachine)) {
+        change(lock(&self.machines).entry(id).or_default());
+    }
+
+    pub(crate) fn forget_machine(&self, id: MachineId) {
+        lock(&self.machines).remove(&id);
+        lock(&self.statuses).remove(&id);
+    }
+
+    pub(crate) fn known_machines(&self) -> Vec<(MachineId, KnownMachine)> {
+        lock(&self.machines).iter().map(|(id, known)| (*id, *known)).collect()
+    }
+
+    pub(crate) fn known_network(&self, id: NetworkId) -> Arc<AsyncMutex<KnownNetwork>> {
+        Arc::clone(lock(&self.networks).entry(id).or_default())
+    }
+
+    pub(crate) fn forget_network(&self, id: NetworkId) {
+        lock(&self.networks).remove(&id);
+        lock(&self.derived).remove(&id);
+    }
+
+    pub(crate) fn shown(&self, id: MachineId) -> Option<MachineStatus> {
+        lock(&self.statuses).get(&id).cloned()
+    }
+
+    pub(crate) fn remember_status(&self, id: MachineId, status: MachineStatus) {
+        lock(&self.statuses).insert(id, status);
+    }
+
+    pub(crate) fn derived(&self, network: &Network) -> Arc<Derived> {
+        let desired = self.desired.read();
+        let version = desired.version(network.id);
+        if let Some(derived) = lock(&self.derived).get(&network.id).filter(|derived| derived.version == version) {
+            return Arc::clone(derived);
+        }
+        let ula = self.installation.ula;
+        let members = || desired.members(network.id).map(Arc::as_ref);
+        let derived = Arc::new(Derived {
+            version,
+            view: names::network_view(network, ula, members(), &self.resolvers),
+            facts: names::network_facts(network, ula, members()),
+        });
+        lock(&self.derived).insert(network.id, Arc::clone(&derived));
+        derived
+    }
+
+    /// Whether the edge does its work.
+    pub async fn edge_answers(&self) -> Result<(), ReconcileError> {
+        self.edge.status().await.map(drop)
+    }
+
+    pub fn network_spec(&self, network: &Network) -> NetworkSpec {
+        let ula = self.installation.ula;
+        NetworkSpec {
+            number: network.number,
+            gateway4: network.cidr.gateway(),
+            gateway6: ula.gateway(network.number),
+            cidr: network.cidr,
+            cidr6: ula.network(network.number),
+            egress: network.egress,
+        }
+    }
+
+    pub(crate) fn member(&self, machine: &Machine, network: &Network) -> Member {
+        Member { number: machine.member, ipv4: machine.ipv4, ipv6: machine.ipv6(self.installation.ula, network.number) }
+    }
+
+    /// The boot that a container on this host belongs to, written before it is made.
+    fn recorded_boot(&self, id: MachineId) -> Option<u64> {
+        std::fs::read_to_string(self.boots.join(id.bare())).ok()?.trim().parse().ok()
+    }
+
+    pub(crate) fn record_boot(&self, id: MachineId, boot: u64) -> Result<(), ReconcileError> {
+        let path = self.boots.join(id.bare());
+        std::fs::write(&path, boot.to_string()).map_err(|source| ReconcileError::File {
+            action: "recording the boot",
+            path,
+            source,
+        })
+    }
+
+    pub(crate) fn forget_boot(&self, id: MachineId) {
+        // It may never have been written.
+        let _ = std::fs::remove_file(self.boots.join(id.bare()));
+    }
+}
+
+pub(crate) fn container_of(state: Option<DriverState>) -> Container {
+    match state {
+        None => Container::Absent,
+        Some(DriverState::Created { .. }) => Container::Created,
+        Some(DriverState::Running { .. }) => Container::Running,
+        Some(DriverState::Dead) => Container::Dead,
+    }
+}
+
+pub(crate) fn member_spec(member: &Member) -> MemberSpec {
+    MemberSpec { number: member.number, ipv4: member.ipv4, ipv6: member.ipv6 }
+}
+
+pub(crate) fn member_specs<'a>(members: impl IntoIterator<Item = &'a Member>) -> Vec<MemberSpec> {
+    members.into_iter().map(member_spec).collect()
+}
+
+pub(crate) fn member_of(spec: &MemberSpec) -> Member {
+    Member { number: spec.number, ipv4: spec.ipv4, ipv6: spec.ipv6 }
+}
+
+/// Runs a blocking call of the kernel crate on a thread that may block.
+pub(crate) async fn blocking<T: Send + 'static, E: Into<ReconcileError> + Send + 'static>(
+    call: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, ReconcileError> {
+    tokio::task::spawn_blocking(call).await?.map_err(Into::into)
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each map is whole between any two statements, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,248 @@
+//! The settings of `warren up`: flags win over the environment, that over the file, that over the defaults.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use crate::client::target::DEFAULT_DATA_DIR;
+
+/// Where the API listens unless told otherwise.
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7070);
+/// The OCI runtime unless told otherwise: a program found on the search path, or an absolute path.
+pub const DEFAULT_RUNTIME: &str = "runc";
+/// What is logged unless told otherwise.
+pub const DEFAULT_LOG: &str = "info";
+
+/// Everything that `warren up` needs to know, settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpArgs {
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    /// Holds images and machine disks; several servers may share it.
+    pub pool_dir: PathBuf,
+    /// Consent to switching IP forwarding on in the namespace that Warren runs in.
+    pub forwarding: bool,
+    pub runtime: String,
+    /// End the machines when the server is told to end.
+    pub stop_machines: bool,
+    pub log_format: LogFormat,
+    /// A level, or directives of `tracing_subscriber::EnvFilter`.
+    pub log: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// What was said by flags, or by the environment where no flag was given.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpFlags {
+    /// Where the server keeps its data, its key and its socket [default: /var/lib/warren]
+    #[arg(long, value_name = "DIR", env = "WARREN_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the API listens; port 0 takes a free one [default: 127.0.0.1:7070]
+    #[arg(long, value_name = "ADDR:PORT", env = "WARREN_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Where images and machine disks are kept; servers on one host may share it [default: DIR/pool]
+    #[arg(long, value_name = "DIR", env = "WARREN_POOL_DIR")]
+    pub pool_dir: Option<PathBuf>,
+    /// Consent to switching IP forwarding on, which machines with `open` egress need
+    #[arg(long, value_name = "BOOL", env = "WARREN_FORWARDING", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    pub forwarding: Option<bool>,
+    /// The OCI runtime: runc, crun, youki, or a path [default: runc]
+    #[arg(long, value_name = "PROGRAM", env = "WARREN_RUNTIME")]
+    pub runtime: Option<String>,
+    /// A file with settings; every setting is explained in docs/warren.toml
+    #[arg(long, value_name = "FILE", env = "WARREN_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// End the machines when the server ends, instead of leaving them running
+    #[arg(long, value_name = "BOOL", env = "WARREN_STOP_MACHINES", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    pub stop_machines: Option<bool>,
+    /// How log lines look on stderr [default: text]
+    #[arg(long, value_name = "FORMAT", env = "WARREN_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// What is logged: error, warn, info, debug, trace, or directives such as warren_api=debug,info [default: info]
+    #[arg(long, value_name = "LEVEL", env = "WARREN_LOG")]
+    pub log: Option<String>,
+}
+
+/// The settings file. Its keys are the flags' names with underscores.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    data_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    pool_dir: Option<PathBuf>,
+    forwarding: Option<bool>,
+    runtime: Option<String>,
+    stop_machines: Option<bool>,
+    log_format: Option<LogFormat>,
+    log: Option<String>,
+}
+
+/// Why the settings are not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the settings in {path}: {source}")]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the settings in {path} are not valid: {source}")]
+    Malformed {
+        path: PathBuf,
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    #[error("{setting} must not be empty; leave it out for {default}")]
+    Empty { setting: &'static str, default: &'static str },
+    #[error("there is no current directory to start {path} from: {source}")]
+    NoCurrentDirectory {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Reads the file if one is named, and settles every setting.
+pub fn settle(flags: UpFlags) -> Result<UpArgs, ConfigError> {
+    let file = match &flags.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
+            parse(path, &text)?
+        }
+        None => File::default(),
+    };
+    merge(flags, file)
+}
+
+fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    toml::from_str(text).map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
+    let data_dir = flags.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR));
+    let data_dir = absolute("data_dir", DEFAULT_DATA_DIR, data_dir)?;
+    let pool_dir = flags.pool_dir.or(file.pool_dir).unwrap_or_else(|| data_dir.join("pool"));
+    let runtime = flags.runtime.or(file.runtime).unwrap_or_else(|| DEFAULT_RUNTIME.to_owned());
+    if runtime.is_empty() {
+        return Err(ConfigError::Empty { setting: "runtime", default: DEFAULT_RUNTIME });
+    }
+    Ok(UpArgs {
+        pool_dir: absolute("pool_dir", "DIR/pool", pool_dir)?,
+        data_dir,
+        listen: flags.listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
+        forwarding: flags.forwarding.or(file.forwarding).unwrap_or(false),
+        runtime,
+        stop_machines: flags.stop_machines.or(file.stop_machines).unwrap_or(false),
+        log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
+        log: flags.log.or(file.log).unwrap_or_else(|| DEFAULT_LOG.to_owned()),
+    })
+}
+
+/// The server and what it starts have to mean the same place, wherever they run.
+fn absolute(setting: &'static str, default: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.as_os_str().is_empty() {
+        return Err(ConfigError::Empty { setting, default });
+    }
+    std::path::absolute(&path).map_err(|source| ConfigError::NoCurrentDirectory { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENTED: &str = include_str!("../../../docs/warren.toml");
+
+    fn file(text: &str) -> Result<File, ConfigError> {
+        parse(Path::new("warren.toml"), text)
+    }
+
+    #[test]
+    fn without_anything_the_defaults_hold() {
+        let settled = merge(UpFlags::default(), File::default()).unwrap();
+        let expected = UpArgs {
+            data_dir: "/var/lib/warren".into(),
+            listen: DEFAULT_LISTEN,
+            pool_dir: "/var/lib/warren/pool".into(),
+            forwarding: false,
+            runtime: "runc".into(),
+            stop_machines: false,
+            log_format: LogFormat::Text,
+            log: "info".into(),
+        };
+        assert_eq!(settled, expected);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let file = file("data_dir = '/a'\nlisten = '127.0.0.1:1'\nforwarding = true\nlog_format = 'json'").unwrap();
+        let flags =
+            UpFlags { listen: Some("127.0.0.1:2".parse().unwrap()), forwarding: Some(false), ..UpFlags::default() };
+        let settled = merge(flags, file).unwrap();
+        assert_eq!(settled.data_dir, Path::new("/a"));
+        assert_eq!(settled.pool_dir, Path::new("/a/pool"), "the pool follows the data directory");
+        assert_eq!(settled.listen.port(), 2);
+        assert!(!settled.forwarding, "a flag can take back what the file says");
+        assert_eq!(settled.log_format, LogFormat::Json);
+        assert_eq!(settled.runtime, "runc");
+    }
+
+    #[test]
+    fn an_unknown_or_malformed_setting_is_refused_with_its_place() {
+        let error = file("listen = '127.0.0.1:1'\nlisten_adress = 'x'").unwrap_err().to_string();
+        assert!(error.contains("warren.toml") && error.contains("listen_adress"), "{error}");
+        assert!(file("listen = 'nowhere'").is_err());
+        assert!(file("forwarding = 'yes'").is_err());
+    }
+
+    #[test]
+    fn empty_settings_are_refused() {
+        assert!(merge(UpFlags { runtime: Some(String::new()), ..UpFlags::default() }, File::default()).is_err());
+        assert!(merge(UpFlags { data_dir: Some(PathBuf::new()), ..UpFlags::default() }, File::default()).is_err());
+    }
+
+    #[test]
+    fn relative_directories_are_made_absolute() {
+        let flags = UpFlags { data_dir: Some("d".into()), pool_dir: Some("p".into()), ..UpFlags::default() };
+        let settled = merge(flags, File::default()).unwrap();
+        assert!(settled.data_dir.is_absolute() && settled.pool_dir.is_absolute());
+    }
+
+    #[test]
+    fn the_documented_file_holds_every_setting_with_its_default() {
+        let uncommented: String = DOCUMENTED
+            .lines()
+            .map(|line| {
+                line.strip_prefix('#').filter(|rest| !rest.starts_with([' ', '#']) && !rest.is_empty()).unwrap_or(line)
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let documented = file(&uncommented).unwrap();
+        let File { data_dir, listen, pool_dir, forwarding, runtime, stop_machines, log_format, log } = &documented;
+        assert!(data_dir.is_some() && listen.is_some() && pool_dir.is_some() && forwarding.is_some());
+        assert!(runtime.is_some() && stop_machines.is_some() && log_format.is_some() && log.is_some());
+        let defaults = merge(UpFlags::default(), File::default()).unwrap();
+        assert_eq!(merge(UpFlags::default(), documented).unwrap(), defaults);
+        assert_eq!(file(DOCUMENTED).unwrap(), File::default(), "as committed, it changes nothing");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let flags = UpFlags { config: Some("/nonexistent/warren.toml".into()), ..UpFlags::default() };
+        let error = settle(flags).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/warren.toml"), "{error}");
+    }
+}

@@ -1,0 +1,284 @@
+//! The commands: their arguments, what they ask for, how the answer is shown.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`account`], [`network`], [`machine`], [`image`] | the commands named so |
+//! | [`exec`] | `exec` and `shell`: a command's streams, signals and status |
+//! | [`copy`] | `cp` |
+//! | [`observe`], [`topology`] | `topology`, `events`, `logs`, `ports`, `traffic` |
+//! | `host`, [`config`] | `up`, `doctor`, `demo`, `uninstall` and the server's settings (feature `server`) |
+//! | [`render`], [`output`], [`progress`] | data to text, and where it goes |
+//! | [`failure`] | exit statuses and messages |
+
+pub mod account;
+#[cfg(feature = "server")]
+pub mod config;
+pub mod copy;
+pub mod exec;
+pub mod failure;
+#[cfg(feature = "server")]
+pub mod host;
+pub mod image;
+pub mod machine;
+pub mod network;
+pub mod observe;
+pub mod output;
+pub mod progress;
+pub mod render;
+pub mod terminal;
+pub mod topology;
+pub mod values;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use self::failure::Failure;
+use self::output::{Output, note};
+use crate::client::Client;
+use crate::client::target::Wanted;
+
+#[cfg(feature = "server")]
+const EXAMPLES: &str = "\
+Examples:
+  warren up &                                   start a server on this host
+  warren machine create worker                  a machine in your private network
+  warren exec worker -- python3 --version       run a command in it
+  warren topology                               see what there is
+
+`warren COMMAND --help` has more examples. Every command takes --json.";
+#[cfg(not(feature = "server"))]
+const EXAMPLES: &str = "\
+Examples:
+  warren --url http://127.0.0.1:7070 whoami     ask a server, here through an SSH tunnel
+  warren machine create worker                  a machine in your private network
+  warren exec worker -- python3 --version       run a command in it
+  warren topology                               see what there is
+
+`warren COMMAND --help` has more examples. Every command takes --json.";
+
+/// Private networks with real computers for AI agents, on your own Linux hosts
+#[derive(Debug, Parser)]
+#[command(name = "warren", version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Globals {
+    /// The server: http://…, https://… or unix:///path/api.sock [default: the socket in WARREN_DATA_DIR]
+    #[arg(long, global = true, value_name = "URL", env = "WARREN_URL", help_heading = "Server")]
+    pub url: Option<String>,
+    /// The API key [default: root.key beside the socket, when readable]
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY",
+        env = "WARREN_API_KEY",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
+    pub key: Option<String>,
+    /// Act in this account (root key only)
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Server")]
+    pub account: Option<String>,
+    /// Write JSON: one object, or {"items":[…],"next":…}; failures as problem documents on stderr
+    #[arg(long, global = true, help_heading = "Output")]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start the server on this host, in the foreground
+    #[cfg(feature = "server")]
+    #[command(after_help = "\
+Stdout carries one line, `ready http://ADDR:PORT`; everything else goes to stderr.
+
+Examples:
+  warren up
+  warren up --data-dir /srv/warren --listen 127.0.0.1:0
+  warren up --forwarding                        lets networks with open egress reach the internet
+  warren up --config /etc/warren/warren.toml")]
+    Up(config::UpFlags),
+    /// Accounts: the tenants that own networks and machines (root key only)
+    #[command(subcommand)]
+    Account(account::AccountCommand),
+    /// API keys of the account
+    #[command(subcommand)]
+    Key(account::KeyCommand),
+    /// Private networks
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
+    /// Machines: computers on a private network
+    #[command(subcommand)]
+    Machine(machine::MachineCommand),
+    /// Run a command in a machine
+    Exec(exec::ExecArgs),
+    /// Open a shell in a machine
+    Shell(exec::ShellArgs),
+    /// Copy files and directories into, out of and between machines
+    Cp(copy::CopyArgs),
+    /// Show what a machine wrote to its console
+    Logs(observe::LogsArgs),
+    /// Show which ports are listening in a machine
+    Ports(observe::PortsArgs),
+    /// Show how much a machine sent and received
+    Traffic(observe::TrafficArgs),
+    /// Images that machines are made from
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Draw every network with what is in it
+    Topology(topology::TopologyArgs),
+    /// Show what happened
+    Events(observe::EventsArgs),
+    /// Say which server, account and key are used
+    #[command(after_help = "Examples:\n  warren whoami\n  warren --account acme whoami --json")]
+    Whoami,
+    /// Say what this host lacks to run Warren, and the command that mends it
+    #[cfg(feature = "server")]
+    #[command(after_help = "Examples:\n  warren doctor")]
+    Doctor,
+    /// Show in one run, on this host, what Warren does; leaves nothing behind
+    #[cfg(feature = "server")]
+    #[command(after_help = "Examples:\n  warren demo\n  warren demo --pool-dir /var/lib/warren/pool")]
+    Demo(host::DemoArgs),
+    /// End and remove every trace of one installation, also when its server is dead
+    #[cfg(feature = "server")]
+    #[command(after_help = "Examples:\n  warren uninstall --yes\n  warren uninstall --data-dir /srv/warren --yes")]
+    Uninstall(host::UninstallArgs),
+    /// Print the completions of a shell
+    #[command(after_help = "\
+Examples:
+  warren completion bash > /etc/bash_completion.d/warren
+  warren completion zsh > \"${fpath[1]}/_warren\"
+  warren completion fish > ~/.config/fish/completions/warren.fish")]
+    Completion {
+        /// Whose completions
+        shell: clap_complete::Shell,
+    },
+    /// Say the version of this command, and of the server when it answers
+    #[command(after_help = "Examples:\n  warren version\n  warren version --json")]
+    Version,
+    /// DNS and proxies, without privilege; started by the server
+    #[cfg(feature = "server")]
+    #[command(hide = true)]
+    Edge(host::EdgeArgs),
+}
+
+/// What a client command works with.
+pub struct Context {
+    pub client: Client,
+    pub output: Output,
+}
+
+impl Globals {
+    pub fn wanted(&self) -> Wanted {
+        let data_dir = std::env::var_os("WARREN_DATA_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        Wanted { url: given(&self.url), key: given(&self.key), account: given(&self.account), data_dir }
+    }
+
+    pub fn context(&self) -> Result<Context, Failure> {
+        Ok(Context { client: Client::new(&self.wanted().find()?)?, output: Output { json: self.json } })
+    }
+}
+
+/// Runs one command line; answers its exit status.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout and may find nobody reading; there is nobody left to tell.
+            let _ = error.print();
+            return error.exit_code();
+        }
+    };
+    let json = cli.globals.json;
+    // A command in a machine has statuses of its own, so Warren's own failures must not look like one of them.
+    let in_machine = matches!(cli.command, Command::Exec(_));
+    match dispatch(cli) {
+        Ok(status) => status,
+        Err(failure) => {
+            if let Some(report) = failure.report(json) {
+                note(&report);
+            }
+            if in_machine { exec::exit_status(&failure) } else { failure.exit_status() }
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<i32, Failure> {
+    let Cli { globals, command } = cli;
+    match command {
+        #[cfg(feature = "server")]
+        Command::Up(flags) => host::up(flags)?,
+        #[cfg(feature = "server")]
+        Command::Edge(args) => host::edge(args)?,
+        #[cfg(feature = "server")]
+        Command::Uninstall(args) => host::uninstall(args)?,
+        #[cfg(feature = "server")]
+        Command::Doctor => host::doctor()?,
+        #[cfg(feature = "server")]
+        Command::Demo(args) => host::demo(args)?,
+        Command::Completion { shell } => completion(shell)?,
+        Command::Image(image::ImageCommand::Build(args)) => image::build(&globals, args)?,
+        command => return with_server(globals, command),
+    }
+    Ok(failure::DONE)
+}
+
+/// The commands that talk to a server.
+fn with_server(globals: Globals, command: Command) -> Result<i32, Failure> {
+    let context = globals.context()?;
+    block_on(async {
+        match command {
+            Command::Account(command) => account::account(&context, command).await?,
+            Command::Key(command) => account::key(&context, command).await?,
+            Command::Whoami => account::whoami(&context).await?,
+            Command::Version => account::version(&context).await?,
+            Command::Network(command) => network::run(&context, command).await?,
+            Command::Machine(command) => machine::run(&context, command).await?,
+            Command::Image(command) => image::run(&context, command).await?,
+            Command::Exec(args) => return exec::exec(&context, args).await,
+            Command::Shell(args) => return exec::shell(&context, args).await,
+            Command::Cp(args) => copy::run(&context, args).await?,
+            Command::Logs(args) => observe::logs(&context, args).await?,
+            Command::Ports(args) => observe::ports(&context, args).await?,
+            Command::Traffic(args) => observe::traffic(&context, args).await?,
+            Command::Events(args) => observe::events(&context, args).await?,
+            Command::Topology(args) => topology::run(&context, args).await?,
+            Command::Completion { shell } => completion(shell)?,
+            #[cfg(feature = "server")]
+            Command::Up(_) | Command::Edge(_) | Command::Uninstall(_) | Command::Doctor | Command::Demo(_) => {
+                return Err(Failure::Said("this command needs no server".to_owned()));
+            }
+        }
+        Ok(failure::DONE)
+    })
+}
+
+/// Runs a client command. Threads that wait for stdin are left to the end of the process.
+pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::local("cannot start", error))?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
+}
+
+fn completion(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "warren", &mut script);
+    io::Write::write_all(&mut io::stdout().lock(), &script).map_err(Failure::stdout)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! `events`, `logs`, `ports`, `traffic`.
+
+use std::io::Write;
+
+use clap::Args;
+use futures::StreamExt;
+use http::header::{HeaderMap, HeaderName};
+use http::{HeaderValue, Method};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use warren_model::access::ListeningPort;
+use warren_model::wire::{Event, Traffic};
+
+use super::failure::Failure;
+use super::render::{printable, protocol, table, time, traffic_row};
+use super::{Context, values};
+use crate::client::Payload;
+use crate::client::error::ClientError;
+use crate::client::route::Route;
+
+/// How long to wait before a stream that broke off is taken up again.
+const RESUME_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
+/// How often in a row that is tried.
+const RESUME_ATTEMPTS: u32 = 30;
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  warren logs worker
+  warren logs worker --follow
+  warren logs worker --tail 4k")]
+pub struct LogsArgs {
+    /// Its name or id
+    pub machine: String,
+    /// Go on with what is written from now on
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only so many bytes from the end, such as 4k; up to 16M [default: 64k]
+    #[arg(long, value_name = "BYTES", value_parser = values::byte_count)]
+    pub tail: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "Examples:\n  warren ports worker")]
+pub struct PortsArgs {
+    /// Its name or id
+    pub machine: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "Examples:\n  warren traffic worker\n  warren traffic worker --json | jq .egress.sent_bytes")]
+pub struct TrafficArgs {
+    /// Its name or id
+    pub machine: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  warren events
+  warren events --follow --json
+  warren events --after 1200")]
+pub struct EventsArgs {
+    /// Go on with what happens from now on, one event a line
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only what happened after this revision
+    #[arg(long, value_name = "REVISION")]
+    pub after: Option<u64>,
+    /// Show at most so many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "follow")]
+    pub limit: Option<u32>,
+}
+
+pub async fn logs(context: &Context, args: LogsArgs) -> Result<(), Failure> {
+    let route = Route::new(&["machines", &args.machine, "logs"])
+        .maybe("tail", args.tail)
+        .maybe("follow", args.follow.then_some(true));
+    let response = context.client.send(Method::GET, &route, Payload::Nothing).await?;
+    let mut body = response.into_body();
+    let mut all = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ClientError::BrokenOff(error.into()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        match (context.output.json, args.follow) {
+            (false, _) => write(&data)?,
+            (true, false) => all.extend_from_slice(&data),
+            (true, true) => {
+                all.extend_from_slice(&data);
+                while let Some(end) = all.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = all.drain(..=end).collect();
+                    context.output.text(&log_line(&line).to_string())?;
+                }
+            }
+        }
+    }
+    match (context.output.json, args.follow) {
+        (true, false) => context.output.json(&serde_json::json!({ "logs": String::from_utf8_lossy(&all) })),
+        (true, true) if !all.is_empty() => context.output.text(&log_line(&all).to_string()),
+        _ => Ok(()),
+    }
+}
+
+pub async fn ports(context: &Context, args: PortsArgs) -> Result<(), Failure> {
+    let answer = context.client.get(&Route::new(&["machines", &args.machine, "ports"])).await?;
+    context.output.list(super::output::read(answer)?, &format!("Nothing listens in {}.", args.machine), render_ports)
+}
+
+pub async fn traffic(context: &Context, args: TrafficArgs) -> Result<(), Failure> {
+    let answer = context.client.get(&Route::new(&["machines", &args.machine, "traffic"])).await?;
+    context.output.object(answer, render_traffic)
+}
+
+pub async fn events(context: &Context, args: EventsArgs) -> Result<(), Failure> {
+    let Context { client, output } = context;
+    let route = Route::new(&["events"]);
+    if args.follow {
+        return follow(context, args.after).await;
+    }
+    let route = route.query("follow", false).maybe("after", args.after);
+    let page = client.list(&route, args.limit.map(|limit| limit as usize)).await?;
+    output.list(page, "Nothing has happened.", render_events)
+}
+
+/// Shows events as they happen, and takes the stream up again where it broke off.
+async fn follow(context: &Context, after: Option<u64>) -> Result<(), Failure> {
+    let Context { client, output } = context;
+    let route = Route::new(&["events"]).maybe("after", after);
+    let mut last: Option<u64> = None;
+    let mut attempts = 0;
+    loop {
+        let mut headers = HeaderMap::new();
+        if let Some(last) = last {
+            headers.insert(HeaderName::from_static("last-event-id"), HeaderValue::from(last));
+        }
+        let broken = match client.documents(Method::GET, &route, Payload::Nothing, headers).await {
+            Ok(mut documents) => loop {
+                match documents.next().await {
+                    Some(Ok(document)) => {
+                        attempts = 0;
+                        last = document.get("revision").and_then(Value::as_u64).or(last);
+                        output.line(document, render_event)?;
+                    }
+                    Some(Err(error)) => break error,
+                    None => break ClientError::BrokenOff("the server ended the stream".into()),
+                }
+            },
+            // The first attempt tells the caller at once.
+            Err(error) if last.is_none() && attempts == 0 => return Err(error.into()),
+            Err(error) => error,
+        };
+        let lasting = !matches!(broken, ClientError::BrokenOff(_) | ClientError::NotReached { .. });
+        attempts += 1;
+        // Without a place to go on from, events could be missed in silence.
+        if lasting || attempts > RESUME_ATTEMPTS || (last.is_none() && after.is_none()) {
+            return Err(broken.into());
+        }
+        tokio::time::sleep(RESUME_AFTER).await;
+    }
+}
+
+fn log_line(line: &[u8]) -> Value {
+    let text = String::from_utf8_lossy(line);
+    serde_json::json!({ "line": text.trim_end_matches(['\n', '\r']) })
+}
+
+fn write(data: &[u8]) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(data).and_then(|()| stdout.flush()).map_err(Failure::stdout)
+}
+
+fn render_ports(ports: &[ListeningPort]) -> String {
+    let row = |port: &ListeningPort| {
+        vec![
+            port.port.to_string(),
+            protocol(port.protocol).to_owned(),
+            port.address.to_string(),
+            port.process.clone().unwrap_or_default(),
+            port.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+        ]
+    };
+    table(&["port", "protocol", "address", "process", "pid"], &[0, 4], ports.iter().map(row))
+}
+
+fn render_traffic(traffic: &Traffic) -> String {
+    let rows = [traffic_row("private", &traffic.private), traffic_row("egress", &traffic.egress)];
+    table(&["", "sent", "packets", "received", "packets"], &[1, 2, 3, 4], rows)
+}
+
+fn render_events(events: &[Event]) -> String {
+    events.iter().map(|event| render_event(event) + "\n").collect()
+}
+
+fn render_event(event: &Event) -> String {
+    let kind = serde_json::to_value(event.kind).ok();
+    let kind = kind.as_ref().and_then(Value::as_str).unwrap_or_default();
+    format!("{}  {kind:<16}  {}", time(event.time), printable(&event.message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warren_model::record::{EventKind, Protocol};
+    use warren_model::wire::Counters;
+
+    #[test]
+    fn listening_ports_stand_in_columns() {
+        let port = |port, process: Option<&str>, pid| ListeningPort {
+            protocol: Protocol::Tcp,
+            address: "0.0.0.0".parse().unwrap(),
+            port,
+            process: process.map(str::to_owned),
+            pid,
+        };
+        insta::assert_snapshot!(render_ports(&[port(80, None, None), port(8080, Some("python3"), Some(42))]), @r"
+        PORT  PROTOCOL  ADDRESS  PROCESS  PID
+          80  tcp       0.0.0.0
+        8080  tcp       0.0.0.0  python3   42
+        ");
+    }
+
+    #[test]
+    fn traffic_tells_private_from_egress() {
+        let private = Counters { sent_bytes: 1536, sent_packets: 3, received_bytes: 5 << 20, received_packets: 4000 };
+        let traffic = Traffic { private, egress: Counters::default() };
+        insta::assert_snapshot!(render_traffic(&traffic), @r"
+                    SENT  PACKETS  RECEIVED  PACKETS
+        private  1.5 KiB        3   5.0 MiB     4000
+        egress       0 B        0       0 B        0
+        ");
+    }
+
+    #[test]
+    fn an_event_is_one_line() {
+        let event = Event {
+            id: "evt_01".into(),
+            revision: 7,
+            time: "2026-11-20T09:30:00Z".parse().unwrap(),
+            kind: EventKind::DriftRepaired,
+            network: None,
+            machine: None,
+            message: "the link of worker was gone and is back\x1b[2J".into(),
+        };
+        let shown = render_event(&event);
+        assert_eq!(shown, "2026-11-20 09:30:00Z  drift_repaired    the link of worker was gone and is back\u{241b}[2J");
+    }
+}

@@ -1,0 +1,240 @@
+//! Every command line of the contract, parsed.
+
+use std::time::Duration;
+
+use super::*;
+use clap::error::ErrorKind;
+
+fn parse(line: &str) -> Command {
+    match Cli::try_parse_from(words(line)) {
+        Ok(cli) => cli.command,
+        Err(error) => panic!("{line}: {error}"),
+    }
+}
+
+fn refused(line: &str) -> i32 {
+    match Cli::try_parse_from(words(line)) {
+        Ok(cli) => panic!("{line}: {cli:?}"),
+        Err(error) => error.exit_code(),
+    }
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+#[test]
+fn the_definition_holds_together() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_has_help_with_examples() {
+    fn walk(path: &str, command: &clap::Command) {
+        let subcommands: Vec<_> = command.get_subcommands().filter(|sub| sub.get_name() != "help").collect();
+        if subcommands.is_empty() && !command.is_hide_set() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(
+                help.contains("Examples:\n  warren ") || help.contains("Examples:\n  tar "),
+                "{path} has no examples"
+            );
+        }
+        for subcommand in subcommands {
+            assert!(subcommand.get_about().is_some() || subcommand.is_hide_set(), "{path} {}", subcommand.get_name());
+            walk(&format!("{path} {}", subcommand.get_name()), subcommand);
+        }
+    }
+    walk("warren", &Cli::command());
+}
+
+#[test]
+fn examples_in_help_can_be_run() {
+    fn walk(command: &clap::Command, lines: &mut Vec<String>) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        lines.extend(help.lines().filter_map(|line| line.trim_start().strip_prefix("warren ")).map(str::to_owned));
+        command.get_subcommands().for_each(|subcommand| walk(subcommand, lines));
+    }
+    let mut lines = Vec::new();
+    walk(&Cli::command(), &mut lines);
+    assert!(lines.len() > 40, "{}", lines.len());
+    for line in lines {
+        // What a shell would do with the line: a comment after the command, a pipe, a redirection.
+        let command = line.split("   ").next().unwrap_or_default();
+        let command = command.split([';', '|', '>', '<', '&']).next().unwrap_or_default();
+        if let Err(error) = Cli::try_parse_from(words(&format!("warren {command}"))) {
+            panic!("{line}: {error}");
+        }
+    }
+}
+
+#[test]
+fn accounts_and_keys() {
+    use account::{AccountCommand, KeyCommand};
+    let Command::Account(command) = parse("warren account create acme") else { panic!() };
+    assert_eq!(command, AccountCommand::Create { name: "acme".into() });
+    assert!(matches!(parse("warren account ls --limit 5"), Command::Account(AccountCommand::Ls { limit: Some(5) })));
+    assert!(matches!(parse("warren account show acme"), Command::Account(AccountCommand::Show { .. })));
+    let Command::Key(command) = parse("warren key create --name ci --expires-in 90d") else { panic!() };
+    let expected = KeyCommand::Create { name: Some("ci".into()), expires_in: Some(Duration::from_secs(90 * 86_400)) };
+    assert_eq!(command, expected);
+    assert!(matches!(parse("warren key ls"), Command::Key(KeyCommand::Ls { limit: None })));
+    assert!(matches!(parse("warren key revoke key_01"), Command::Key(KeyCommand::Revoke { .. })));
+    assert_eq!(refused("warren account create"), 2);
+    assert_eq!(refused("warren account ls --limit 0"), 2);
+}
+
+#[test]
+fn networks() {
+    use network::{EgressChoice, NetworkCommand};
+    let Command::Network(command) = parse("warren network create lab --cidr 192.168.10.0/24 --egress open") else {
+        panic!()
+    };
+    let expected = NetworkCommand::Create {
+        name: "lab".into(),
+        cidr: Some("192.168.10.0/24".into()),
+        egress: Some(EgressChoice::Open),
+    };
+    assert_eq!(command, expected);
+    for line in ["network ls", "network show lab", "network rename lab other", "network rm lab"] {
+        assert!(matches!(parse(&format!("warren {line}")), Command::Network(_)));
+    }
+    let Command::Network(command) = parse("warren network rm lab --force") else { panic!() };
+    assert_eq!(command, NetworkCommand::Rm { network: "lab".into(), force: true });
+    assert_eq!(refused("warren network create lab --egress some"), 2);
+}
+
+#[test]
+fn machines() {
+    use machine::MachineCommand;
+    use warren_model::wire::CreateMachine;
+    let line = "warren machine create worker --network lab --ip 192.168.10.10 --image debian --cpus 0.5 --memory 512 \
+                --disk 4 --port web=8080/http --port db=5432 --tag a --tag b --label k=v --label x=y=z";
+    let Command::Machine(MachineCommand::Create(args)) = parse(line) else { panic!() };
+    let body = serde_json::to_value(CreateMachine::from(args)).unwrap();
+    let expected = serde_json::json!({
+        "name": "worker",
+        "network": "lab",
+        "private_ip": "192.168.10.10",
+        "image": "debian",
+        "cpus": 0.5,
+        "memory_mib": 512,
+        "disk_gib": 4,
+        "ports": [
+            {"name": "web", "port": 8080, "protocol": "http"},
+            {"name": "db", "port": 5432, "protocol": "tcp"},
+        ],
+        "tags": ["a", "b"],
+        "labels": {"k": "v", "x": "y=z"},
+    });
+    assert_eq!(body, expected);
+    let Command::Machine(MachineCommand::Create(args)) = parse("warren machine create") else { panic!() };
+    assert_eq!(serde_json::to_value(CreateMachine::from(args)).unwrap(), serde_json::json!({}));
+
+    let verbs =
+        ["ls", "show m", "start m", "stop m", "restart m", "rename m n", "rm m", "set m --tag t", "set m --clear tags"];
+    for verb in verbs {
+        assert!(matches!(parse(&format!("warren machine {verb}")), Command::Machine(_)));
+    }
+    let filters = "warren machine ls --network lab --tag t --label k=v --state running --limit 10";
+    assert!(matches!(parse(filters), Command::Machine(MachineCommand::Ls(_))));
+    for line in
+        ["create a b", "create --cpus x", "create --port web", "create --label k", "set m", "ls --state up", "rm"]
+    {
+        assert_eq!(refused(&format!("warren machine {line}")), 2, "{line}");
+    }
+}
+
+#[test]
+fn exec_and_shell() {
+    let line = "warren exec --user nobody --env A=1 --env B=2=3 --cwd /srv --timeout 30s --tty --no-settle worker -- ls --json -x";
+    let Command::Exec(args) = parse(line) else { panic!() };
+    assert_eq!(args.machine, "worker");
+    assert_eq!(args.command, ["ls", "--json", "-x"], "what stands after -- is the command's");
+    assert_eq!(args.env, [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "2=3".to_owned())]);
+    assert_eq!((args.user.as_deref(), args.cwd.as_deref()), (Some("nobody"), Some("/srv")));
+    assert_eq!(args.timeout, Some(Duration::from_secs(30)));
+    assert!(args.tty && args.no_settle && !args.no_stdin);
+    assert!(matches!(parse("warren exec worker --timeout 5m -- true"), Command::Exec(_)));
+    assert!(matches!(parse("warren shell worker"), Command::Shell(_)));
+    for line in ["exec worker", "exec worker --", "exec worker true", "exec -- true", "exec --timeout 1y w -- true"] {
+        assert_eq!(refused(&format!("warren {line}")), 2, "{line}");
+    }
+}
+
+#[test]
+fn copies_and_what_is_observed() {
+    let Command::Cp(args) = parse("warren cp - worker:/tmp/x") else { panic!() };
+    assert_eq!((args.source.as_str(), args.destination.as_str()), ("-", "worker:/tmp/x"));
+    let Command::Logs(args) = parse("warren logs worker --follow --tail 4k") else { panic!() };
+    assert_eq!((args.follow, args.tail), (true, Some(4096)));
+    assert!(matches!(parse("warren ports worker"), Command::Ports(_)));
+    assert!(matches!(parse("warren traffic worker"), Command::Traffic(_)));
+    assert!(matches!(parse("warren topology"), Command::Topology(_)));
+    let Command::Events(args) = parse("warren events --follow --after 7") else { panic!() };
+    assert_eq!((args.follow, args.after), (true, Some(7)));
+    assert_eq!(refused("warren events --follow --limit 5"), 2);
+    assert_eq!(refused("warren cp a"), 2);
+}
+
+#[test]
+fn images() {
+    use image::ImageCommand;
+    let Command::Image(ImageCommand::Build(args)) = parse("warren image build debian --pool-dir /p") else { panic!() };
+    assert_eq!((args.image.as_str(), args.pool_dir), ("debian", Some("/p".into())));
+    let Command::Image(ImageCommand::Import(args)) = parse("warren image import - --name box") else { panic!() };
+    assert_eq!(args.name.unwrap().as_str(), "box");
+    assert!(matches!(parse("warren image ls"), Command::Image(ImageCommand::Ls)));
+    assert!(matches!(parse("warren image rm box"), Command::Image(ImageCommand::Rm { .. })));
+    assert_eq!(refused("warren image build ../x"), 2);
+}
+
+#[test]
+fn globals_go_anywhere() {
+    for line in ["warren --json --url http://h:1 network ls", "warren network ls --url http://h:1 --json"] {
+        let cli = Cli::try_parse_from(words(line)).unwrap();
+        assert!(cli.globals.json);
+        assert_eq!(cli.globals.url.as_deref(), Some("http://h:1"));
+    }
+    let cli = Cli::try_parse_from(words("warren whoami --key k --account acme")).unwrap();
+    assert_eq!((cli.globals.key.as_deref(), cli.globals.account.as_deref()), (Some("k"), Some("acme")));
+}
+
+#[test]
+fn every_shell_has_completions() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(matches!(parse(&format!("warren completion {shell}")), Command::Completion { .. }));
+    }
+    assert_eq!(refused("warren completion tcsh"), 2);
+}
+
+#[test]
+fn help_and_version_are_no_failures_and_nothing_is_wrong_usage() {
+    let kind = |line: &str| Cli::try_parse_from(words(line)).unwrap_err().kind();
+    assert_eq!(kind("warren --help"), ErrorKind::DisplayHelp);
+    assert_eq!(kind("warren --version"), ErrorKind::DisplayVersion);
+    assert_eq!((refused("warren --help"), refused("warren --version")), (0, 0));
+    assert_eq!((refused("warren"), refused("warren no-such-command"), refused("warren machine")), (2, 2, 2));
+}
+
+#[cfg(feature = "server")]
+#[test]
+fn the_host_commands() {
+    let line = "warren up --data-dir /d --listen 127.0.0.1:0 --pool-dir /p --forwarding --runtime crun --stop-machines \
+                --log-format json --log debug";
+    let Command::Up(flags) = parse(line) else { panic!() };
+    let settled = config::settle(config::UpFlags { config: None, ..flags }).unwrap();
+    assert_eq!(settled.listen.to_string(), "127.0.0.1:0");
+    assert!(settled.forwarding && settled.stop_machines);
+    assert_eq!((settled.runtime.as_str(), settled.log_format), ("crun", config::LogFormat::Json));
+    let Command::Up(flags) = parse("warren up --forwarding=false") else { panic!() };
+    assert_eq!(flags.forwarding, Some(false));
+    let Command::Edge(args) = parse("warren edge --control /c --uid 1 --gid 2") else { panic!() };
+    assert_eq!((args.uid, args.gid), (1, 2));
+    let Command::Uninstall(args) = parse("warren uninstall --data-dir /d --yes") else { panic!() };
+    assert_eq!((args.data_dir, args.yes), ("/d".into(), true));
+    assert!(matches!(parse("warren doctor"), Command::Doctor));
+    assert!(matches!(parse("warren demo --pool-dir /p"), Command::Demo(_)));
+    for line in ["up --listen nowhere", "up --log-format xml", "edge", "uninstall"] {
+        assert_eq!(refused(&format!("warren {line}")), 2, "{line}");
+    }
+}

@@ -1,0 +1,131 @@
+//! What people write on a command line, read into what it means.
+
+use std::time::Duration;
+
+use warren_model::record::Protocol;
+use warren_model::wire::Port;
+
+/// A length of time: `500ms`, `30s`, `5m`, `2h`, or seconds without a unit.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return Err(format!("{unit:?} is no unit of time; write 500ms, 30s, 5m, 2h or 1d")),
+    };
+    let number: f64 = number.parse().map_err(|_| "write a number and a unit, such as 30s or 5m".to_owned())?;
+    let length = Duration::try_from_secs_f64(number * seconds).map_err(|_| "that is too long".to_owned())?;
+    if length.is_zero() { Err("it has to be more than nothing".to_owned()) } else { Ok(length) }
+}
+
+/// The time limit of a command: a [`duration`] from 1 ms to 24 h.
+pub fn time_limit(text: &str) -> Result<Duration, String> {
+    let length = duration(text)?;
+    if length > warren_model::access::LONGEST_EXEC {
+        return Err("a command may run for 24h at most".to_owned());
+    }
+    Ok(length.max(Duration::from_millis(1)))
+}
+
+/// A number of bytes: `4096`, `64k`, `1M`, `2G`, in steps of 1,024.
+pub fn byte_count(text: &str) -> Result<u64, String> {
+    let lower = text.to_ascii_lowercase();
+    let bare = lower.trim_end_matches("ib").trim_end_matches('b');
+    let (number, factor) = match bare.as_bytes().last() {
+        Some(b'k') => (&bare[..bare.len() - 1], 1 << 10),
+        Some(b'm') => (&bare[..bare.len() - 1], 1 << 20),
+        Some(b'g') => (&bare[..bare.len() - 1], 1 << 30),
+        _ => (bare, 1),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a number of bytes, such as 4096, 64k or 1M".to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| "that is too much".to_owned())
+}
+
+/// A declared port: `web=8080/http`, with `tcp` where no protocol is named, and the port itself where no name is.
+pub fn port(text: &str) -> Result<Port, String> {
+    let help = "write NAME=PORT/PROTOCOL, such as web=8080/http; the protocol is tcp, udp, http or https";
+    let (name, rest) = match text.split_once('=') {
+        Some((name, rest)) => (Some(name), rest),
+        None => (None, text),
+    };
+    let (port, protocol) = rest.split_once('/').unwrap_or((rest, "tcp"));
+    let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or(format!("{port:?} is no port; {help}"))?;
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "http" => Protocol::Http,
+        "https" => Protocol::Https,
+        other => return Err(format!("{other:?} is no protocol; {help}")),
+    };
+    let name = name.map_or_else(|| format!("port-{port}"), str::to_owned);
+    Ok(Port { name, port, protocol })
+}
+
+/// `key=value`, where the value may hold more of `=` or nothing.
+pub fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+/// A variable for a command: `KEY=VALUE`, or `KEY` for the value it has here.
+pub fn variable(text: &str) -> Result<(String, String), String> {
+    if text.contains('=') {
+        return pair(text);
+    }
+    match std::env::var(text) {
+        Ok(value) => Ok((text.to_owned(), value)),
+        Err(_) => Err(format!("{text} is not set here; write {text}=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_of_time_are_read() {
+        for (text, millis) in [("30s", 30_000), ("5m", 300_000), ("500ms", 500), ("2", 2_000), ("1.5h", 5_400_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for bad in ["", "s", "5x", "-1s", "0", "1s2m", "1e3s", "9999999999999999999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(time_limit("25h").is_err());
+    }
+
+    #[test]
+    fn byte_counts_are_read() {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("64k", 65_536), ("1MiB", 1 << 20), ("2GB", 2 << 30)] {
+            assert_eq!(byte_count(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "k", "1.5M", "-1", "99999999999999999G"] {
+            assert!(byte_count(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports_are_read() {
+        let web = Port { name: "web".into(), port: 8080, protocol: Protocol::Http };
+        assert_eq!(port("web=8080/http"), Ok(web));
+        assert_eq!(port("db=5432").unwrap().protocol, Protocol::Tcp);
+        assert_eq!(port("53/udp").unwrap().name, "port-53");
+        for bad in ["web", "web=0", "web=65536", "web=80/sctp", "web=", "=80/"] {
+            assert!(port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn pairs_and_variables_are_read() {
+        assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(pair("a="), Ok(("a".into(), String::new())));
+        assert!(pair("a").is_err() && pair("=b").is_err());
+        assert!(variable("PATH").is_ok());
+        assert!(variable("A_VARIABLE_THAT_NOBODY_SETS").is_err());
+    }
+}

@@ -1,0 +1,43 @@
+//! Building an image without a server.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+use warren_model::access::{ImageProgress, Images as _};
+use warren_model::{ImageName, InstallationId};
+use warren_runtime::disk::Pool;
+use warren_runtime::image::ImageStore;
+
+use super::mounts;
+use crate::cli::progress::ImageBar;
+
+pub fn image_build(name: ImageName, pool_dir: PathBuf) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&pool_dir).with_context(|| format!("cannot make {}", pool_dir.display()))?;
+    let pool_dir = pool_dir.canonicalize()?;
+    mounts::enter_lasting_namespace(&[&pool_dir])?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(build(name, pool_dir))
+}
+
+async fn build(name: ImageName, pool_dir: PathBuf) -> anyhow::Result<()> {
+    let mut bits = [0u8; 4];
+    getrandom::fill(&mut bits).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    // A name in the pool's register for as long as the build takes, so that no server removes the pool meanwhile.
+    let visitor = InstallationId::from_random(u32::from_le_bytes(bits));
+    let pool = Pool::open(&pool_dir, &visitor).await?;
+    let images = ImageStore::open(pool.clone())?;
+    let (sender, mut receiver) = mpsc::channel::<ImageProgress>(16);
+    let shown_name = name.to_string();
+    let shown = tokio::spawn(async move {
+        let mut bar = ImageBar::new(&shown_name, false);
+        while let Some(step) = receiver.recv().await {
+            bar.show(&step);
+        }
+    });
+    let outcome = images.build(&name, sender).await;
+    shown.await?;
+    pool.close_installation(false).await?;
+    let image = outcome?;
+    println!("{} {} {}", image.name, image.digest, image.size);
+    Ok(())
+}

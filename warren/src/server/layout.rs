@@ -1,0 +1,137 @@
+//! Where an installation keeps its things.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use warren_model::InstallationId;
+use warren_runtime::driver::CgroupParent;
+
+/// The data directory, by what is in it.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    directory: PathBuf,
+}
+
+impl Layout {
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.directory.join("warren.db")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("api.sock")
+    }
+
+    pub fn root_key(&self) -> PathBuf {
+        self.directory.join("root.key")
+    }
+
+    pub fn audit_log(&self) -> PathBuf {
+        self.directory.join("audit.log")
+    }
+
+    /// What the edge logs; it outlives the daemon, so it cannot share the daemon's stderr.
+    pub fn edge_log(&self) -> PathBuf {
+        self.directory.join("edge.log")
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.directory.join("lock")
+    }
+
+    fn traces_file(&self) -> PathBuf {
+        self.directory.join("installation.json")
+    }
+
+    pub fn create(&self) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.directory)
+            .with_context(|| format!("cannot make the data directory {}", self.directory.display()))
+    }
+
+    /// Makes sure that one server at most uses the directory. The file holds the process id of who has the lock.
+    pub fn lock(&self) -> anyhow::Result<Flock<fs::File>> {
+        let path = self.lock_file();
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+            let holder = self.lock_holder().map_or(String::new(), |pid| format!(" (process {pid})"));
+            anyhow::anyhow!(
+                "{} is in use by another server{holder}: end that one, or choose another --data-dir ({error})",
+                self.directory.display()
+            )
+        })?;
+        lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()))?;
+        Ok(lock)
+    }
+
+    /// The process that holds the lock, as it wrote itself down.
+    pub fn lock_holder(&self) -> Option<i32> {
+        fs::read_to_string(self.lock_file()).ok()?.trim().parse().ok()
+    }
+
+    pub fn write_root_key(&self, key: &str) -> anyhow::Result<()> {
+        let path = self.root_key();
+        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+        writeln!(file, "{key}")?;
+        file.as_file().sync_all()?;
+        file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(())
+    }
+
+    pub fn read_traces(&self) -> anyhow::Result<Option<Traces>> {
+        let path = self.traces_file();
+        match fs::read(&path) {
+            Ok(bytes) => {
+                Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
+        }
+    }
+
+    pub fn write_traces(&self, traces: &Traces) -> anyhow::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+        serde_json::to_writer_pretty(&mut file, traces)?;
+        file.as_file().sync_all()?;
+        file.persist(self.traces_file())?;
+        Ok(())
+    }
+}
+
+/// What an installation leaves on the host outside its data directory: enough to remove all of it without its store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Traces {
+    pub installation: InstallationId,
+    pub ula: warren_model::UlaPrefix,
+    pub pool_dir: PathBuf,
+    pub cgroup_parent: CgroupParent,
+    pub runtime: String,
+}
+
+/// What does not survive a reboot of the host: sockets, mounts, the runtime's own state.
+pub fn run_directory(installation: &InstallationId) -> PathBuf {
+    PathBuf::from(format!("/run/warren-{installation}"))
+}
+
+/// The socket on which the edge takes orders.
+pub fn edge_control(installation: &InstallationId) -> PathBuf {
+    run_directory(installation).join("edge.sock")
+}

@@ -1,0 +1,130 @@
+//! Removes every trace of one installation, whether its server runs, has ended or was killed.
+//!
+//! The store is not needed: what an installation leaves outside its data directory is written down in
+//! `installation.json` when the server starts, and everything that the kernel shows carries the installation's id.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use warren_edge::EdgeClient;
+use warren_kernel::Kernel;
+use warren_runtime::disk::Pool;
+use warren_runtime::driver::{ContainerConfig, ContainerDriver, Driver as _};
+
+use super::layout::{self, Layout, Traces};
+use super::mounts;
+use crate::cli::host::UninstallArgs;
+
+/// How long the server may take to end when it is asked to.
+const SERVER_GRACE: Duration = Duration::from_secs(15);
+
+pub fn uninstall(args: UninstallArgs) -> anyhow::Result<()> {
+    let directory = args
+        .data_dir
+        .canonicalize()
+        .with_context(|| format!("there is no installation at {}", args.data_dir.display()))?;
+    let layout = Layout::new(directory);
+    if !layout.store().exists() && layout.read_traces()?.is_none() {
+        bail!("{} is not the data directory of an installation; nothing was touched", layout.directory().display());
+    }
+    mounts::enter_lasting_namespace(&[layout.directory()])?;
+    end_server(&layout)?;
+    let _lock = layout.lock()?;
+    if let Some(traces) = layout.read_traces()? {
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(remove_traces(&layout, &traces))?;
+    }
+    std::fs::remove_dir_all(layout.directory())
+        .with_context(|| format!("cannot remove {}", layout.directory().display()))?;
+    println!("removed {}", layout.directory().display());
+    Ok(())
+}
+
+/// Ends the server that holds the lock, if one does.
+fn end_server(layout: &Layout) -> anyhow::Result<()> {
+    if layout.lock().is_ok() {
+        return Ok(());
+    }
+    let Some(holder) = layout.lock_holder() else { bail!("the data directory is locked by an unknown process") };
+    let pid = Pid::from_raw(holder);
+    for (signal, grace) in [(Signal::SIGTERM, SERVER_GRACE), (Signal::SIGKILL, SERVER_GRACE)] {
+        // It may have ended in the meantime.
+        let _ = kill(pid, signal);
+        let deadline = Instant::now() + grace;
+        while Instant::now() < deadline {
+            if layout.lock().is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    bail!("the server (process {holder}) does not end")
+}
+
+/// Goes on after an error, and reports them all.
+async fn remove_traces(layout: &Layout, traces: &Traces) -> anyhow::Result<()> {
+    let mut errors: Vec<String> = Vec::new();
+    let mut note = |what: &str, outcome: anyhow::Result<()>| {
+        if let Err(error) = outcome {
+            errors.push(format!("{what}: {error:#}"));
+        }
+    };
+    let installation = &traces.installation;
+    let run_directory = layout::run_directory(installation);
+
+    note("machines", remove_machines(traces, &run_directory).await);
+    note("edge", end_edge(&layout::edge_control(installation)).await);
+    note("networks", remove_networks(traces).await);
+    note("disks", remove_disks(layout, traces).await);
+    note("run directory", mounts::remove_volatile_directory(&run_directory));
+    if !errors.is_empty() {
+        bail!("not everything could be removed; run it again when this is mended:\n  {}", errors.join("\n  "));
+    }
+    Ok(())
+}
+
+async fn remove_machines(traces: &Traces, run_directory: &Path) -> anyhow::Result<()> {
+    let driver = ContainerDriver::new(ContainerConfig {
+        installation: traces.installation.clone(),
+        runtime: traces.runtime.clone(),
+        run_dir: run_directory.to_owned(),
+        cgroup_parent: traces.cgroup_parent.clone(),
+    })?;
+    let machines = driver.observe().await?;
+    let removals = machines.keys().map(|id| driver.remove(*id));
+    for outcome in futures::future::join_all(removals).await {
+        outcome?;
+    }
+    Ok(())
+}
+
+async fn end_edge(control: &Path) -> anyhow::Result<()> {
+    if let Some(edge) = EdgeClient::connect(control).await? {
+        edge.shutdown().await?;
+    }
+    Ok(())
+}
+
+async fn remove_networks(traces: &Traces) -> anyhow::Result<()> {
+    let kernel = Kernel::new(traces.installation.clone(), traces.ula)?;
+    tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        for number in kernel.networks()? {
+            kernel.remove_network(number)?;
+        }
+        kernel.forwarding().restore()?;
+        Ok(())
+    })
+    .await?
+}
+
+async fn remove_disks(layout: &Layout, traces: &Traces) -> anyhow::Result<()> {
+    if !traces.pool_dir.exists() {
+        return Ok(());
+    }
+    let pool = Pool::open(&traces.pool_dir, &traces.installation).await?;
+    // A pool of the installation's own goes with it; a shared one stays, with its images.
+    pool.close_installation(traces.pool_dir.starts_with(layout.directory())).await?;
+    Ok(())
+}
