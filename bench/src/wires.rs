@@ -25,6 +25,8 @@ const RAW_FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 pub enum Placement {
     /// Wherever the kernel puts them.
     Free,
+    /// Both on the same processor: nothing waits for another one to wake up, so what the path costs shows undiluted.
+    Together,
     /// The near end on the first processor, the far end on the last one.
     Apart,
 }
@@ -34,6 +36,7 @@ impl Placement {
         let all = process::processors()?;
         Ok(match self {
             Self::Free => (None, None),
+            Self::Together => (all.last().copied(), all.last().copied()),
             Self::Apart => (all.first().copied(), all.last().copied()),
         })
     }

@@ -76,7 +76,7 @@ impl From<AccessError> for ApiError {
 
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
-        Self { problem, headers: Vec::new() }
+        Self { problem: Box::new(problem), headers: Vec::new() }
     }
 }
 

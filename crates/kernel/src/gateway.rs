@@ -58,9 +58,7 @@ pub(crate) fn apply(socket: &mut Socket, inside: BorrowedFd<'_>, spec: &NetworkS
     let mut messages = vec![route::up(LOOPBACK)];
     messages.extend(addresses(spec).map(|address| route::address(LOOPBACK, address)));
     messages.extend(routes(spec).iter().map(route::route));
-    socket
-        .apply(messages)
-        .map_err(|source| KernelError::Refused { action: "set up the gateway", place, source })
+    socket.apply(messages).map_err(|source| KernelError::Refused { action: "set up the gateway", place, source })
 }
 
 /// What a dump of the namespace says about the gateway.
@@ -83,13 +81,8 @@ fn addresses(spec: &NetworkSpec) -> impl Iterator<Item = IpNet> {
 /// An address of the network that nobody has is unreachable; everything else without a way is prohibited.
 fn routes(spec: &NetworkSpec) -> [Route; 4] {
     let nobody = |to: IpNet| Route { kind: RouteKind::Unreachable, to, via: None, link: 0, metric: METRIC };
-    let outside = |family: IpAddr| Route {
-        kind: RouteKind::Prohibit,
-        to: everything(family),
-        via: None,
-        link: 0,
-        metric: LAST,
-    };
+    let outside =
+        |family: IpAddr| Route { kind: RouteKind::Prohibit, to: everything(family), via: None, link: 0, metric: LAST };
     [
         nobody(spec.cidr.net().into()),
         nobody(spec.cidr6.into()),

@@ -28,7 +28,8 @@ pub(crate) fn attach(
         move |source: Errno| KernelError::Attach { network, member: member.number, action, source }
     };
     let entering = failed("enter the machine's namespace");
-    let mut inside = namespace::enter(machine, || Socket::open(Family::Route)).map_err(&entering)?.map_err(&entering)?;
+    let mut inside =
+        namespace::enter(machine, || Socket::open(Family::Route)).map_err(&entering)?.map_err(&entering)?;
     let name = member_link(installation, member.number);
 
     let (outer, inner) = match existing(router, &mut inside, &name, member).map_err(failed("look at its link"))? {
@@ -44,9 +45,7 @@ pub(crate) fn attach(
         }
     };
 
-    router
-        .apply(vec![route::no_generated_address(outer), route::up(outer)])
-        .map_err(failed("raise its link"))?;
+    router.apply(vec![route::no_generated_address(outer), route::up(outer)]).map_err(failed("raise its link"))?;
     inside
         .apply(vec![route::up(LOOPBACK), route::no_generated_address(inner), route::up(inner)])
         .map_err(failed("raise its link in the machine"))?;
@@ -66,13 +65,19 @@ pub(crate) fn attach(
     }
     inside.apply(messages).map_err(failed("give the machine its address"))?;
     route::settle(router, &name).map_err(failed("look at its link"))?;
+    route::settle(&mut inside, MACHINE_LINK).map_err(failed("look at its link in the machine"))?;
     route::settle_address(&mut inside, member.ipv6.into()).map_err(failed("see its IPv6 address work"))
 }
 
 /// The routes on the router's side.
 pub(crate) fn routes(link: u32, member: &MemberSpec) -> [Route; 2] {
-    [member.ipv4.into(), member.ipv6.into()]
-        .map(|address| Route { kind: RouteKind::Unicast, to: single(address), via: None, link, metric: METRIC })
+    [member.ipv4.into(), member.ipv6.into()].map(|address| Route {
+        kind: RouteKind::Unicast,
+        to: single(address),
+        via: None,
+        link,
+        metric: METRIC,
+    })
 }
 
 /// The neighbours on the router's side.

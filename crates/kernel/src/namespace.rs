@@ -53,12 +53,7 @@ pub(crate) fn ensure(path: &Path) -> Result<(OwnedFd, bool), KernelError> {
     }
     prepare_directory()?;
     let _ = fs::remove_file(path);
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o444)
-        .open(path)
-        .map_err(file("create", path))?;
+    OpenOptions::new().write(true).create_new(true).mode(0o444).open(path).map_err(file("create", path))?;
     let made = std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -108,7 +103,11 @@ pub(crate) fn pinned() -> Result<Vec<String>, KernelError> {
 }
 
 /// Writes settings below `/proc/sys/net` of a namespace; those that the kernel does not have are left out.
-pub(crate) fn set_sysctls(namespace: BorrowedFd<'_>, place: &str, settings: &[(&str, &str)]) -> Result<(), KernelError> {
+pub(crate) fn set_sysctls(
+    namespace: BorrowedFd<'_>,
+    place: &str,
+    settings: &[(&str, &str)],
+) -> Result<(), KernelError> {
     enter(namespace, || {
         for (name, value) in settings {
             let path = PathBuf::from("/proc/sys/net").join(name);
@@ -125,11 +124,7 @@ pub(crate) fn set_sysctls(namespace: BorrowedFd<'_>, place: &str, settings: &[(&
 /// The directory as iproute2 leaves it: a shared mount, so that what is pinned there shows in every mount namespace.
 fn prepare_directory() -> Result<(), KernelError> {
     let directory = Path::new(names::NAMESPACES);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(directory)
-        .map_err(file("create", directory))?;
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(file("create", directory))?;
     let share = || mount(None::<&str>, directory, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
     match share() {
         Err(Errno::EINVAL) => {

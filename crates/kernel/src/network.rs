@@ -64,8 +64,7 @@ impl Network {
         namespace: OwnedFd,
     ) -> Result<Self, KernelError> {
         let sockets = || -> Result<_, Errno> {
-            let watches =
-                [Watch::open(Family::Route, ROUTE_GROUPS)?, Watch::open(Family::Netfilter, RULE_GROUPS)?];
+            let watches = [Watch::open(Family::Route, ROUTE_GROUPS)?, Watch::open(Family::Netfilter, RULE_GROUPS)?];
             Ok((Socket::open(Family::Route)?, Socket::open(Family::Netfilter)?, watches))
         };
         let (route, nft, watches) = namespace::enter(namespace.as_fd(), sockets)
@@ -161,11 +160,7 @@ impl Network {
     }
 
     /// The rules' state and the admitted members; without a new generation, as remembered.
-    fn rules(
-        &self,
-        state: &mut State,
-        spec: &NetworkSpec,
-    ) -> Result<(RulesState, BTreeSet<MemberSpec>), KernelError> {
+    fn rules(&self, state: &mut State, spec: &NetworkSpec) -> Result<(RulesState, BTreeSet<MemberSpec>), KernelError> {
         let wanted = text::router(&self.installation, spec, &[], &Kept::default());
         let judge = |record: &Record| if record.is_of(&wanted) { RulesState::Intact } else { RulesState::Altered };
         let failed = self.refused("show its rules");
@@ -213,10 +208,7 @@ impl Network {
 }
 
 impl Operation<'_> {
-    pub(crate) fn rules(
-        &mut self,
-        spec: &NetworkSpec,
-    ) -> Result<(RulesState, BTreeSet<MemberSpec>), KernelError> {
+    pub(crate) fn rules(&mut self, spec: &NetworkSpec) -> Result<(RulesState, BTreeSet<MemberSpec>), KernelError> {
         self.network.rules(&mut self.state, spec)
     }
 

@@ -312,7 +312,11 @@ fn parse_route(reply: &Reply) -> Option<Route> {
         8 => RouteKind::Prohibit,
         _ => return None,
     };
-    let any = if fixed[0] == INET { everything(Ipv4Addr::UNSPECIFIED.into()) } else { everything(Ipv6Addr::UNSPECIFIED.into()) };
+    let any = if fixed[0] == INET {
+        everything(Ipv4Addr::UNSPECIFIED.into())
+    } else {
+        everything(Ipv6Addr::UNSPECIFIED.into())
+    };
     let to = match attributes.find(1).and_then(ip) {
         Some(address) => IpNet::new(address, fixed[1]).ok()?,
         None => any,

@@ -48,7 +48,10 @@ fn an_open_network_reaches_the_internet_and_nothing_else() {
     assert!(counters.private.sent.packets >= 4, "{counters:?}");
     let seen = fixture.kernel.observe(&spec).unwrap().unwrap();
     assert!(seen.uplink && seen.gateway_intact, "{seen:?}");
-    assert!(!fixture.in_router(&spec, "cat /proc/net/nf_conntrack").contains("dst=10.0.0.3"), "members are not tracked");
+    assert!(
+        !fixture.in_router(&spec, "cat /proc/net/nf_conntrack").contains("dst=10.0.0.3"),
+        "members are not tracked"
+    );
 }
 
 #[test]

@@ -5,9 +5,7 @@ mod common;
 use std::os::fd::AsRawFd;
 
 use common::{Fixture, talks};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, socket};
 use warren_model::record::Egress;
 
 #[test]
@@ -53,7 +51,9 @@ fn a_sealed_network_says_that_the_outside_is_prohibited() {
     let [(_, machine), _] = fixture.pair(&spec);
     let nobody = machine.attempt("ping -n -c 1 -W 1 192.168.10.99").stdout;
     assert!(nobody.contains("Unreachable"), "{nobody}");
-    for outside in ["1.1.1.1", "2606:4700::1111", "169.254.169.254", "10.0.0.1", "8.8.8.8", "9.9.9.9", "4.4.4.4", "1.0.0.1"] {
+    for outside in
+        ["1.1.1.1", "2606:4700::1111", "169.254.169.254", "10.0.0.1", "8.8.8.8", "9.9.9.9", "4.4.4.4", "1.0.0.1"]
+    {
         let refused = machine.attempt(&format!("ping -n -c 1 -W 1 {outside}"));
         let said = refused.stdout.to_lowercase();
         assert!(said.contains("filtered") || said.contains("prohibited"), "{outside}: {said}");
@@ -128,8 +128,7 @@ fn router_advertisements_and_redirects_of_a_member_are_dropped_and_counted() {
     for kind in [134u8, 136, 137] {
         let before = fixture.kernel.spoofed(spec.number).unwrap().packets;
         liar.enter(|| {
-            let fd =
-                socket(AddressFamily::Inet6, SockType::Raw, SockFlag::empty(), SockProtocol::IcmpV6).unwrap();
+            let fd = socket(AddressFamily::Inet6, SockType::Raw, SockFlag::empty(), SockProtocol::IcmpV6).unwrap();
             let mut message = [0u8; 40];
             message[0] = kind;
             let to = SockaddrIn6::from(std::net::SocketAddrV6::new(b.ipv6, 0, 0, 0));

@@ -120,8 +120,7 @@ async fn execute(world: &World, machine: &Machine, network: &Network, step: Mach
             world.update_machine(id, |known| known.root = true);
         }
         MachineStep::OpenAgent => {
-            world.agents.open(id, uid_base(machine)).await?;
-            world.update_machine(id, |known| known.agent_open = true);
+            open_agent(world, machine).await?;
         }
         MachineStep::CreateContainer => create_container(world, machine).await?,
         MachineStep::StartContainer => {
@@ -234,9 +233,21 @@ async fn create_container(world: &World, machine: &Machine) -> Result<(), Reconc
     world.agents.accept_from(machine.id, created.pid);
     world.update_machine(machine.id, |known| {
         known.container = Container::Created;
+        known.pid = Some(created.pid);
         known.boot = Some(machine.boot);
         known.configured = None;
     });
+    Ok(())
+}
+
+/// Listens where the machine's agent dials. It dials by itself, again and again; only the machine's first process is
+/// let in.
+pub(crate) async fn open_agent(world: &World, machine: &Machine) -> Result<(), ReconcileError> {
+    world.agents.open(machine.id, uid_base(machine)).await?;
+    if let Some(pid) = world.known_machine(machine.id).pid {
+        world.agents.accept_from(machine.id, pid);
+    }
+    world.update_machine(machine.id, |known| known.agent_open = true);
     Ok(())
 }
 
@@ -264,6 +275,7 @@ fn container_is_gone(world: &World, id: MachineId) {
     world.forget_boot(id);
     world.update_machine(id, |known| {
         known.container = Container::Absent;
+        known.pid = None;
         known.boot = None;
         known.configured = None;
     });

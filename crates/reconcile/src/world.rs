@@ -21,6 +21,7 @@ use warren_store::{Store, Typed, Watch, schema};
 use crate::ReconcileError;
 use crate::desired::{self, SharedDesired};
 use crate::edge::EdgeLink;
+use crate::machine;
 use crate::metrics::Metrics;
 use crate::names;
 use crate::queue::{Item, Queue};
@@ -72,6 +73,8 @@ pub(crate) struct KnownMachine {
     pub disk: bool,
     pub root: bool,
     pub container: Container,
+    /// Its first process, in the daemon's process namespace.
+    pub pid: Option<i32>,
     pub boot: Option<u64>,
     pub agent_open: bool,
     /// A hash of what the agent was last given.
@@ -136,7 +139,12 @@ impl World {
         let ids: BTreeSet<MachineId> = disks.iter().chain(&roots).chain(containers.keys()).copied().collect();
         for id in ids {
             let state = containers.get(&id).copied();
+            let pid = match state {
+                Some(DriverState::Created { pid } | DriverState::Running { pid }) => Some(pid),
+                _ => None,
+            };
             let known = KnownMachine {
+                pid,
                 disk: disks.contains(&id),
                 root: roots.contains(&id),
                 container: container_of(state),
@@ -144,11 +152,11 @@ impl World {
                 agent_open: false,
                 configured: None,
             };
-            // The agent dials again by itself; only the process that was PID 1 before is let in.
-            if let Some(DriverState::Created { pid } | DriverState::Running { pid }) = state {
-                self.agents.accept_from(id, pid);
-            }
             lock(&self.machines).insert(id, known);
+            let machine = self.desired.read().machine(id);
+            if let (Some(machine), Some(_)) = (machine, pid) {
+                machine::open_agent(self, &machine).await?;
+            }
         }
         Ok(())
     }

@@ -46,6 +46,7 @@ pub(crate) async fn create(
     JsonBody { value, bytes }: JsonBody<wire::CreateAccount>,
 ) -> Answer<Response> {
     let name: Label = value.name.parse().map_err(super::wanted::bad_name)?;
+    let _turn = api.turns.take(caller.account).await;
     for _ in 0..ATTEMPTS {
         let now = Timestamp::now();
         let claim = match idempotency.look(&api, &caller, &bytes, now).await? {

@@ -51,9 +51,19 @@ pub(crate) async fn create(
         return again(&api, &caller, &id).await;
     }
     let limits = wanted::limits(&value, api.images.capacity().await)?;
-    // Everything that can be refused is refused before an image is built for it.
-    choose(&api, &caller, &wanted, limits, Timestamp::now()).await?;
-    ensure_image(&api, &wanted).await?;
+    if api.images.get(&wanted.image).await?.is_none() {
+        refuse_unknown_image(&api, &wanted)?;
+        // Everything else that can be refused is refused before an image is built for it.
+        let turn = api.turns.take(caller.account).await;
+        let now = Timestamp::now();
+        if let Seen::Before(id) = idempotency.look(&api, &caller, &bytes, now).await? {
+            drop(turn);
+            return again(&api, &caller, &id).await;
+        }
+        choose(&api, &caller, &wanted, limits, now).await?;
+        drop(turn);
+        build_image(&api, &wanted).await?;
+    }
 
     let deadline = Instant::now() + api.config.operation_deadline;
     let turn = api.turns.take(caller.account).await;
@@ -270,19 +280,19 @@ fn made_up(random: [u8; 4], long: bool) -> Label {
     }
 }
 
-async fn ensure_image(api: &Api, wanted: &Wanted) -> Answer<()> {
+fn refuse_unknown_image(api: &Api, wanted: &Wanted) -> Answer<()> {
     let image = &wanted.image;
-    if api.images.get(image).await?.is_some() {
+    if api.images.can_build(image) {
         return Ok(());
     }
-    if !api.images.can_build(image) {
-        return Err(ApiError::new(
-            Code::ImageNotFound,
-            format!(
-                "there is no image {image}, and Warren does not know how to build it: see GET /v1/images, or import it"
-            ),
-        ));
-    }
+    Err(ApiError::new(
+        Code::ImageNotFound,
+        format!("there is no image {image}, and Warren cannot build it: see GET /v1/images, or import it"),
+    ))
+}
+
+async fn build_image(api: &Api, wanted: &Wanted) -> Answer<()> {
+    let image = &wanted.image;
     let (progress, mut ignored) = mpsc::channel(16);
     let listener = tokio::spawn(async move { while ignored.recv().await.is_some() {} });
     let built = tokio::time::timeout(BUILD_LIMIT, api.images.build(image, progress)).await;

@@ -1,6 +1,7 @@
 //! Records as the API shows them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use warren_model::record::{Machine, MachineState, MachineStatus, Network, Power};
 use warren_model::{NetworkId, wire};
@@ -75,11 +76,14 @@ impl Networks {
     /// `None` when the machine's network went away while the list was put together.
     pub async fn machine(&mut self, api: &Api, record: &Machine) -> Result<Option<wire::Machine>, StoreError> {
         let status = api.store.read(&schema::status(record.id)).await?.map(|read| read.record);
-        if !self.0.contains_key(&record.network) {
-            let Some(read) = api.store.read(&schema::network(record.network)).await? else { return Ok(None) };
-            self.0.insert(record.network, read.record);
-        }
-        Ok(self.0.get(&record.network).map(|network| machine(api, record, status.as_ref(), network)))
+        let network = match self.0.entry(record.network) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => match api.store.read(&schema::network(record.network)).await? {
+                Some(read) => unknown.insert(read.record),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(machine(api, record, status.as_ref(), network)))
     }
 }
 

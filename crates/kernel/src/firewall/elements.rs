@@ -229,8 +229,7 @@ pub(crate) fn delete(
 }
 
 pub(crate) fn set_elements(socket: &mut Socket, family: u8, table: &str, set: &str) -> Result<Vec<Element>, Errno> {
-    let question =
-        Message::new(get_kind(GET_ELEMENT), 0, &nfgen(family)).put_text(1, table).put_text(2, set);
+    let question = Message::new(get_kind(GET_ELEMENT), 0, &nfgen(family)).put_text(1, table).put_text(2, set);
     let replies = socket.dump(question)?;
     Ok(replies
         .iter()
@@ -285,9 +284,7 @@ fn change(message: u8, set: Set, keys: &[Vec<u8>]) -> Message {
         .put_text(1, names::TABLE)
         .put_text(2, set.name())
         .nest(3, |list| {
-            keys.iter().fold(list, |list, key| {
-                list.nest(1, |element| element.nest(1, |data| data.put(1, key)))
-            })
+            keys.iter().fold(list, |list, key| list.nest(1, |element| element.nest(1, |data| data.put(1, key))))
         })
 }
 

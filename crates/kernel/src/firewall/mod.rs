@@ -62,9 +62,6 @@ impl Traffic {
     }
 
     fn minus(self, other: Self) -> Self {
-        Self {
-            packets: self.packets.saturating_sub(other.packets),
-            bytes: self.bytes.saturating_sub(other.bytes),
-        }
+        Self { packets: self.packets.saturating_sub(other.packets), bytes: self.bytes.saturating_sub(other.bytes) }
     }
 }

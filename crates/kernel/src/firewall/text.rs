@@ -247,7 +247,12 @@ fn prelude(installation: &InstallationId, egress: Egress, members: &[MemberSpec]
 ///
 /// `closed4` and `closed6` say that Warren switched forwarding on for that family: then only Warren's own links gain
 /// by it. Links of all installations share a device group, so that one does not cut off the other.
-pub(crate) fn host(installation: &InstallationId, ula: &warren_model::UlaPrefix, closed4: bool, closed6: bool) -> String {
+pub(crate) fn host(
+    installation: &InstallationId,
+    ula: &warren_model::UlaPrefix,
+    closed4: bool,
+    closed6: bool,
+) -> String {
     let table = names::host_table(installation);
     let uplinks = format!("\"{}*\"", names::uplink_prefix(installation));
     let (transit4, transit6) = (transit::range4(installation), transit::range6(ula));
@@ -269,10 +274,7 @@ table inet {table} {{
     );
     for (family, closed) in [("ipv4", closed4), ("ipv6", closed6)] {
         if closed {
-            push(
-                &mut text,
-                &format!("	meta nfproto {family} iifgroup != {LINK_GROUP} oifgroup != {LINK_GROUP} drop"),
-            );
+            push(&mut text, &format!("	meta nfproto {family} iifgroup != {LINK_GROUP} oifgroup != {LINK_GROUP} drop"));
         }
     }
     let _ = write!(

@@ -67,8 +67,12 @@ impl HostForwarding<'_> {
     pub fn restore(&self) -> Result<(), KernelError> {
         let installation = &self.host.installation;
         let (four, six) = switched_on(installation)?;
-        let settings: Vec<_> =
-            SETTINGS.iter().zip([four, six]).filter(|(_, ours)| *ours).map(|((_, setting), _)| (*setting, "0")).collect();
+        let settings: Vec<_> = SETTINGS
+            .iter()
+            .zip([four, six])
+            .filter(|(_, ours)| *ours)
+            .map(|((_, setting), _)| (*setting, "0"))
+            .collect();
         if settings.is_empty() {
             return Ok(());
         }
@@ -80,7 +84,8 @@ impl HostForwarding<'_> {
 }
 
 pub(super) fn refuse_unless_on(ipv4: bool, ipv6: bool) -> Result<(), KernelError> {
-    let missing: Vec<_> = [("IPv4", ipv4), ("IPv6", ipv6)].iter().filter(|(_, on)| !on).map(|(name, _)| *name).collect();
+    let missing: Vec<_> =
+        [("IPv4", ipv4), ("IPv6", ipv6)].iter().filter(|(_, on)| !on).map(|(name, _)| *name).collect();
     if missing.is_empty() { Ok(()) } else { Err(KernelError::ForwardingOff { missing: missing.join(" and ") }) }
 }
 

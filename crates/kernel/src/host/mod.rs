@@ -19,11 +19,11 @@ use crate::error::KernelError;
 use crate::firewall::{digest, process, text};
 use crate::gateway::METRIC;
 use crate::member::{are_ends, find, gone_is_fine};
+use crate::names;
 use crate::namespace;
 use crate::netlink::{Family, Message, Socket};
 use crate::record::Record;
 use crate::route::{self, Neighbour, Route, RouteKind, everything, single};
-use crate::names;
 
 /// Lower than the routes that refuse.
 const UPLINK_METRIC: u32 = 100;
@@ -116,7 +116,8 @@ impl Host {
         let mut messages: Vec<Message> = wanted.host_neighbours.iter().map(route::neighbour).collect();
         messages.extend(wanted.host_routes.iter().map(route::route));
         state.route.apply(messages)?;
-        route::settle(router, &name)
+        route::settle(router, &name)?;
+        route::settle(&mut state.route, &name)
     }
 
     fn uplink_is_whole(&self, state: &mut State, router: &mut Socket, network: NetworkNumber) -> Result<bool, Errno> {
@@ -146,10 +147,8 @@ impl Host {
 
     fn wanted(&self, network: NetworkNumber, outer: u32, inner: u32) -> Wanted {
         let (router_mac, host_mac) = transit::macs(network);
-        let addresses: [IpAddr; 2] = [
-            transit::address4(&self.installation, network).into(),
-            transit::address6(&self.ula, network).into(),
-        ];
+        let addresses: [IpAddr; 2] =
+            [transit::address4(&self.installation, network).into(), transit::address6(&self.ula, network).into()];
         let hosts: [IpAddr; 2] = [transit::HOST_V4.into(), transit::HOST_V6.into()];
         Wanted {
             addresses,
@@ -225,7 +224,11 @@ impl Host {
     fn delete_rules(&self, state: &mut State) -> Result<(), KernelError> {
         let table = names::host_table(&self.installation);
         state.intact_at = None;
-        process::load(self.namespace.as_fd(), "the host", &format!("table inet {table} {{}}\ndelete table inet {table}\n"))?;
+        process::load(
+            self.namespace.as_fd(),
+            "the host",
+            &format!("table inet {table} {{}}\ndelete table inet {table}\n"),
+        )?;
         Record::remove(&self.record_path())
     }
 }

@@ -40,10 +40,7 @@ pub(crate) fn address6(ula: &UlaPrefix, network: NetworkNumber) -> Ipv6Addr {
 /// The MAC addresses of the router's and of the host's end.
 pub(crate) fn macs(network: NetworkNumber) -> (MacAddress, MacAddress) {
     let [high, low] = network.get().to_be_bytes();
-    (
-        MacAddress::from_octets([0x02, 0x77, 0, 1, high, low]),
-        MacAddress::from_octets([0x02, 0x77, 0, 2, high, low]),
-    )
+    (MacAddress::from_octets([0x02, 0x77, 0, 1, high, low]), MacAddress::from_octets([0x02, 0x77, 0, 2, high, low]))
 }
 
 #[cfg(test)]

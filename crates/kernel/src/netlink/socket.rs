@@ -274,4 +274,3 @@ fn code(payload: &[u8]) -> Result<(), Errno> {
         Some(negative) => Err(Errno::from_raw(negative.wrapping_neg())),
     }
 }
-

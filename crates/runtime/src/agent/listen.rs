@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use nix::sys::socket::Backlog;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::link::Link;
@@ -20,6 +21,9 @@ const INIT: &str = "init";
 
 /// Time between two connections of one machine: a machine that dials without end costs this little.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// Connections of one machine that wait to be looked at. Whoever finds no room dials again.
+const BACKLOG: i32 = 8;
 
 /// Makes the directory of one machine and listens in it.
 pub fn prepare(directory: &Path, binary: &Path, root_uid: u32) -> Result<UnixListener, AgentError> {
@@ -141,6 +145,7 @@ fn listen(directory: &Path, root_uid: u32) -> io::Result<UnixListener> {
     let _ = fs::remove_file(&temporary);
     let opened = File::open(directory)?;
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/agent.sock.new", opened.as_raw_fd()))?;
+    nix::sys::socket::listen(&listener, Backlog::new(BACKLOG)?)?;
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
     std::os::unix::fs::lchown(&temporary, Some(root_uid), Some(root_uid))?;
     fs::rename(&temporary, &socket)?;

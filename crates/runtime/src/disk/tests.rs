@@ -69,20 +69,19 @@ async fn set_user_id_programs_work_in_a_mounted_root_and_not_in_the_pool() {
 #[tokio::test]
 async fn a_limit_is_kept_for_the_machine_and_for_no_other() {
     let test = TestPool::new();
-    let (pool, _, image) = pool_with_image(&test, PoolPreference::Best).await;
+    let (pool, installation, image) = pool_with_image(&test, PoolPreference::Best).await;
     assert_eq!(pool.kind(), PoolKind::Btrfs { limits: true });
     let (limited, free) = (machine(), machine());
     pool.create_disk(limited, &image, UID_BASE, Some(1)).await.unwrap();
     pool.create_disk(free, &image, UID_BASE, None).await.unwrap();
-    let root = pool.mount_root(limited, UID_BASE).await.unwrap();
-    let path = root.join("big");
-    let file = std::fs::File::create(&path).unwrap();
+    // Not through the mount: the host's root has no user there and may make nothing.
+    let big = |machine| std::fs::File::create(pool.layout().disk(&installation, machine).join("big")).unwrap();
+    let file = big(limited);
     let reserve =
         |file: &std::fs::File, bytes| nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::empty(), 0, bytes);
     reserve(&file, 900 << 20).unwrap();
     assert_eq!(reserve(&file, 1100 << 20).unwrap_err(), nix::errno::Errno::EDQUOT);
-    let other = pool.mount_root(free, UID_BASE).await.unwrap();
-    reserve(&std::fs::File::create(other.join("big")).unwrap(), 1100 << 20).unwrap();
+    reserve(&big(free), 1100 << 20).unwrap();
     // Asking again without a limit lifts it.
     pool.create_disk(limited, &image, UID_BASE, None).await.unwrap();
     reserve(&file, 1100 << 20).unwrap();

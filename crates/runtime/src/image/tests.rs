@@ -102,7 +102,7 @@ async fn nothing_in_an_archive_reaches_outside_its_root() {
         lab.refused(archive(&[("bin/", Entry::Directory), ("link", Entry::Hardlink(&format!("{away}/kept")))])).await;
     assert!(reason.contains("not in the archive"), "{reason}");
     // Links are made as they are but lead, while unpacking, to places in the new root only.
-    let climbing = format!("{}{away}", "../".repeat(30));
+    let climbing = format!("{}{away}", "../".repeat(12));
     let entries = [
         ("bin/", Entry::Directory),
         ("absolute", Entry::Symlink(&away)),

@@ -143,8 +143,11 @@ async fn listening_ports_are_named_with_who_listens() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_console_log_has_a_tail_and_can_be_followed() {
     let lab = Lab::start().await;
-    let tail = collect(lab.hub.logs(lab.machine, 1 << 20, false).await.unwrap()).await;
-    assert!(String::from_utf8_lossy(&tail).contains("started"));
+    eventually("the agent's own first line", async || {
+        let tail = collect(lab.hub.logs(lab.machine, 1 << 20, false).await.unwrap()).await;
+        String::from_utf8_lossy(&tail).contains("started")
+    })
+    .await;
     let mut following = lab.hub.logs(lab.machine, 0, true).await.unwrap();
     lab.run(command(&["sh", "-c", "(sleep 0.3; echo later) &"])).await;
     let next = tokio::time::timeout(Duration::from_secs(5), following.next()).await.unwrap().unwrap().unwrap();

@@ -107,7 +107,8 @@ impl Lab {
     /// Runs a command without stdin to its end.
     pub async fn run(&self, command: ExecCommand) -> Ran {
         let session = self.exec(command).await.expect("the command starts");
-        session.input.send(ExecInput::StdinClosed).await.unwrap();
+        // It may have ended by now.
+        let _ = session.input.send(ExecInput::StdinClosed).await;
         finish(session).await
     }
 
