@@ -87,12 +87,17 @@ fn complete(operation: &mut Operation, row: &Row) {
     } else {
         let schemes = ["bearer", "key"].map(|scheme| SecurityRequirement::new(scheme, Vec::<String>::new()));
         operation.security = Some(schemes.into());
-        headers.push(header(ACCOUNT_HEADER, "Id or name of the account to act in; for the root key."));
+        headers.push(header(
+            ACCOUNT_HEADER,
+            "^[a-z0-9_-]{1,63}$",
+            "Id or name of the account to act in; for the root key.",
+        ));
     }
     let id = operation.operation_id.as_deref().unwrap_or_default();
     if row.method == "POST" && id.starts_with("create_") {
         headers.push(header(
             "Idempotency-Key",
+            "^[!-~]{1,255}$",
             "1 to 255 visible ASCII characters. The same request with the same key creates once, for 24 hours.",
         ));
     }
@@ -104,8 +109,10 @@ fn complete(operation: &mut Operation, row: &Row) {
     operation.parameters.get_or_insert_default().extend(headers.into_iter().map(RefOr::T));
 }
 
-fn header(name: &str, description: &str) -> Parameter {
-    let text = Schema::Object(Object::with_type(SchemaType::Type(Type::String)));
+fn header(name: &str, pattern: &str, description: &str) -> Parameter {
+    let mut text = Object::with_type(SchemaType::Type(Type::String));
+    text.pattern = Some(pattern.to_owned());
+    let text = Schema::Object(text);
     ParameterBuilder::new()
         .name(name)
         .parameter_in(ParameterIn::Header)

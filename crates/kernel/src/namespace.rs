@@ -9,6 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -48,6 +49,12 @@ pub(crate) fn open(path: &Path) -> Result<Option<OwnedFd>, KernelError> {
 
 /// Opens the namespace, making and pinning it if needed; whether it was made.
 pub(crate) fn ensure(path: &Path) -> Result<(OwnedFd, bool), KernelError> {
+    if let Some(found) = open(path)? {
+        return Ok((found, false));
+    }
+    // One at a time: two that prepare the directory at once would hide each other's pins.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(found) = open(path)? {
         return Ok((found, false));
     }

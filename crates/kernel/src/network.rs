@@ -50,6 +50,9 @@ struct Known {
     admitted: BTreeSet<MemberSpec>,
 }
 
+/// Adds or deletes the members' elements, if the generation is still the given one.
+type ElementChange = fn(&mut Socket, &InstallationId, Egress, &[MemberSpec], Option<u32>) -> Result<(), BatchError>;
+
 /// The network while one caller works on it. What is reported meanwhile is that caller's doing.
 pub(crate) struct Operation<'a> {
     network: &'a Network,
@@ -276,7 +279,7 @@ impl Operation<'_> {
     fn change(
         &mut self,
         members: &[MemberSpec],
-        apply: fn(&mut Socket, &InstallationId, Egress, &[MemberSpec], Option<u32>) -> Result<(), BatchError>,
+        apply: ElementChange,
         remember: impl FnOnce(&mut BTreeSet<MemberSpec>),
     ) -> Result<(), KernelError> {
         let network = self.network;

@@ -100,6 +100,11 @@ impl Running {
     /// Ends it and returns what it wrote.
     pub fn stop(mut self) -> String {
         let _ = self.child.kill();
+        self.finish()
+    }
+
+    /// Waits until it ends by itself, and returns what it wrote.
+    pub fn finish(mut self) -> String {
         let mut text = String::new();
         if let Some(mut stdout) = self.child.stdout.take() {
             let _ = stdout.read_to_string(&mut text);

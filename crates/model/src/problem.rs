@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 macro_rules! codes {
-    ($($(#[$meta:meta])* $variant:ident = $text:literal, $status:literal, $title:literal;)*) => {
+    ($($(#[$meta:meta])* $variant:ident = $text:tt, $status:literal, $title:literal;)*) => {
         /// Every reason for which Warren refuses or fails, each with a stable text and an HTTP status.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -50,6 +50,7 @@ shape! {
     #[serde(deny_unknown_fields)]
     pub struct CreateAccount {
         /// One DNS label: 1 to 63 of a-z, 0-9 and '-'.
+        #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
         pub name: String,
     }
 }
@@ -82,6 +83,7 @@ shape! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub name: Option<String>,
         /// Seconds until it is no longer valid: 60 to 31,536,000. Never when absent.
+        #[cfg_attr(feature = "openapi", schema(minimum = 60, maximum = 31_536_000))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub expires_in_seconds: Option<u64>,
     }
@@ -115,6 +117,7 @@ shape! {
     #[serde(deny_unknown_fields)]
     pub struct CreateNetwork {
         /// One DNS label: 1 to 63 of a-z, 0-9 and '-'.
+        #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
         pub name: String,
         /// A private IPv4 range from /8 to /29; the first free 10.N.0.0/16 of the account when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,6 +131,7 @@ shape! {
     #[serde(deny_unknown_fields)]
     pub struct Rename {
         /// One DNS label: 1 to 63 of a-z, 0-9 and '-'.
+        #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
         pub name: String,
     }
 }
@@ -146,6 +150,7 @@ shape! {
     pub struct Port {
         pub name: String,
         /// 1 to 65,535.
+        #[cfg_attr(feature = "openapi", schema(minimum = 1))]
         pub port: u16,
         pub protocol: Protocol,
     }
@@ -189,24 +194,29 @@ shape! {
     #[serde(deny_unknown_fields)]
     pub struct CreateMachine {
         /// One DNS label; made up when absent.
+        #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub name: Option<String>,
         /// A network's id or name; `default` when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub network: Option<String>,
         /// An address of the network; given by kind when absent.
+        #[cfg_attr(feature = "openapi", schema(format = Ipv4))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub private_ip: Option<String>,
         /// `debian` when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub image: Option<String>,
         /// Processors, 0.1 to what the host has; 1 when absent, or what the host has if that is less.
+        #[cfg_attr(feature = "openapi", schema(minimum = 0.1, maximum = 1024))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub cpus: Option<f64>,
         /// MiB of memory, 64 to what the host has; 512 when absent.
+        #[cfg_attr(feature = "openapi", schema(minimum = 64, maximum = 16_777_216))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub memory_mib: Option<u64>,
         /// GiB of disk, 1 to 1024; not limited when absent.
+        #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1024))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub disk_gib: Option<u64>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -224,6 +234,7 @@ shape! {
     #[serde(deny_unknown_fields)]
     pub struct UpdateMachine {
         /// One DNS label: 1 to 63 of a-z, 0-9 and '-'.
+        #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub name: Option<String>,
         /// In place of all declared ports.
@@ -255,6 +266,7 @@ shape! {
         pub user: Option<String>,
         /// Milliseconds after which it is ended, 1 to 86,400,000; for a call that waits, the server's own limit when
         /// absent.
+        #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86_400_000))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub timeout_ms: Option<u64>,
         /// A terminal of this size; only for a streamed exec.

@@ -14,21 +14,41 @@ use nix::sched::{CloneFlags, setns};
 
 /// Moves the process to the mount namespace of PID 1. To be called while the process has one thread only.
 ///
-/// Every path in `directories` has to be the same directory there; otherwise the process stays where it is, and what
-/// it mounts lives as long as the namespace that it was started in.
-pub fn enter_lasting_namespace(directories: &[&Path]) -> anyhow::Result<()> {
+/// Every path in `directories` has to be the same directory there; otherwise, or when that namespace cannot be
+/// entered, the process stays where it is, and what it mounts lives as long as the namespace that it was started in.
+/// Answers whether the process is in a namespace that lasts.
+pub fn enter_lasting_namespace(directories: &[&Path]) -> anyhow::Result<bool> {
     let own = File::open("/proc/self/ns/mnt").context("cannot open the own mount namespace")?;
-    let Ok(lasting) = File::open("/proc/1/ns/mnt") else { return Ok(()) };
-    if identity(&own)? == identity(&lasting)? {
-        return Ok(());
+    let Some(wanted) = root_mount("1") else { return Ok(false) };
+    if root_mount("self") == Some(wanted) {
+        return Ok(true);
     }
-    let here: Vec<_> = directories.iter().map(|path| path.metadata().ok().map(|m| (m.dev(), m.ino()))).collect();
+    let Some(lasting) = open_namespace_of(wanted) else { return Ok(false) };
+    let identities = || directories.iter().map(|path| identity(path).ok()).collect::<Vec<_>>();
+    let here = identities();
     setns(&lasting, CloneFlags::CLONE_NEWNS).context("cannot enter the mount namespace of PID 1")?;
-    let there: Vec<_> = directories.iter().map(|path| path.metadata().ok().map(|m| (m.dev(), m.ino()))).collect();
-    if here != there {
-        setns(&own, CloneFlags::CLONE_NEWNS).context("cannot return to the own mount namespace")?;
+    if here == identities() {
+        return Ok(true);
     }
-    Ok(())
+    setns(&own, CloneFlags::CLONE_NEWNS).context("cannot return to the own mount namespace")?;
+    Ok(false)
+}
+
+/// The id of the mount that a process has as its root; it is unique on the host, so it tells namespaces apart even
+/// where the namespace itself may not be looked at (proc_pid_mountinfo(5)).
+fn root_mount(process: &str) -> Option<u64> {
+    let table = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?;
+    let line = table.lines().find(|line| line.split(' ').nth(4) == Some("/"))?;
+    line.split(' ').next()?.parse().ok()
+}
+
+/// The mount namespace with this root, through whichever process of it lets it be opened: PID 1 often does not.
+fn open_namespace_of(root: u64) -> Option<File> {
+    let others = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    std::iter::once("1".to_owned())
+        .chain(others.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())))
+        .filter(|process| root_mount(process) == Some(root))
+        .find_map(|process| File::open(format!("/proc/{process}/ns/mnt")).ok())
 }
 
 /// Mounts a memory file system for what must not survive a reboot, unless it is there.
@@ -67,7 +87,7 @@ fn is_mounted(path: &Path) -> anyhow::Result<bool> {
     Ok(path.metadata()?.dev() != parent.metadata()?.dev())
 }
 
-fn identity(file: &File) -> anyhow::Result<(u64, u64)> {
-    let metadata = file.metadata()?;
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    let metadata = path.metadata()?;
     Ok((metadata.dev(), metadata.ino()))
 }

@@ -57,7 +57,12 @@ pub fn up(args: UpArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.pool_dir)
         .with_context(|| format!("cannot make the pool directory {}", args.pool_dir.display()))?;
     let listener = StdTcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
-    mounts::enter_lasting_namespace(&[layout.directory(), &args.pool_dir])?;
+    if !mounts::enter_lasting_namespace(&[layout.directory(), &args.pool_dir])? {
+        tracing::warn!(
+            "the mount namespace of PID 1 cannot be entered: machines outlive the server only as long as the mount \
+             namespace that it was started in"
+        );
+    }
     let _lock = layout.lock()?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args, layout, listener, resolvers))
 }

@@ -28,6 +28,7 @@ const LONGEST_PATH: usize = 4095;
 #[into_params(parameter_in = Query)]
 pub(crate) struct PathQuery {
     /// An absolute path in the machine.
+    #[param(pattern = "^/[^\\u0000]*$", max_length = 4095)]
     path: String,
 }
 
@@ -36,6 +37,7 @@ pub(crate) struct PathQuery {
 #[into_params(parameter_in = Query)]
 pub(crate) struct WriteQuery {
     /// An absolute path in the machine.
+    #[param(pattern = "^/[^\\u0000]*$", max_length = 4095)]
     path: String,
     /// Permission bits in octal, `0755`; 0644 for a new file, unchanged for an old one, when absent.
     mode: Option<String>,
@@ -48,6 +50,7 @@ pub(crate) struct WriteQuery {
 #[into_params(parameter_in = Query)]
 pub(crate) struct RemoveQuery {
     /// An absolute path in the machine.
+    #[param(pattern = "^/[^\\u0000]*$", max_length = 4095)]
     path: String,
     /// Remove a directory with everything in it.
     recursive: Option<bool>,

@@ -101,12 +101,13 @@ impl Pool {
         let data = Layout::data(&directory);
         let (mut quota, mut limits) = (Quota::Off, false);
         if layout.is_btrfs() {
+            quota = btrfs::quota(&data).map_err(failed("cannot read quotas of"))?;
+            // Only on a file system of the pool's own: it cannot be undone, and old kernels then refuse to mount it.
             if layout.storage == Storage::Loop
-                && btrfs::quota(&data).map_err(failed("cannot read quotas of"))? == Quota::Off
+                && quota == Quota::Off
+                && let Err(error) = btrfs::enable_quota(&data)
             {
-                if let Err(error) = btrfs::enable_quota(&data) {
-                    tracing::warn!(pool = %directory.display(), %error, "disks cannot be limited: no btrfs quotas");
-                }
+                tracing::warn!(pool = %directory.display(), %error, "disks cannot be limited: no btrfs quotas");
             }
             quota = btrfs::quota(&data).map_err(failed("cannot read quotas of"))?;
             limits =

@@ -90,7 +90,6 @@ pub(super) fn extract(
         // Also what is skipped is read here, where the headers' allowance does not count.
         io::copy(&mut entry, &mut io::sink()).map_err(ExtractError::Archive)?;
     }
-    drop(entries);
     if count == 0 {
         return Err(ExtractError::Empty);
     }

@@ -150,6 +150,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    // The process is to be collected through its descriptor.
+    #[expect(clippy::zombie_processes)]
     async fn an_end_is_noticed_and_collected() {
         let child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();

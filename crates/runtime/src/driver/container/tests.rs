@@ -30,7 +30,9 @@ impl Lab {
         let (pool, installation, image) = pool_with_image(&test, preference).await;
         let agent_directory = test.directory.path().join("agent");
         std::fs::create_dir(&agent_directory).unwrap();
-        std::fs::copy(init_program(), agent_directory.join("init")).unwrap();
+        let program = agent_directory.join("init");
+        std::fs::write(&program, init_program()).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         // The machine's root reaches the directory by a path that others may pass through.
         std::fs::set_permissions(test.directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
         let config = config(installation);
@@ -97,13 +99,12 @@ fn config(installation: InstallationId) -> ContainerConfig {
 }
 
 /// Compiled once for all tests of a process.
-fn init_program() -> &'static Path {
-    static PROGRAM: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+fn init_program() -> &'static [u8] {
+    static PROGRAM: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
     PROGRAM.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/driver/container/test_init.rs");
-        let directory = std::env::temp_dir().join(format!("warren-test-init-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let program = directory.join("init");
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("init");
         let rustc = Path::new(env!("CARGO")).with_file_name("rustc");
         let status = std::process::Command::new(rustc)
             .args(["--edition=2024", "-Copt-level=1", "-Ctarget-feature=+crt-static", "-Cpanic=abort", "-o"])
@@ -111,7 +112,7 @@ fn init_program() -> &'static Path {
             .status()
             .unwrap();
         assert!(status.success());
-        program
+        std::fs::read(program).unwrap()
     })
 }
 

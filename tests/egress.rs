@@ -1,0 +1,3 @@
+//! Egress: what `open` opens, and what it never does.
+
+mod common;
