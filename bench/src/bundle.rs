@@ -1,5 +1,7 @@
 //! The container of a machine, without Warren: the same bundle, started by `runc` alone.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -36,6 +38,9 @@ impl Bundle {
         let root = config["root"]["path"].as_str().context("the bundle names no root")?;
         config["root"]["path"] = json!(found.with_file_name(root));
         let directory = tempfile::Builder::new().prefix("warren-bench-bundle-").tempdir_in("/run")?;
+        // The container's root is another user, who has to get as far as its mounts.
+        std::fs::set_permissions(directory.path(), Permissions::from_mode(0o711))?;
+        share_nothing(&mut config, &directory.path().join("agent"))?;
         let prefix = format!("warren-bench-{}", server.installation);
         Ok(Self { directory, config, prefix, count: 0, present: None })
     }
@@ -98,6 +103,17 @@ impl Drop for Bundle {
             eprintln!("the benchmark's container could not be removed: {error:#}");
         }
     }
+}
+
+/// The same agent, but not the machine's own socket: the server has to hear from its own machines only.
+fn share_nothing(config: &mut Value, directory: &Path) -> anyhow::Result<()> {
+    let mounts = config["mounts"].as_array_mut().context("the bundle has no mounts")?;
+    let agent = mounts.iter_mut().find(|mount| mount["type"] == "bind").context("the bundle shares no directory")?;
+    let source = agent["source"].as_str().context("a mount has no source")?;
+    std::fs::create_dir(directory)?;
+    std::fs::copy(Path::new(source).join("init"), directory.join("init")).context("the bundle has no agent")?;
+    agent["source"] = json!(directory);
+    Ok(())
 }
 
 /// The `config.json` below a directory whose path names the machine.

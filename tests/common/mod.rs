@@ -50,7 +50,7 @@ impl Server {
     }
 
     pub fn start_with(options: Options) -> Self {
-        let lab = Lab::new("e2e");
+        let lab = Lab::new();
         let host = lab.namespace("host");
         Self::start_in(lab, host, options)
     }

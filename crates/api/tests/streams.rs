@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use common::{Lab, lab, lab_with, request, with_header};
@@ -56,20 +56,6 @@ async fn exec_waits_and_answers_what_the_command_wrote() {
     assert_eq!(exec(json!({ "command": ["false"] })).await.expect(200).at("/status"), "7");
     let answer = exec(json!({ "command": ["env"], "user": "me", "cwd": "/tmp", "settle": false })).await.expect(200);
     assert_eq!(answer.at("/stderr"), r#"Some("me") Some("/tmp") false"#);
-}
-
-#[tokio::test]
-async fn exec_costs_the_api_itself_less_than_five_milliseconds() {
-    let lab = lab_with_machine().await;
-    let mut took = Vec::new();
-    for _ in 0..200 {
-        let started = Instant::now();
-        lab.post(&lab.root, "/v1/machines/m/exec", json!({ "command": ["true"] })).await.expect(200);
-        took.push(started.elapsed());
-    }
-    took.sort();
-    println!("exec through the API with a machine that answers at once: p50 {:?}, p99 {:?}", took[100], took[198]);
-    assert!(took[100] < Duration::from_millis(5), "p50 {:?}", took[100]);
 }
 
 #[tokio::test]

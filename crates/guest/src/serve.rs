@@ -30,10 +30,10 @@ const REAL: Duration = Duration::from_secs(1);
 /// A request must have come as a whole after this.
 const REQUEST: Duration = Duration::from_secs(10);
 
-/// Bytes on their way that nobody has taken: of one stream, and of a connection. The connection holds all of its
-/// streams, so that commands which do not read their stdin cannot stop the others.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = STREAM_WINDOW * protocol::MOST_STREAMS;
+/// Bytes on their way that nobody has taken: of one stream, and of a connection. The connection holds 64 full streams,
+/// so that commands which do not read their stdin do not stop the others.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
 
 /// Dials and serves, for ever.
 pub async fn serve(agent: Arc<Agent>, socket: PathBuf) {

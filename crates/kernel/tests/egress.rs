@@ -116,4 +116,7 @@ fn consented_forwarding_serves_no_other_links_of_the_host() {
     fixture.kernel.forwarding().enable(false).unwrap();
     fixture.kernel.create_network(&fixture.spec(1, "10.0.0.0/16", Egress::Open), &[]).unwrap();
     assert!(guest.pings(PUBLIC_V4), "what was forwarded before goes on");
+    fixture.kernel.remove_network(warren_model::NetworkNumber::FIRST).unwrap();
+    assert_eq!(fixture.host.run("nft list ruleset"), "");
+    assert!(!warren_kernel::names::run_directory(&fixture.installation).exists());
 }

@@ -6,18 +6,24 @@ use warren_runtime::driver::Finding;
 /// Examines the host and prints a line for each thing. Fails when something that is needed is missing.
 pub fn doctor() -> anyhow::Result<()> {
     let mut findings = warren_runtime::driver::doctor();
-    findings.push(Finding {
-        name: "root".into(),
-        ok: nix::unistd::geteuid().is_root(),
-        detail: format!("running as user {}", nix::unistd::geteuid()),
-        remedy: Some("run it with sudo".into()),
-    });
+    findings.push(packet_filter());
     print!("{}", render(&findings));
     let missing = findings.iter().filter(|finding| !finding.ok).count();
     if missing > 0 {
         bail!("{missing} of {} things are missing", findings.len());
     }
     Ok(())
+}
+
+/// Rules are loaded once per network by the `nft` program; it is run, so that a broken one does not pass.
+fn packet_filter() -> Finding {
+    let version = std::process::Command::new("nft").arg("--version").output();
+    let (ok, detail) = match version {
+        Ok(output) if output.status.success() => (true, String::from_utf8_lossy(&output.stdout).trim().to_owned()),
+        Ok(output) => (false, String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => (false, format!("nft cannot be run: {error}")),
+    };
+    Finding { name: "packet filter".into(), ok, detail, remedy: Some("apt-get install nftables".into()) }
 }
 
 fn render(findings: &[Finding]) -> String {

@@ -20,6 +20,9 @@ use crate::{Agent, serve};
 /// Links that are followed to the file that is written, as many as the kernel follows.
 const MOST_LINKS: usize = 40;
 
+/// Content that is written at once, in bytes.
+const BATCH: usize = 512 << 10;
+
 /// Permission bits of a new file.
 const NEW_FILE: u32 = 0o644;
 
@@ -70,16 +73,38 @@ pub async fn write(agent: &Arc<Agent>, mut input: FrameReader) -> Result<Attribu
     let path = request.path.clone();
     let mut target = blocking(agent, &path, move || Target::open(request)).await?;
     loop {
-        let frame = input.next().await.ok().flatten();
-        match frame.map(|frame| (frame.kind, frame.payload)) {
+        let (chunks, ended) = next_chunks(&mut input).await?;
+        target = blocking(agent, &path, move || {
+            chunks.iter().try_for_each(|chunk| target.write(chunk))?;
+            Ok(target)
+        })
+        .await?;
+        if ended {
+            return blocking(agent, &path, move || target.finish()).await;
+        }
+    }
+}
+
+/// Content that is there, at least a piece of it, and whether that was all.
+async fn next_chunks(input: &mut FrameReader) -> Result<(Vec<Bytes>, bool), Refusal> {
+    let (mut chunks, mut length) = (Vec::new(), 0);
+    while length < BATCH {
+        let frame = tokio::select! {
+            biased;
+            frame = input.next() => frame,
+            () = std::future::ready(()), if length > 0 => break,
+        };
+        match frame.ok().flatten().map(|frame| (frame.kind, frame.payload)) {
             Some((Kind::Data, chunk)) => {
-                target = blocking(agent, &path, move || target.write(&chunk).map(|()| target)).await?;
+                length += chunk.len();
+                chunks.push(chunk);
             }
-            Some((Kind::End, _)) => return blocking(agent, &path, move || target.finish()).await,
+            Some((Kind::End, _)) => return Ok((chunks, true)),
             // The sender gave up; what came so far goes with the temporary file.
             _ => return Err(Refusal::new(Code::InvalidRequest, "the content did not come to its end")),
         }
     }
+    Ok((chunks, false))
 }
 
 async fn blocking<T: Send + 'static>(

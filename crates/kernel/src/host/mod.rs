@@ -65,9 +65,9 @@ impl Host {
         let name = names::uplink(&self.installation, network);
         if route::link(&mut state.route, &name).map_err(refused("find an uplink"))?.is_some() {
             gone_is_fine(state.route.apply(vec![route::delete_link(&name)])).map_err(refused("remove an uplink"))?;
-            self.remove_unused_rules(&mut state)?;
         }
-        Ok(())
+        // The link may have gone by itself, with its other end.
+        if self.record_path().exists() { self.remove_unused_rules(&mut state) } else { Ok(()) }
     }
 
     /// Whether everything that the uplink needs is there, on both sides.

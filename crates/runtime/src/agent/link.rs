@@ -22,8 +22,8 @@ use super::flood::FloodGuard;
 /// A connection that has not said hello after this is dropped.
 const MEETING: Duration = Duration::from_secs(5);
 
-/// Bytes that the agent may send of one stream before anybody reads them. Enough for several GB/s over a local socket.
-const STREAM_WINDOW: u32 = 256 << 10;
+/// Bytes that the agent may send of one stream before anybody reads them.
+const STREAM_WINDOW: u32 = 512 << 10;
 
 /// The connection holds all of its streams, so that a reader who does not read cannot stop the others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * protocol::MOST_STREAMS;
