@@ -45,11 +45,11 @@ fn flushed_rules_are_loaded_again_and_nothing_passes_meanwhile() {
 #[test]
 fn an_added_rule_is_removed() {
     let server = pair();
-    let before = text(&server.in_router(1, &["nft", "-s", "list", "chain", "inet", "warren", "forward"]).stdout);
-    let added = server.in_router(1, &["nft", "insert", "rule", "inet", "warren", "forward", "accept"]);
+    let before = text(&server.in_router(1, &["nft", "-s", "list", "chain", "inet", "warren", "between"]).stdout);
+    let added = server.in_router(1, &["nft", "insert", "rule", "inet", "warren", "between", "accept"]);
     assert!(added.status.success(), "{}", text(&added.stderr));
     assert!(eventually(SOON, || {
-        text(&server.in_router(1, &["nft", "-s", "list", "chain", "inet", "warren", "forward"]).stdout) == before
+        text(&server.in_router(1, &["nft", "-s", "list", "chain", "inet", "warren", "between"]).stdout) == before
     }));
 }
 

@@ -145,6 +145,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_code_is_in_the_documentation() {
+        let page = include_str!("../../../docs/api.md");
+        for code in Code::ALL {
+            let row = format!("| `{code}` | {} | {} |", code.status(), code.title());
+            assert!(page.contains(&row), "docs/api.md lacks: {row}");
+        }
+    }
+
+    #[test]
     fn every_code_has_a_text_of_its_own_and_an_error_status() {
         let texts: std::collections::BTreeSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(texts.len(), Code::ALL.len());

@@ -126,7 +126,9 @@ pub fn transition(power: Power, shown: MachineState) -> MachineState {
 /// Steps that leave a running machine running: they mend or refresh, and the machine stays `running` meanwhile.
 pub fn keeps_running(steps: &[MachineStep]) -> bool {
     use MachineStep::*;
-    steps.iter().all(|step| matches!(step, OpenAgent | Admit | AttachLink | AwaitAgent | Configure | Publish))
+    steps
+        .iter()
+        .all(|step| matches!(step, OpenAgent | Admit | AttachLink | AwaitAgent | Configure | Publish | UnmountRoot))
 }
 
 fn plan_on(desired: DesiredMachine, observed: &ObservedMachine) -> Vec<MachineStep> {
@@ -163,6 +165,8 @@ fn plan_on(desired: DesiredMachine, observed: &ObservedMachine) -> Vec<MachineSt
     push_unless(&mut steps, connected, AwaitAgent);
     push_unless(&mut steps, connected && observed.configured, Configure);
     push_unless(&mut steps, observed.published, Publish);
+    // The machine has a mount of its own by now; the host's would only be copied into every machine that follows.
+    push_unless(&mut steps, !(observed.root || fresh), UnmountRoot);
     steps
 }
 

@@ -6,7 +6,7 @@ use warren_plan::machine::{Container, DesiredMachine, Link, MachineStep, Observe
 
 const RUNNING: ObservedMachine = ObservedMachine {
     disk: true,
-    root: true,
+    root: false,
     container: Container::Running,
     boot: Some(1),
     link: Link::Ready,
@@ -52,6 +52,7 @@ fn plans_are_as_written_down() {
             1,
             &ObservedMachine {
                 container: Container::Created,
+                root: true,
                 link: Link::Absent,
                 agent_open: false,
                 agent_connected: false,
@@ -126,7 +127,7 @@ fn apply(step: MachineStep, boot: u64, mut world: ObservedMachine) -> Option<Obs
         DetachLink => world.link = Link::Absent,
         CloseAgent => world.agent_open = false,
         UnmountRoot => {
-            assert_eq!(world.container, Container::Absent);
+            assert_ne!(world.container, Container::Created, "it could not be started any more");
             world.root = false;
         }
         Expel => world.admitted = false,

@@ -23,9 +23,9 @@ async fn release_rested(world: &World, now: Timestamp) -> Result<(), StoreError>
     let networks: Vec<_> = world.desired.read().networks().map(|network| network.id).collect();
     for network in networks {
         let (holds, _) = world.store.list_all(&schema::addresses(network)).await?;
-        let rested = holds.into_iter().filter(|hold| {
-            hold.record.holder.is_none() && hold.record.resting_until.is_none_or(|until| until < now)
-        });
+        let rested = holds
+            .into_iter()
+            .filter(|hold| hold.record.holder.is_none() && hold.record.resting_until.is_none_or(|until| until < now));
         // Somebody may take the address just now, so each is removed only as it was read.
         for hold in rested {
             let txn = Txn {

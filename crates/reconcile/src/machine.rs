@@ -63,7 +63,13 @@ async fn drive(world: &World, machine: &Machine, network: &Network) -> Result<()
     for step in &steps {
         let began = Instant::now();
         crash::point("before", "", step.as_str());
-        execute(world, machine, network, *step).await?;
+        match execute(world, machine, network, *step).await {
+            // It ran, its agent hung up, and only then was its end seen. Whoever saw it has pushed the machine again.
+            Err(ReconcileError::EndedWhileStarting) if was_running && keeps_running(&steps) => {
+                return Err(ReconcileError::Superseded);
+            }
+            outcome => outcome?,
+        }
         crash::point("after", "", step.as_str());
         world.metrics.machine_step(step.as_str(), began.elapsed());
     }
@@ -259,7 +265,7 @@ async fn await_agent(world: &World, machine: &Machine) -> Result<(), ReconcileEr
         tokio::select! {
             outcome = &mut connected => return Ok(outcome?),
             () = tokio::time::sleep(GLANCE) => {
-                if world.known_machine(machine.id).container == Container::Dead {
+                if world.known_machine(machine.id).container != Container::Running {
                     return Err(ReconcileError::EndedWhileStarting);
                 }
                 let wanted = world.desired.read().machine(machine.id);

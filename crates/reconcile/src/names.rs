@@ -110,3 +110,84 @@ pub fn network_view<'a>(
         forward,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+    use ulid::Ulid;
+    use warren_model::record::{DeclaredPort, Limits, Protocol};
+    use warren_model::{AccountId, ImageName, MachineId, MemberNumber, NetworkId, NetworkNumber};
+
+    fn network(egress: Egress) -> Network {
+        Network {
+            id: NetworkId::from_ulid(Ulid::from_parts(1, 1)),
+            account: AccountId::from_ulid(Ulid::from_parts(1, 2)),
+            name: "lab".parse().unwrap(),
+            number: NetworkNumber::FIRST,
+            cidr: "192.168.10.0/24".parse().unwrap(),
+            egress,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            deleting: false,
+        }
+    }
+
+    fn machine(number: u32, name: &str, power: Power) -> Machine {
+        Machine {
+            id: MachineId::from_ulid(Ulid::from_parts(u64::from(number), 3)),
+            account: AccountId::from_ulid(Ulid::from_parts(1, 2)),
+            network: network(Egress::Deny).id,
+            name: name.parse().unwrap(),
+            member: MemberNumber::new(number).unwrap(),
+            ipv4: std::net::Ipv4Addr::from(0xc0a8_0a00 + number),
+            image: ImageName::default_image(),
+            limits: Limits { cpus_milli: 1000, memory_mib: 512, disk_gib: None },
+            ports: vec![DeclaredPort { name: "web".parse().unwrap(), port: 8080, protocol: Protocol::Http }],
+            tags: BTreeSet::new(),
+            labels: BTreeMap::new(),
+            uid_slot: 8,
+            power,
+            boot: 1,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn ula() -> UlaPrefix {
+        UlaPrefix::from_random([1, 2, 3, 4, 5])
+    }
+
+    #[test]
+    fn a_machine_is_told_the_truth() {
+        let members =
+            [machine(2, "agent", Power::On), machine(3, "worker", Power::Off), machine(4, "old", Power::Gone)];
+        let network = network(Egress::Deny);
+        let config = guest_config(&members[0], &network, ula(), &network_facts(&network, ula(), members.iter()));
+        let files: Vec<String> =
+            config.files.iter().map(|file| format!("--- {} {:o}\n{}", file.path, file.mode, file.content)).collect();
+        insta::assert_snapshot!(format!("hostname {}\n{}", config.hostname, files.concat()));
+    }
+
+    #[test]
+    fn a_long_list_of_members_is_cut_and_counted() {
+        let members: Vec<Machine> = (2..=252).map(|n| machine(n, &format!("m{n}"), Power::On)).collect();
+        let facts = network_facts(&network(Egress::Open), ula(), members.iter());
+        assert!(facts.contains("## Members (251)") && facts.contains("- and 51 more"), "{facts}");
+        assert_eq!(facts.matches(".vm.internal: ").count(), FACTS_LIST);
+    }
+
+    #[test]
+    fn a_view_names_who_is_there_and_changes_its_generation_with_them() {
+        let members = [machine(2, "agent", Power::On), machine(4, "old", Power::Gone)];
+        let resolvers = ["192.0.2.53:53".parse().unwrap()];
+        let sealed = network_view(&network(Egress::Deny), ula(), members.iter(), &resolvers);
+        assert_eq!(sealed.names.len(), 1);
+        assert!(sealed.forward.is_empty(), "a sealed network asks nobody");
+        let same = network_view(&network(Egress::Deny), ula(), members.iter(), &resolvers);
+        assert_eq!(sealed.generation, same.generation);
+        let open = network_view(&network(Egress::Open), ula(), members.iter(), &resolvers);
+        assert_eq!(open.forward, resolvers);
+        assert_ne!(open.generation, sealed.generation);
+        let fewer = network_view(&network(Egress::Deny), ula(), [].iter(), &resolvers);
+        assert_ne!(fewer.generation, sealed.generation);
+    }
+}

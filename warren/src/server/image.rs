@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use tokio::sync::mpsc;
 use warren_model::access::{ImageProgress, Images as _};
-use warren_model::{ImageName, InstallationId};
+use warren_model::ImageName;
 use warren_runtime::disk::Pool;
 use warren_runtime::image::ImageStore;
 
@@ -20,11 +20,7 @@ pub fn image_build(name: ImageName, pool_dir: PathBuf) -> anyhow::Result<()> {
 }
 
 async fn build(name: ImageName, pool_dir: PathBuf) -> anyhow::Result<()> {
-    let mut bits = [0u8; 4];
-    getrandom::fill(&mut bits).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
-    // A name in the pool's register for as long as the build takes, so that no server removes the pool meanwhile.
-    let visitor = InstallationId::from_random(u32::from_le_bytes(bits));
-    let pool = Pool::open(&pool_dir, &visitor).await?;
+    let pool = Pool::open_for_images(&pool_dir).await?;
     let images = ImageStore::open(pool.clone())?;
     let (sender, mut receiver) = mpsc::channel::<ImageProgress>(16);
     let shown_name = name.to_string();
@@ -36,7 +32,7 @@ async fn build(name: ImageName, pool_dir: PathBuf) -> anyhow::Result<()> {
     });
     let outcome = images.build(&name, sender).await;
     shown.await?;
-    pool.close_installation(false).await?;
+    pool.release().await?;
     let image = outcome?;
     println!("{} {} {}", image.name, image.digest, image.size);
     Ok(())

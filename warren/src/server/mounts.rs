@@ -60,14 +60,8 @@ pub fn volatile_directory(path: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let name = path.file_name().map_or_else(|| path.into(), |name| name.to_owned());
-    mount(
-        Some(name.as_os_str()),
-        path,
-        Some("tmpfs"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-        Some("mode=0711"),
-    )
-    .with_context(|| format!("cannot mount a memory file system at {}", path.display()))
+    mount(Some(name.as_os_str()), path, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0711"))
+        .with_context(|| format!("cannot mount a memory file system at {}", path.display()))
 }
 
 /// Unmounts and removes it; fine when it is not there.

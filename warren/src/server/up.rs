@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -64,6 +65,7 @@ pub fn up(args: UpArgs) -> anyhow::Result<()> {
         );
     }
     let _lock = layout.lock()?;
+    raise_open_files()?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args, layout, listener, resolvers))
 }
 
@@ -84,13 +86,14 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         Some(traces) => traces.cgroup_parent,
         None => CgroupParent::detect()?,
     };
-    layout.write_traces(&Traces {
+    let mut traces = Traces {
         installation: installation.id.clone(),
         ula: installation.ula,
         pool_dir: args.pool_dir.clone(),
         cgroup_parent: cgroup_parent.clone(),
         runtime: args.runtime.clone(),
-    })?;
+    };
+    layout.write_traces(&traces)?;
     let run_directory = layout::run_directory(&installation.id);
     mounts::volatile_directory(&run_directory)?;
 
@@ -99,12 +102,16 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
     let pool = Pool::open(&args.pool_dir, &installation.id).await?;
     let images: Arc<dyn Images> = Arc::new(ImageStore::open(Arc::clone(&pool))?);
     let agents = AgentHub::new(run_directory.join("agents"))?;
-    let driver: Arc<dyn Driver> = Arc::new(ContainerDriver::new(ContainerConfig {
+    let driver = ContainerDriver::new(ContainerConfig {
         installation: installation.id.clone(),
         runtime: args.runtime.clone(),
         run_dir: run_directory.clone(),
         cgroup_parent,
-    })?);
+    })?;
+    // The remembered one may be gone, after a reboot for example.
+    traces.cgroup_parent = driver.cgroup_parent().clone();
+    layout.write_traces(&traces)?;
+    let driver: Arc<dyn Driver> = Arc::new(driver);
     if let Err(error) = driver.check().await {
         tracing::warn!(%error, "machines cannot be made until this is mended; `warren doctor` tells how");
     }
@@ -137,6 +144,12 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         stop_machines(&world).await?;
     }
     Ok(())
+}
+
+/// Every network needs five descriptors and every machine two, so a thousand networks need more than is usual.
+fn raise_open_files() -> anyhow::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the number of open files")
 }
 
 /// Whether networks may be `open`: the host forwards already, or the operator consented to switching it on.
