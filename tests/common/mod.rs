@@ -31,6 +31,10 @@ pub struct Options {
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
     pub netns_exec: bool,
+    /// A command that starts the server, given the server's command line.
+    pub wrapper: Vec<String>,
+    /// Where images and disks are, if not in the pool that tests share.
+    pub pool: Option<PathBuf>,
 }
 
 pub struct Server {
@@ -56,7 +60,18 @@ impl Server {
     }
 
     pub fn start_in(lab: Lab, host: Namespace, options: Options) -> Self {
-        let directory = tempfile::Builder::new().prefix("warren-test-").tempdir().unwrap();
+        Self::start_at(&std::env::temp_dir(), lab, host, options)
+    }
+
+    /// A server whose data directory is below this one.
+    pub fn start_below(parent: &Path, options: Options) -> Self {
+        let lab = Lab::new();
+        let host = lab.namespace("host");
+        Self::start_at(parent, lab, host, options)
+    }
+
+    fn start_at(parent: &Path, lab: Lab, host: Namespace, options: Options) -> Self {
+        let directory = tempfile::Builder::new().prefix("warren-test-").tempdir_in(parent).unwrap();
         let mut server = Self { lab, host, directory, child: None, options, url: String::new(), key: None };
         server.up().unwrap_or_else(|log| panic!("the server did not start:\n{log}"));
         server
@@ -77,11 +92,12 @@ impl Server {
             command
         };
         let mut child = command
+            .args(&self.options.wrapper)
             .arg(WARREN)
             .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(self.data_dir())
             .arg("--pool-dir")
-            .arg(pool())
+            .arg(self.options.pool.clone().unwrap_or_else(pool))
             .args(&self.options.arguments)
             .envs(self.options.environment.iter().cloned())
             .stdin(Stdio::null())

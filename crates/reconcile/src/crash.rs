@@ -1,13 +1,15 @@
 //! Points at which tests end the process, to show that it may die anywhere.
 //!
 //! Only builds with debug assertions look: `WARREN_CRASH_AT=before:create-disk` aborts the process the first
-//! time it gets there.
+//! time it gets there, or the first time after the file appeared that `WARREN_CRASH_ARMED` names.
 
 use warren_plan::machine::MachineStep;
 use warren_plan::network::NetworkStep;
 
 /// The variable that names the point.
 pub const VARIABLE: &str = "WARREN_CRASH_AT";
+/// The variable that names a file without which the point is passed by.
+pub const ARMED: &str = "WARREN_CRASH_ARMED";
 
 /// Every point there is.
 pub fn points() -> Vec<String> {
@@ -25,6 +27,7 @@ pub(crate) fn point(when: &str, scope: &str, step: &str) {
         static ASKED: OnceLock<Option<String>> = OnceLock::new();
         if let Some(asked) = ASKED.get_or_init(|| std::env::var(VARIABLE).ok())
             && *asked == format!("{when}:{scope}{step}")
+            && std::env::var_os(ARMED).is_none_or(|file| std::path::Path::new(&file).exists())
         {
             // abort() raises SIGABRT without unwinding and without running any destructor.
             std::process::abort();

@@ -4,10 +4,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use warren_model::MachineId;
 use warren_model::allocate::REST;
-use warren_model::record::{AddressHold, Machine, MachineState, Network, Power};
+use warren_model::record::{AddressHold, Machine, MachineState, MachineStatus, Network, Power};
 use warren_plan::machine::{
     Container, DesiredMachine, Link, MachineStep, ObservedMachine, keeps_running, plan, transition,
 };
@@ -20,6 +20,7 @@ use crate::crash;
 use crate::leftovers;
 use crate::names;
 use crate::network;
+use crate::queue::Item;
 use crate::status;
 use crate::world::{World, blocking, member_spec};
 
@@ -27,6 +28,8 @@ use crate::world::{World, blocking, member_spec};
 const AGENT_WITHIN: Duration = Duration::from_secs(30);
 /// How long a machine has to end by itself when it is stopped.
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// The shortest time between two starts of a machine that ends by itself.
+const LEAST_LIFE: Duration = Duration::from_secs(2);
 /// How often a wait looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
 
@@ -56,6 +59,13 @@ async fn drive(world: &World, machine: &Machine, network: &Network) -> Result<()
     let shown = world.shown(machine.id);
     let was_running = shown.as_ref().is_some_and(|s| s.state == MachineState::Running && s.boot == machine.boot);
     let failed_before = shown.as_ref().is_some_and(|s| s.state == MachineState::Failed && s.boot == machine.boot);
+    if was_running
+        && machine.power == Power::On
+        && let Some(pause) = rest_before_restart(&observed, shown.as_ref(), Timestamp::now())
+    {
+        world.queue.push_later(Item::Machine(machine.id), pause);
+        return Ok(());
+    }
     if !steps.is_empty() && !(was_running && keeps_running(&steps)) && !(failed_before && machine.power == Power::On) {
         let now = shown.as_ref().map_or(MachineState::Creating, |shown| shown.state);
         status::show(world, machine, transition(machine.power, now), None).await?;
@@ -81,6 +91,16 @@ async fn drive(world: &World, machine: &Machine, network: &Network) -> Result<()
         Power::Off => status::show(world, machine, MachineState::Stopped, None).await,
         Power::Gone => Ok(()),
     }
+}
+
+/// A machine whose first process ends again and again is not started more often than [`LEAST_LIFE`] allows.
+fn rest_before_restart(observed: &ObservedMachine, shown: Option<&MachineStatus>, now: Timestamp) -> Option<Duration> {
+    if matches!(observed.container, Container::Running | Container::Created) {
+        return None;
+    }
+    let lived = now.duration_since(shown?.started_at?);
+    let least = SignedDuration::try_from(LEAST_LIFE).ok()?;
+    Duration::try_from(least - lived).ok().filter(|rest| !rest.is_zero())
 }
 
 async fn observe(world: &World, machine: &Machine, network: &Network) -> Result<ObservedMachine, ReconcileError> {
@@ -316,6 +336,9 @@ async fn forget(world: &World, machine: &Machine) -> Result<(), ReconcileError> 
             TxnOutcome::Conflict(_) => continue,
         }
     }
+    // A crash may have left either of them without a container.
+    world.agents.close(machine.id).await;
+    world.forget_boot(machine.id);
     world.metrics.state(machine.id, None);
     world.forget_machine(machine.id);
     Ok(())
@@ -354,4 +377,24 @@ fn fingerprint(config: &GuestConfig) -> u64 {
 /// The host's number for root in the machine.
 fn uid_base(machine: &Machine) -> u32 {
     u32::from(machine.uid_slot) << 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_ends_at_once_rests_before_it_is_started_again() {
+        let dead = ObservedMachine { container: Container::Dead, ..ObservedMachine::default() };
+        let alive = ObservedMachine { container: Container::Running, ..ObservedMachine::default() };
+        let start = Timestamp::UNIX_EPOCH;
+        let shown = MachineStatus { state: MachineState::Running, boot: 1, failure: None, started_at: Some(start) };
+        let rest = |observed, milliseconds: i64| {
+            rest_before_restart(observed, Some(&shown), start + SignedDuration::from_millis(milliseconds))
+        };
+        assert_eq!(rest(&dead, 500), Some(Duration::from_millis(1500)));
+        assert_eq!(rest(&dead, 2000), None);
+        assert_eq!(rest(&dead, 60_000), None);
+        assert_eq!(rest(&alive, 500), None);
+    }
 }

@@ -95,9 +95,14 @@ impl Queue {
             *count
         };
         let pause = pause_after(failures);
-        let queue = self.clone();
         let item = claimed.item;
         self.release(item);
+        self.push_later(item, pause);
+    }
+
+    /// Pushes the item when the pause is over.
+    pub fn push_later(&self, item: Item, pause: Duration) {
+        let queue = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             queue.push(item);

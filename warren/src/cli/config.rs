@@ -14,6 +14,8 @@ pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCA
 pub const DEFAULT_RUNTIME: &str = "runc";
 /// What is logged unless told otherwise.
 pub const DEFAULT_LOG: &str = "info";
+/// How many machines, and how many networks, an account may have unless told otherwise.
+pub const DEFAULT_PER_ACCOUNT: usize = 1000;
 
 /// Everything that `warren up` needs to know, settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +29,10 @@ pub struct UpArgs {
     pub runtime: String,
     /// End the machines when the server is told to end.
     pub stop_machines: bool,
+    /// How many machines an account may have.
+    pub machines_per_account: usize,
+    /// How many networks an account may have.
+    pub networks_per_account: usize,
     pub log_format: LogFormat,
     /// A level, or directives of `tracing_subscriber::EnvFilter`.
     pub log: String,
@@ -68,6 +74,12 @@ pub struct UpFlags {
     #[arg(long, value_name = "BOOL", env = "WARREN_STOP_MACHINES", num_args = 0..=1, require_equals = true,
           default_missing_value = "true")]
     pub stop_machines: Option<bool>,
+    /// How many machines an account may have [default: 1000]
+    #[arg(long, value_name = "N", env = "WARREN_MACHINES_PER_ACCOUNT")]
+    pub machines_per_account: Option<usize>,
+    /// How many networks an account may have, its own `default` among them [default: 1000]
+    #[arg(long, value_name = "N", env = "WARREN_NETWORKS_PER_ACCOUNT")]
+    pub networks_per_account: Option<usize>,
     /// How log lines look on stderr [default: text]
     #[arg(long, value_name = "FORMAT", env = "WARREN_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -86,6 +98,8 @@ struct File {
     forwarding: Option<bool>,
     runtime: Option<String>,
     stop_machines: Option<bool>,
+    machines_per_account: Option<usize>,
+    networks_per_account: Option<usize>,
     log_format: Option<LogFormat>,
     log: Option<String>,
 }
@@ -147,6 +161,14 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
         forwarding: flags.forwarding.or(file.forwarding).unwrap_or(false),
         runtime,
         stop_machines: flags.stop_machines.or(file.stop_machines).unwrap_or(false),
+        machines_per_account: flags
+            .machines_per_account
+            .or(file.machines_per_account)
+            .unwrap_or(DEFAULT_PER_ACCOUNT),
+        networks_per_account: flags
+            .networks_per_account
+            .or(file.networks_per_account)
+            .unwrap_or(DEFAULT_PER_ACCOUNT),
         log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
         log: flags.log.or(file.log).unwrap_or_else(|| DEFAULT_LOG.to_owned()),
     })
@@ -180,6 +202,8 @@ mod tests {
             forwarding: false,
             runtime: "runc".into(),
             stop_machines: false,
+            machines_per_account: 1000,
+            networks_per_account: 1000,
             log_format: LogFormat::Text,
             log: "info".into(),
         };

@@ -133,6 +133,8 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
     let shutdown = CancellationToken::new();
     let mut config = ApiConfig::new(installation, env!("CARGO_PKG_VERSION"));
     config.shutdown = shutdown.clone();
+    config.machines_per_account = args.machines_per_account;
+    config.networks_per_account = args.networks_per_account;
     let access: Arc<dyn MachineAccess> = Arc::new(agents);
     let host = Arc::new(LiveHost::new(Arc::clone(&world), forwarding));
     let router = warren_api::router(config, store, access, images, host);
