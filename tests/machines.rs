@@ -77,9 +77,15 @@ fn limits_are_the_machines_and_hold() {
     let busy = "python3 -c 'import time\nb=time.time()\nwhile time.process_time()<1: pass\nprint(time.time()-b)'";
     let took: f64 = server.exec("a", busy).trim().parse().unwrap();
     assert!(took > 1.5, "a second of work took {took} s on half a processor");
-    // Processes are counted.
-    let bomb = "python3 -c 'import os,time\nn=0\ntry:\n  while n<6000:\n    if os.fork()==0: time.sleep(5); os._exit(0)\n    n+=1\nexcept OSError: print(\"refused\")'";
-    assert!(server.exec("a", bomb).contains("refused"));
+    // Processes and threads are counted; here only they run out, and not the memory that they take.
+    server.ok(&["machine", "create", "b", "--memory", "1024"]);
+    let many = "import threading,_thread\nthreading.stack_size(65536)\nlock=_thread.allocate_lock()\nlock.acquire()\n\
+                n=0\ntry:\n  while n<6000:\n    _thread.start_new_thread(lock.acquire,()); n+=1\n\
+                except RuntimeError: print('refused', n, flush=True)\nimport os; os._exit(0)";
+    let said = server.ok(&["exec", "b", "--", "python3", "-c", many]);
+    let count: u32 = said.trim().strip_prefix("refused ").expect("threads have a limit").parse().unwrap();
+    assert!((3500..4100).contains(&count), "{count} threads");
+    assert_eq!(server.exec("b", "echo alive").trim(), "alive");
 }
 
 #[test]
@@ -187,4 +193,92 @@ fn a_machine_that_breaks_the_agents_protocol_only_loses_itself() {
     );
     assert_eq!(server.exec("good", "echo fine").trim(), "fine");
     assert!(eventually(Duration::from_secs(5), || server.try_exec("bad", "echo fine").1.trim() == "fine"));
+}
+
+#[test]
+fn what_is_declared_is_shown_found_and_changed() {
+    let server = Server::start();
+    let made = server.json(&[
+        "machine", "create", "a", "--port", "web=8080/http", "--port", "metrics=9100", "--tag", "blue", "--label",
+        "team=search",
+    ]);
+    assert_eq!(made["ports"][0], serde_json::json!({"name": "web", "port": 8080, "protocol": "http"}));
+    assert_eq!((&made["tags"][0], &made["labels"]["team"]), (&"blue".into(), &"search".into()));
+    server.ok(&["machine", "create", "b", "--label", "team=index"]);
+    let found = |arguments: &[&str]| {
+        let page = server.json(&[&["machine", "ls"], arguments].concat());
+        let names = page["items"].as_array().unwrap().iter().map(|machine| machine["name"].as_str().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(found(&[]), ["a", "b"]);
+    assert_eq!(found(&["--tag", "blue"]), ["a"]);
+    assert_eq!(found(&["--label", "team=index"]), ["b"]);
+    assert_eq!(found(&["--label", "team"]), ["a", "b"]);
+    assert_eq!(found(&["--state", "stopped"]), [""; 0]);
+    server.ok(&["machine", "set", "a", "--tag", "green", "--clear", "ports"]);
+    let changed = server.json(&["machine", "show", "a"]);
+    assert_eq!(changed["ports"], serde_json::json!([]));
+    assert_eq!((&changed["tags"], &changed["labels"]["team"]), (&serde_json::json!(["green"]), &"search".into()));
+}
+
+#[test]
+fn a_machine_knows_the_truth_about_itself_and_its_neighbours() {
+    let server = Server::start();
+    let a = server.json(&["machine", "create", "a"]);
+    let address = a["private_ip"].as_str().unwrap();
+    assert_eq!(server.exec("a", "hostname; cat /etc/hostname"), "a\na\n");
+    assert!(server.exec("a", "getent hosts a.vm.internal").contains("10.0.1.10"));
+    assert!(server.exec("a", "cat /etc/hosts").lines().any(|line| line.starts_with(address)));
+    assert!(server.exec("a", "cat /etc/resolv.conf").contains("nameserver 10.0.0.1"));
+    let facts = || server.exec("a", "cat /etc/warren/facts.md");
+    assert!(facts().contains(address) && facts().contains("a.vm.internal"), "{}", facts());
+
+    server.ok(&["machine", "create", "b", "--port", "web=8080/http"]);
+    let within = Duration::from_secs(10);
+    assert!(eventually(within, || facts().contains("b.vm.internal") && facts().contains("8080")), "{}", facts());
+    server.ok(&["machine", "rename", "b", "c"]);
+    assert!(eventually(within, || facts().contains("c.vm.internal") && !facts().contains("b.vm.internal")));
+    assert!(eventually(within, || server.exec("c", "hostname").trim() == "c"));
+    assert!(eventually(within, || server.try_exec("a", "getent hosts c.vm.internal").0 == 0));
+    assert_ne!(server.try_exec("a", "getent hosts b.vm.internal").0, 0, "an old name answers");
+    server.ok(&["machine", "rm", "c"]);
+    assert_ne!(server.try_exec("a", "getent hosts c.vm.internal").0, 0, "a name outlived its machine");
+    assert!(eventually(within, || !facts().contains("c.vm.internal")), "{}", facts());
+}
+
+#[test]
+fn a_removed_machine_leaves_nothing() {
+    let server = Server::start();
+    let id = server.json(&["machine", "create", "a"])["id"].as_str().unwrap().to_owned();
+    let bare = id.rsplit('_').next().unwrap().to_owned();
+    let traces = || {
+        let traces = Server::traces(&server.installation()).into_iter();
+        traces.filter(|trace| trace.contains(&bare)).collect::<Vec<_>>()
+    };
+    let disk = common::pool().join("fs/disks").join(server.installation()).join(&bare);
+    assert!(disk.exists() && !traces().is_empty());
+    server.ok(&["machine", "rm", "a"]);
+    server.refused_as("not_found", &["machine", "show", &id]);
+    assert!(!disk.exists());
+    assert_eq!(traces(), [""; 0]);
+}
+
+#[test]
+fn signals_reach_the_command() {
+    let server = Server::start();
+    server.ok(&["machine", "create", "a"]);
+    let script = "trap 'echo caught; exit 9' INT; touch /run/ready; while :; do sleep 0.1; done";
+    let child = server.spawn(&["exec", "a", "--", "sh", "-c", script]);
+    assert!(eventually(Duration::from_secs(10), || server.try_exec("a", "test -e /run/ready").0 == 0));
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(9), "caught\n"));
+    // A caller that vanishes takes its command with it.
+    let mut gone = server.spawn(&["exec", "a", "--", "sleep", "4321"]);
+    let runs = || server.try_exec("a", "grep -lz ^4321 /proc/[0-9]*/cmdline").0 == 0;
+    assert!(eventually(Duration::from_secs(10), runs));
+    gone.kill().unwrap();
+    gone.wait().unwrap();
+    assert!(eventually(Duration::from_secs(10), || !runs()), "the command outlived its caller");
 }

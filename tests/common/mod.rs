@@ -277,6 +277,36 @@ impl Server {
         (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
     }
 
+    /// One request over the Unix socket, as the root key's holder unless a header names another key: status and body.
+    /// `headers` are lines such as `X-API-Key: wk_...`.
+    #[track_caller]
+    pub fn http(&self, method: &str, path: &str, headers: &[&str], body: &[u8]) -> (u16, Value) {
+        let root = std::fs::read_to_string(self.data_dir().join("root.key")).unwrap();
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--max-time", "60", "--globoff", "--path-as-is", "-X", method, "-w", "\n%{http_code}"]);
+        command.args(["-H", "Expect:", "--data-binary", "@-", "--unix-socket"]).arg(self.data_dir().join("api.sock"));
+        let names = |name: &str| headers.iter().any(|line| line.to_ascii_lowercase().starts_with(name));
+        if !names("content-type:") {
+            command.args(["-H", "Content-Type: application/json"]);
+        }
+        if !names("x-api-key:") && !names("authorization:") {
+            command.args(["-H", &format!("X-API-Key: {}", root.trim())]);
+        }
+        for line in headers {
+            command.args(["-H", line]);
+        }
+        command.arg(format!("http://warren{path}")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // It may be refused before it was read to its end.
+        let _ = child.stdin.take().unwrap().write_all(body);
+        let output = child.wait_with_output().unwrap();
+        let answer = text(&output.stdout);
+        let (body, status) = answer.rsplit_once('\n').unwrap_or_default();
+        let status = status.parse().unwrap_or_default();
+        assert_ne!(status, 0, "{method} {path}: {}", text(&output.stderr));
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
     /// Makes an account and acts in it from now on.
     pub fn act_as_new(&mut self, account: &str) {
         self.key = None;

@@ -66,7 +66,9 @@ async fn drive(world: &World, machine: &Machine, network: &Network) -> Result<()
         world.queue.push_later(Item::Machine(machine.id), pause);
         return Ok(());
     }
-    if !steps.is_empty() && !(was_running && keeps_running(&steps)) && !(failed_before && machine.power == Power::On) {
+    // What is mended while the machine runs, and what is tried again after a failure, keeps its state until it is done.
+    let quiet = (was_running && keeps_running(&steps)) || (failed_before && machine.power == Power::On);
+    if !steps.is_empty() && !quiet {
         let now = shown.as_ref().map_or(MachineState::Creating, |shown| shown.state);
         status::show(world, machine, transition(machine.power, now), None).await?;
     }

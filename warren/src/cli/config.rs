@@ -255,9 +255,11 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         let documented = file(&uncommented).unwrap();
-        let File { data_dir, listen, pool_dir, forwarding, runtime, stop_machines, log_format, log } = &documented;
+        let File { data_dir, listen, pool_dir, forwarding, runtime, stop_machines, .. } = &documented;
+        let File { machines_per_account, networks_per_account, log_format, log, .. } = &documented;
         assert!(data_dir.is_some() && listen.is_some() && pool_dir.is_some() && forwarding.is_some());
         assert!(runtime.is_some() && stop_machines.is_some() && log_format.is_some() && log.is_some());
+        assert!(machines_per_account.is_some() && networks_per_account.is_some());
         let defaults = merge(UpFlags::default(), File::default()).unwrap();
         assert_eq!(merge(UpFlags::default(), documented).unwrap(), defaults);
         assert_eq!(file(DOCUMENTED).unwrap(), File::default(), "as committed, it changes nothing");
