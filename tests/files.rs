@@ -46,8 +46,7 @@ fn files_travel_both_ways_and_no_path_escapes() {
     server.exec("a", "mkfifo /root/fifo");
     assert_eq!(server.run(&["cp", "a:/root/fifo", "-"]).status.code(), Some(1));
     assert_eq!(server.run(&["cp", "a:/dev/zero", "-"]).status.code(), Some(1));
-    assert_eq!(server.run_with_input(&["cp", "-", "a:/root/fifo"], b"x").status.code(), Some(0), "it is replaced");
-    assert_eq!(server.exec("a", "stat -c %F /root/fifo").trim(), "regular file");
+    assert_eq!(server.run_with_input(&["cp", "-", "a:/root/fifo"], b"x").status.code(), Some(1));
 }
 
 #[test]
@@ -99,7 +98,7 @@ fn every_file_operation_answers_and_refuses_by_its_code() {
         ("path_conflict", 409, "PUT", "?path=/srv/x/y/f/g", "x"),
         ("path_conflict", 409, "DELETE", "?path=/srv/x", ""),
         ("path_conflict", 409, "POST", "/directories", r#"{"path":"/srv/x/y/f"}"#),
-        ("path_denied", 403, "PUT", "?path=/proc/version", "x"),
+        ("path_denied", 403, "PUT", "?path=/run/warren/f", "x"),
         ("path_invalid", 422, "GET", "?path=relative", ""),
         ("path_invalid", 422, "GET", &long, ""),
         ("path_invalid", 422, "GET", "/stat?path=/a%00b", ""),

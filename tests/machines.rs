@@ -227,7 +227,7 @@ fn a_machine_knows_the_truth_about_itself_and_its_neighbours() {
     let a = server.json(&["machine", "create", "a"]);
     let address = a["private_ip"].as_str().unwrap();
     assert_eq!(server.exec("a", "hostname; cat /etc/hostname"), "a\na\n");
-    assert!(server.exec("a", "getent hosts a.vm.internal").contains("10.0.1.10"));
+    assert!(server.exec("a", "getent ahostsv4 a.vm.internal").contains("10.0.1.10"));
     assert!(server.exec("a", "cat /etc/hosts").lines().any(|line| line.starts_with(address)));
     assert!(server.exec("a", "cat /etc/resolv.conf").contains("nameserver 10.0.0.1"));
     let facts = || server.exec("a", "cat /etc/warren/facts.md");

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use warren_model::wire;
 
 use crate::server::Server;
+use crate::stats::Samples;
 
 /// How far below the server's directory a bundle is looked for.
 const DEPTH: usize = 4;
@@ -22,6 +23,9 @@ pub struct Bundle {
     /// What all containers of this value are called, before their number.
     prefix: String,
     count: usize,
+    /// Milliseconds of every `create` and every `start`.
+    create: Vec<f64>,
+    start: Vec<f64>,
     /// The container that is there, to be removed also when something fails.
     present: Option<String>,
 }
@@ -42,7 +46,7 @@ impl Bundle {
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o711))?;
         share_nothing(&mut config, &directory.path().join("agent"))?;
         let prefix = format!("warren-bench-{}", server.installation);
-        Ok(Self { directory, config, prefix, count: 0, present: None })
+        Ok(Self { directory, config, prefix, count: 0, create: Vec::new(), start: Vec::new(), present: None })
     }
 
     /// Milliseconds of `create` and `start`.
@@ -54,10 +58,19 @@ impl Bundle {
         self.present = Some(id.clone());
         let began = Instant::now();
         self.runc(&[Path::new("create"), Path::new("--bundle"), &bundle, Path::new(&id)])?;
+        let created = began.elapsed().as_secs_f64() * 1e3;
         self.runc(&[Path::new("start"), Path::new(&id)])?;
         let taken = began.elapsed().as_secs_f64() * 1e3;
+        self.create.push(created);
+        self.start.push(taken - created);
         self.remove()?;
         Ok(taken)
+    }
+
+    /// What the two parts took, for the report.
+    pub fn line(&self) -> anyhow::Result<String> {
+        let (create, start) = (Samples::new(self.create.clone())?, Samples::new(self.start.clone())?);
+        Ok(format!("bare runc: create {:.1} ms, start {:.1} ms (medians)", create.median(), start.median()))
     }
 
     fn write(&mut self, id: &str) -> anyhow::Result<()> {

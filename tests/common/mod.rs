@@ -332,9 +332,7 @@ impl Server {
 
     /// Whether a TCP connection from the machine is made.
     pub fn reaches(&self, machine: &str, host: &str, port: u16) -> bool {
-        let script = format!(
-            "import socket,sys\ns=socket.create_connection(({host:?},{port}),3)\ns.close()"
-        );
+        let script = format!("import socket,sys\ns=socket.create_connection(({host:?},{port}),3)\ns.close()");
         self.run(&["exec", machine, "--", "python3", "-c", &script]).status.success()
     }
 
@@ -359,9 +357,8 @@ impl Server {
         let mut look = |what: &str, lines: &str, mark: &str| {
             left.extend(lines.lines().filter(|line| line.contains(mark)).map(|line| format!("{what}: {line}")));
         };
-        let output = |program: &str, arguments: &[&str]| {
-            text(&Command::new(program).args(arguments).output().unwrap().stdout)
-        };
+        let output =
+            |program: &str, arguments: &[&str]| text(&Command::new(program).args(arguments).output().unwrap().stdout);
         look("namespace", &output("ip", &["netns", "list"]), &mark);
         look("mount", &std::fs::read_to_string("/proc/1/mounts").unwrap(), &mark);
         look("cgroup", &output("find", &["/sys/fs/cgroup", "-type", "d", "-name", &format!("*{mark}*")]), &mark);
@@ -372,10 +369,19 @@ impl Server {
 
     /// Uninstalls and answers what stayed.
     pub fn uninstall(&mut self) -> Vec<String> {
+        let host = self.host.name().to_owned();
+        self.uninstall_in(&host)
+    }
+
+    /// Uninstalls from a namespace that is not the server's, and answers what stayed.
+    pub fn uninstall_from(&mut self, elsewhere: &Namespace) -> Vec<String> {
+        self.uninstall_in(elsewhere.name())
+    }
+
+    fn uninstall_in(&mut self, namespace: &str) -> Vec<String> {
         let installation = self.installation();
-        let data_dir = self.data_dir();
-        self.key = None;
-        self.ok(&["uninstall", "--data-dir", data_dir.to_str().unwrap(), "--yes"]);
+        let outcome = uninstall(namespace, &self.data_dir());
+        assert!(outcome.status.success(), "uninstall failed: {}\n{}", text(&outcome.stderr), self.log());
         if let Some(mut child) = self.child.take() {
             child.wait().unwrap();
         }
@@ -386,8 +392,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if self.data_dir().join("installation.json").exists() {
-            let data_dir = self.data_dir();
-            let outcome = self.run(&["uninstall", "--data-dir", data_dir.to_str().unwrap(), "--yes"]);
+            let outcome = uninstall(self.host.name(), &self.data_dir());
             if !outcome.status.success() {
                 eprintln!("uninstall failed: {}\n{}", text(&outcome.stderr), self.log());
             }
@@ -398,6 +403,16 @@ impl Drop for Server {
             let _ = child.wait();
         }
     }
+}
+
+fn uninstall(namespace: &str, data_dir: &Path) -> Output {
+    Command::new("nsenter")
+        .arg(format!("--net=/run/netns/{namespace}"))
+        .args([WARREN, "uninstall", "--yes", "--data-dir"])
+        .arg(data_dir)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 /// Where tests keep images; built by `make test` before.

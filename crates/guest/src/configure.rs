@@ -1,11 +1,12 @@
 //! The host name and the files that the host keeps.
 
+use nix::errno::Errno;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use nix::errno::Errno;
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
 use warren_guest::protocol::{Empty, GuestConfig, GuestFile, Refusal};
 use warren_model::Code;
 
