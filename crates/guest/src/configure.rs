@@ -1,6 +1,5 @@
 //! The host name and the files that the host keeps.
 
-use nix::errno::Errno;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
