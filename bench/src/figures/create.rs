@@ -66,6 +66,7 @@ impl Shares {
         let share = |(part, spent): (&str, f64)| {
             format!("{part:<44} {:>6.2} ms {:>4.0} %", spent / self.count, spent / whole * 100.0)
         };
-        parts.into_iter().map(share).collect()
+        let head = format!("means of {} machines, parts by size", self.count);
+        std::iter::once(head).chain(parts.into_iter().map(share)).collect()
     }
 }

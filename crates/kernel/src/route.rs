@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
@@ -169,14 +169,8 @@ pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, Errn
 /// the kernel (`net/core/link_watch.c`), and until then drops what it should send. Asking for a link makes new kernels
 /// run it at once.
 pub(crate) fn settle(socket: &mut Socket, name: &str) -> Result<(), Errno> {
-    for _ in 0..200 {
-        if link(socket, name)?.is_none_or(|link| link.sends) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    // A link that somebody lowers meanwhile; the next observation tells.
-    Ok(())
+    // A link that somebody lowers meanwhile never does; the next observation tells.
+    patiently(|| Ok(link(socket, name)?.is_none_or(|link| link.sends))).map(drop)
 }
 
 /// Waits until the namespace takes packets to this address of its own. The kernel puts the local route of an IPv6
@@ -187,14 +181,26 @@ pub(crate) fn settle_address(socket: &mut Socket, address: IpAddr) -> Result<(),
     let mut fixed = [0u8; ROUTE];
     fixed[0] = family(address);
     fixed[1] = if address.is_ipv4() { 32 } else { 128 };
-    for _ in 0..1000 {
+    let settled = patiently(|| {
         let answer = socket.get(Message::new(26, 0, &fixed).put(1, &octets(address)));
-        if answer.is_ok_and(|reply| reply.payload.get(7) == Some(&LOCAL)) {
-            return Ok(());
+        Ok(answer.is_ok_and(|reply| reply.payload.get(7) == Some(&LOCAL)))
+    })?;
+    if settled { Ok(()) } else { Err(Errno::ETIMEDOUT) }
+}
+
+/// Asks until the answer is yes, and tells whether it was in the end. The kernel's work items wait for its routing
+/// lock, for seconds on a host that is removing many namespaces, so the pauses grow and the patience is long.
+fn patiently(mut done: impl FnMut() -> Result<bool, Errno>) -> Result<bool, Errno> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut pause = Duration::from_micros(50);
+    while !done()? {
+        if Instant::now() > deadline {
+            return Ok(false);
         }
-        std::thread::sleep(Duration::from_micros(200));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
     }
-    Err(Errno::ETIMEDOUT)
+    Ok(true)
 }
 
 pub(crate) fn links(socket: &mut Socket) -> Result<Vec<Link>, Errno> {
