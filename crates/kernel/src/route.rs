@@ -169,8 +169,8 @@ pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, Errn
 /// the kernel (`net/core/link_watch.c`), and until then drops what it should send. Asking for a link makes new kernels
 /// run it at once.
 pub(crate) fn settle(socket: &mut Socket, name: &str) -> Result<(), Errno> {
-    // A link that somebody lowers meanwhile never does; the next observation tells.
-    patiently(|| Ok(link(socket, name)?.is_none_or(|link| link.sends))).map(drop)
+    // One that its machine lowers meanwhile never does, and must not hold up the network; the next observation tells.
+    patiently(Duration::from_millis(500), || Ok(link(socket, name)?.is_none_or(|link| link.sends))).map(drop)
 }
 
 /// Waits until the namespace takes packets to this address of its own. The kernel puts the local route of an IPv6
@@ -181,7 +181,7 @@ pub(crate) fn settle_address(socket: &mut Socket, address: IpAddr) -> Result<(),
     let mut fixed = [0u8; ROUTE];
     fixed[0] = family(address);
     fixed[1] = if address.is_ipv4() { 32 } else { 128 };
-    let settled = patiently(|| {
+    let settled = patiently(Duration::from_secs(10), || {
         let answer = socket.get(Message::new(26, 0, &fixed).put(1, &octets(address)));
         Ok(answer.is_ok_and(|reply| reply.payload.get(7) == Some(&LOCAL)))
     })?;
@@ -190,8 +190,8 @@ pub(crate) fn settle_address(socket: &mut Socket, address: IpAddr) -> Result<(),
 
 /// Asks until the answer is yes, and tells whether it was in the end. The kernel's work items wait for its routing
 /// lock, for seconds on a host that is removing many namespaces, so the pauses grow and the patience is long.
-fn patiently(mut done: impl FnMut() -> Result<bool, Errno>) -> Result<bool, Errno> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+fn patiently(within: Duration, mut done: impl FnMut() -> Result<bool, Errno>) -> Result<bool, Errno> {
+    let deadline = Instant::now() + within;
     let mut pause = Duration::from_micros(50);
     while !done()? {
         if Instant::now() > deadline {
