@@ -4,6 +4,7 @@ mod common;
 #[path = "common/resolver.rs"]
 mod resolver;
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,10 +55,10 @@ impl Drop for ResolvConf {
 impl Online {
     /// A server that was given consent to forward.
     fn new() -> Self {
-        Self::with(&["--forwarding"], |_| {})
+        Self::with(&["--forwarding"], |_, _| {})
     }
 
-    fn with(arguments: &[&str], prepare: impl FnOnce(&Namespace)) -> Self {
+    fn with(arguments: &[&str], prepare: impl FnOnce(&Namespace, &Namespace)) -> Self {
         let lab = Lab::new();
         let internet = Internet::new(&lab);
         let resolver = Resolver::new(&internet);
@@ -76,7 +77,7 @@ impl Online {
         internet.namespace.run(&format!("ip route add fd50::/64 via {HOST_V6}"));
         // A new namespace may start with what the root namespace has.
         forwards(&host, "0");
-        prepare(&host);
+        prepare(&host, &lan);
         let canary = host.spawn("python3 -m http.server 80 --bind :: --directory /var/empty");
         let resolv_conf = ResolvConf::new(&host);
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -240,17 +241,10 @@ fn multicast_stays_inside_and_nobody_comes_in_from_outside() {
 
 #[test]
 fn forwarding_that_was_switched_on_serves_nobody_but_the_networks() {
-    let online = Online::with(&["--forwarding"], |host| {
+    let online = Online::with(&["--forwarding"], |host, lan| {
         // The control: without Warren, forwarding would join the host's links.
         forwards(host, "1");
-        let lan = host.name().replace("-host", "-lan");
-        for address in [PUBLIC_V4, PUBLIC_V6] {
-            let output = std::process::Command::new("ip")
-                .args(["netns", "exec", &lan, "ping", "-c1", "-W2", address])
-                .output()
-                .unwrap();
-            assert!(output.status.success(), "{}", text(&output.stdout));
-        }
+        assert!(eventually(SOON, || lan.pings(PUBLIC_V4) && lan.pings(PUBLIC_V6)));
         forwards(host, "0");
     });
     online.open();
@@ -337,16 +331,16 @@ fn private_and_egress_traffic_are_counted_apart() {
 
 #[test]
 fn without_consent_open_egress_is_refused_and_nothing_is_changed() {
-    let online = Online::with(&[], |_| {});
+    let online = Online::with(&[], |_, _| {});
     let server = &online.server;
-    let before = settings(&server.host);
+    let before = settled(&server.host);
     server.refused_as("forwarding_required", &["network", "create", "out", "--egress", "open"]);
     let problem = server.refused(&["network", "create", "out", "--egress", "open"]);
     assert!(problem["detail"].as_str().unwrap().contains("--forwarding"), "{problem}");
     server.refused_as("not_found", &["network", "show", "out"]);
     server.ok(&["network", "create", "out"]);
     server.ok(&["machine", "create", "a", "--network", "out"]);
-    assert_eq!(settings(&server.host), before);
+    assert_same(&settings(&server.host), &before);
     assert_eq!(reached(server, "a", &on_port_80(&[PUBLIC_V4, PUBLIC_V6])), Vec::<String>::new());
 }
 
@@ -357,24 +351,24 @@ fn uninstall_leaves_the_host_as_it_was() {
         host.run("sysctl -qw net.ipv4.conf.lan0.forwarding=1");
         host.run("sysctl -qw net.ipv6.conf.wan0.accept_ra=1");
     };
-    let mut before = String::new();
-    let mut online = Online::with(&["--forwarding"], |host| {
+    let mut before = BTreeSet::new();
+    let mut online = Online::with(&["--forwarding"], |host, _| {
         harden(host);
-        before = settings(host);
+        before = settled(host);
     });
     online.open();
     assert_eq!(online.server.fetch("a", &format!("http://{PUBLIC_V4}/")), HOST_V4);
     assert_ne!(settings(&online.server.host), before, "the control: something was changed");
     let left = online.server.uninstall();
     assert!(left.is_empty(), "{left:#?}");
-    assert_eq!(settings(&online.server.host), before);
+    assert_same(&settings(&online.server.host), &before);
 }
 
 #[test]
 fn uninstall_from_another_namespace_finds_the_one_that_the_server_ran_in() {
     for killed in [false, true] {
-        let mut before = String::new();
-        let mut online = Online::with(&["--forwarding"], |host| before = settings(host));
+        let mut before = BTreeSet::new();
+        let mut online = Online::with(&["--forwarding"], |host, _| before = settled(host));
         online.open();
         if killed {
             online.server.kill();
@@ -384,27 +378,31 @@ fn uninstall_from_another_namespace_finds_the_one_that_the_server_ran_in() {
         let settings_elsewhere = settings(&elsewhere);
         let left = online.server.uninstall_from(&elsewhere);
         assert!(left.is_empty(), "{left:#?}");
-        assert_eq!(settings(&online.server.host), before, "killed: {killed}");
-        assert_eq!(settings(&elsewhere), settings_elsewhere, "killed: {killed}");
+        assert_same(&settings(&online.server.host), &before);
+        assert_same(&settings(&elsewhere), &settings_elsewhere);
     }
 }
 
 #[test]
 fn what_forwarded_before_goes_on_and_is_left_alone() {
-    let mut before = String::new();
-    let mut online = Online::with(&[], |host| {
+    let mut before = BTreeSet::new();
+    let mut online = Online::with(&[], |host, _| {
         forwards(host, "1");
-        before = settings(host);
+        before = settled(host);
     });
     online.open();
     assert_eq!(online.server.fetch("a", &format!("http://{PUBLIC_V4}/")), HOST_V4);
-    assert!(online.lan.pings(PUBLIC_V4) && online.lan.pings(PUBLIC_V6), "the host no longer forwards for others");
+    assert!(
+        eventually(SOON, || online.lan.pings(PUBLIC_V4) && online.lan.pings(PUBLIC_V6)),
+        "the host no longer forwards for others"
+    );
     online.server.ok(&["network", "rm", "out", "--force"]);
-    assert!(eventually(SOON, || settings(&online.server.host) == before), "{}", settings(&online.server.host));
+    eventually(SOON, || settings(&online.server.host) == before);
+    assert_same(&settings(&online.server.host), &before);
     online.server.ok(&["network", "create", "out", "--egress", "open"]);
     let left = online.server.uninstall();
     assert!(left.is_empty(), "{left:#?}");
-    assert_eq!(settings(&online.server.host), before);
+    assert_same(&settings(&online.server.host), &before);
 }
 
 #[test]
@@ -431,15 +429,31 @@ fn a_lost_uplink_or_rule_of_the_host_is_made_anew() {
 }
 
 /// Everything that open egress may change in the host's namespace: settings, links, addresses, routes, rules.
-fn settings(host: &Namespace) -> String {
-    let mut all = String::new();
-    for family in ["ipv4", "ipv6"] {
-        let lines = host.run(&format!("sysctl net.{family}.conf"));
-        // Addresses are chosen at random at first use, which nobody can undo.
-        all.extend(lines.lines().filter(|line| !line.contains("stable_secret")).map(|line| format!("{line}\n")));
+fn settings(host: &Namespace) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for command in [
+        "sysctl net.ipv4.conf net.ipv6.conf",
+        "ip -o link show",
+        "ip -o addr show",
+        "ip -o -4 route show table all",
+        "ip -o -6 route show table all",
+        "nft list ruleset",
+    ] {
+        // What the kernel chooses or counts down by itself.
+        let steady = |line: &&str| !line.contains("stable_secret") && !line.contains("dadfailed");
+        all.extend(host.run(command).lines().filter(steady).map(str::to_owned));
     }
-    all + &host.run("ip -o link show")
-        + &host.run("ip -o route show table all")
-        + &host.run("ip -o -6 route show")
-        + &host.run("nft list ruleset")
+    all
+}
+
+/// The same, when the kernel has made up its mind about the links' own addresses.
+fn settled(host: &Namespace) -> BTreeSet<String> {
+    assert!(eventually(SOON, || host.run("ip -6 addr show tentative").is_empty()));
+    settings(host)
+}
+
+#[track_caller]
+fn assert_same(now: &BTreeSet<String>, before: &BTreeSet<String>) {
+    let (came, went): (Vec<_>, Vec<_>) = (now.difference(before).collect(), before.difference(now).collect());
+    assert!(came.is_empty() && went.is_empty(), "came: {came:#?}\nwent: {went:#?}");
 }

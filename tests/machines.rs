@@ -44,7 +44,10 @@ fn exec_passes_streams_status_environment_directory_user_and_time_limit() {
     let output = server.run_with_input(&["exec", "a", "--", "cat"], b"one\ntwo\n");
     assert_eq!(text(&output.stdout), "one\ntwo\n");
     assert_eq!(server.try_exec("a", "echo out; echo err >&2; exit 7"), (7, "out\n".into(), "err\n".into()));
-    assert_eq!(server.ok(&["exec", "--env", "X=a b", "--cwd", "/tmp", "a", "--", "sh", "-c", "echo $X; pwd"]), "a b\n/tmp\n");
+    assert_eq!(
+        server.ok(&["exec", "--env", "X=a b", "--cwd", "/tmp", "a", "--", "sh", "-c", "echo $X; pwd"]),
+        "a b\n/tmp\n"
+    );
     assert_eq!(server.ok(&["exec", "--user", "nobody", "a", "--", "id", "-un"]).trim(), "nobody");
     let status = |arguments: &[&str]| server.run(arguments).status.code();
     assert_eq!(status(&["exec", "--timeout", "300ms", "a", "--", "sleep", "20"]), Some(124));
@@ -109,8 +112,10 @@ fn fifty_machines_are_created_at_once() {
     let server = Server::start();
     server.ok(&["network", "create", "crowd", "--cidr", "10.9.0.0/24"]);
     let names: Vec<String> = (0..50).map(|n| format!("m{n}")).collect();
-    let mut children: Vec<_> =
-        names.iter().map(|name| server.spawn(&["machine", "create", name, "--network", "crowd", "--memory", "64"])).collect();
+    let mut children: Vec<_> = names
+        .iter()
+        .map(|name| server.spawn(&["machine", "create", name, "--network", "crowd", "--memory", "64"]))
+        .collect();
     for child in children.drain(..) {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}\n{}", text(&output.stderr), server.log());
@@ -134,7 +139,9 @@ fn the_last_address_has_one_holder() {
         server.ok(&["machine", "create", &format!("m{n}"), "--network", "small", "--memory", "64"]);
     }
     let racing: Vec<_> = (0..4)
-        .map(|n| server.spawn(&["machine", "create", &format!("r{n}"), "--network", "small", "--memory", "64", "--json"]))
+        .map(|n| {
+            server.spawn(&["machine", "create", &format!("r{n}"), "--network", "small", "--memory", "64", "--json"])
+        })
         .collect();
     let outputs: Vec<_> = racing.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
     let won = outputs.iter().filter(|output| output.status.success()).count();
@@ -199,7 +206,16 @@ fn a_machine_that_breaks_the_agents_protocol_only_loses_itself() {
 fn what_is_declared_is_shown_found_and_changed() {
     let server = Server::start();
     let made = server.json(&[
-        "machine", "create", "a", "--port", "web=8080/http", "--port", "metrics=9100", "--tag", "blue", "--label",
+        "machine",
+        "create",
+        "a",
+        "--port",
+        "web=8080/http",
+        "--port",
+        "metrics=9100",
+        "--tag",
+        "blue",
+        "--label",
         "team=search",
     ]);
     assert_eq!(made["ports"][0], serde_json::json!({"name": "web", "port": 8080, "protocol": "http"}));
@@ -207,7 +223,8 @@ fn what_is_declared_is_shown_found_and_changed() {
     server.ok(&["machine", "create", "b", "--label", "team=index"]);
     let found = |arguments: &[&str]| {
         let page = server.json(&[&["machine", "ls"], arguments].concat());
-        let names = page["items"].as_array().unwrap().iter().map(|machine| machine["name"].as_str().unwrap().to_owned());
+        let names =
+            page["items"].as_array().unwrap().iter().map(|machine| machine["name"].as_str().unwrap().to_owned());
         names.collect::<Vec<_>>()
     };
     assert_eq!(found(&[]), ["a", "b"]);
@@ -238,7 +255,9 @@ fn a_machine_knows_the_truth_about_itself_and_its_neighbours() {
     assert!(eventually(within, || facts().contains("b.vm.internal") && facts().contains("8080")), "{}", facts());
     server.ok(&["machine", "rename", "b", "c"]);
     assert!(eventually(within, || facts().contains("c.vm.internal") && !facts().contains("b.vm.internal")));
-    assert!(eventually(within, || server.exec("c", "hostname").trim() == "c"));
+    assert!(eventually(within, || server.exec("c", "cat /etc/hostname").trim() == "c"));
+    server.ok(&["machine", "restart", "c"]);
+    assert_eq!(server.exec("c", "hostname").trim(), "c");
     assert!(eventually(within, || server.try_exec("a", "getent hosts c.vm.internal").0 == 0));
     assert_ne!(server.try_exec("a", "getent hosts b.vm.internal").0, 0, "an old name answers");
     server.ok(&["machine", "rm", "c"]);

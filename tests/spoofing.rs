@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Server, text};
+use std::time::Duration;
+
+use common::{Server, eventually, text};
 
 /// Sends raw Ethernet frames from a machine; `{frame}` is a Python expression for the bytes.
 fn send(server: &Server, machine: &str, frame: &str) {
@@ -31,24 +33,31 @@ fn send(server: &Server, machine: &str, frame: &str) {
     server.ok(&["exec", machine, "--", "python3", "-c", &script]);
 }
 
-/// Packets that a machine's interface has received on UDP port 9, seen by a listener inside.
-fn received(server: &Server, machine: &str, send: impl FnOnce()) -> String {
+/// Every packet, in hexadecimal, that reaches a machine's interface while `send` sends.
+///
+/// Packets of one link stay in order, so when the last one, which nothing forbids, has arrived, so has all before it.
+fn received(server: &Server, machine: &str, send_them: impl FnOnce()) -> String {
     server.exec(
         machine,
         "cat > /root/listen.py <<'X'\n\
-         import socket,select,time\n\
-         s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW,socket.htons(3)); s.bind(('eth0',0))\n\
-         end=time.time()+2.5\n\
-         while time.time()<end:\n\
-         \x20 if select.select([s],[],[],0.1)[0]:\n\
+         import os,socket\n\
+         s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW,socket.htons(3)); s.bind(('eth0',0)); s.settimeout(30)\n\
+         open('/root/listens','w').close()\n\
+         with open('/root/hears','w') as heard:\n\
+         \x20 while True:\n\
          \x20   b,a=s.recvfrom(2048)\n\
-         \x20   if a[2]!=4: print(b.hex(),flush=True)\n\
+         \x20   if a[2]==4: continue\n\
+         \x20   print(b.hex(),file=heard,flush=True)\n\
+         \x20   if b'the last one' in b: break\n\
+         os.rename('/root/hears','/root/heard')\n\
          X\n\
-         nohup python3 /root/listen.py > /root/heard 2>/dev/null &",
+         rm -f /root/listens /root/heard\n\
+         nohup python3 /root/listen.py >/dev/null 2>&1 &\n\
+         while ! test -e /root/listens; do sleep 0.02; done",
     );
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    send();
-    std::thread::sleep(std::time::Duration::from_millis(2600));
+    send_them();
+    send(server, "a", "udp4('10.0.1.10','10.0.1.11',payload=b'the last one')");
+    assert!(eventually(Duration::from_secs(10), || server.try_exec(machine, "test -e /root/heard").0 == 0));
     server.exec(machine, "cat /root/heard")
 }
 
@@ -75,8 +84,16 @@ fn only_a_machines_own_addresses_pass_its_port() {
         send(&server, "a", &format!("udp6('fd00::1','{victim6}')"));
         send(&server, "a", &format!("udp6('fe80::99','{victim6}')"));
         // Forged ARP: "10.0.1.11 is at my address", to the router and to everybody.
-        send(&server, "a", "router+own+b'\\x08\\x06'+struct.pack('!HHBBH',1,0x800,6,4,2)+own+ip4('10.0.1.11')+router+ip4('10.0.0.1')");
-        send(&server, "a", "b'\\xff'*6+own+b'\\x08\\x06'+struct.pack('!HHBBH',1,0x800,6,4,1)+own+ip4('10.0.1.11')+b'\\0'*6+ip4('10.0.1.11')");
+        send(
+            &server,
+            "a",
+            "router+own+b'\\x08\\x06'+struct.pack('!HHBBH',1,0x800,6,4,2)+own+ip4('10.0.1.11')+router+ip4('10.0.0.1')",
+        );
+        send(
+            &server,
+            "a",
+            "b'\\xff'*6+own+b'\\x08\\x06'+struct.pack('!HHBBH',1,0x800,6,4,1)+own+ip4('10.0.1.11')+b'\\0'*6+ip4('10.0.1.11')",
+        );
     });
     assert!(!heard.contains(&hex("spoof")), "a spoofed packet arrived: {heard}");
 

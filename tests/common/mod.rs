@@ -286,10 +286,10 @@ impl Server {
         command.args(["-sS", "--max-time", "60", "--globoff", "--path-as-is", "-X", method, "-w", "\n%{http_code}"]);
         command.args(["-H", "Expect:", "--data-binary", "@-", "--unix-socket"]).arg(self.data_dir().join("api.sock"));
         let names = |name: &str| headers.iter().any(|line| line.to_ascii_lowercase().starts_with(name));
-        if !names("content-type:") {
+        if !names("content-type") {
             command.args(["-H", "Content-Type: application/json"]);
         }
-        if !names("x-api-key:") && !names("authorization:") {
+        if !names("x-api-key") && !names("authorization") {
             command.args(["-H", &format!("X-API-Key: {}", root.trim())]);
         }
         for line in headers {
@@ -364,6 +364,11 @@ impl Server {
         look("cgroup", &output("find", &["/sys/fs/cgroup", "-type", "d", "-name", &format!("*{mark}*")]), &mark);
         look("process", &output("ps", &["-eo", "pid,args"]), &format!("{mark}/"));
         look("run directory", &output("ls", &["/run"]), &mark);
+        look(
+            "pool",
+            &output("find", &[pool().to_str().unwrap(), "-maxdepth", "2"]),
+            &format!("/installations/{installation}"),
+        );
         left
     }
 
@@ -385,7 +390,12 @@ impl Server {
         if let Some(mut child) = self.child.take() {
             child.wait().unwrap();
         }
-        Self::traces(&installation)
+        let mut left = Self::traces(&installation);
+        let links = self.host.run("ip -o link show");
+        let uplinks = format!("w{installation}");
+        left.extend(links.lines().filter(|line| line.contains(&uplinks)).map(|line| format!("link: {line}")));
+        left.extend(self.host.run("nft list tables").lines().map(|line| format!("rules: {line}")));
+        left
     }
 }
 

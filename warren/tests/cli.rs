@@ -167,6 +167,23 @@ fn a_build_that_fails_is_a_failure() {
 }
 
 #[test]
+fn an_image_is_pulled_under_the_name_that_its_reference_has() {
+    let server = Fake::start();
+    let output = warren(&server, &["image", "pull", "alpine:3.20"]);
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    assert!(err(&output).contains("alpine:3.20: layer 1 of 2, 3 of 5 MiB"), "{}", err(&output));
+    assert!(out(&output).contains("docker.io/library/alpine:3.20"), "{}", out(&output));
+    let output = warren(&server, &["--json", "image", "pull", "ghcr.io/acme/tool", "--name", "mine"]);
+    assert_eq!(err(&output), "");
+    let image = document(&out(&output));
+    assert_eq!((&image["name"], &image["source"]), (&"mine".into(), &"ghcr.io/acme/tool:latest".into()));
+    let output = warren(&server, &["--json", "image", "pull", "lost.example/x:1"]);
+    assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
+    assert_eq!(document(&err(&output))["code"], "registry_unavailable");
+    assert_eq!(warren(&server, &["image", "pull", "http://r.io/x"]).status.code(), Some(2));
+}
+
+#[test]
 fn a_command_keeps_its_streams_and_status() {
     let server = Fake::start();
     let input: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();

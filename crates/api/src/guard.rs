@@ -13,13 +13,13 @@ use http::HeaderMap;
 use http::request::Parts;
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use warren_model::record::ApiKey;
 use warren_model::{AccountId, Code, KeyId};
 use warren_store::{Typed, schema};
 
 use crate::error::{Answer, ApiError};
 use crate::outer::RequestId;
+use crate::places::{Place, Places};
 use crate::state::{Api, Shared};
 use crate::table::{CallerKind, Class, Row};
 use crate::{resolve, secret};
@@ -46,7 +46,7 @@ impl FromRequestParts<Shared> for Caller {
 
 /// A place among the streams; it is given back when the last copy is dropped.
 #[derive(Clone)]
-pub(crate) struct StreamPlace(#[expect(dead_code, reason = "held for its drop")] Arc<OwnedSemaphorePermit>);
+pub(crate) struct StreamPlace(#[expect(dead_code, reason = "held for its drop")] Arc<Place>);
 
 impl FromRequestParts<Shared> for StreamPlace {
     type Rejection = ApiError;
@@ -62,7 +62,7 @@ pub(crate) async fn guard(State((api, row)): State<(Shared, &'static Row)>, requ
 }
 
 async fn admit(api: Shared, row: &'static Row, mut request: Request, next: Next) -> Answer<Response> {
-    let place = match row.class {
+    let mut place = match row.class {
         Class::Free => None,
         Class::Read | Class::Write => Some(place(&api.requests)?),
         Class::Stream => Some(place(&api.streams)?),
@@ -70,6 +70,10 @@ async fn admit(api: Shared, row: &'static Row, mut request: Request, next: Next)
     if !row.allows(CallerKind::Nobody) {
         let request_id = request.extensions().get::<RequestId>().cloned().ok_or_else(ApiError::internal)?;
         let caller = identify(&api, row, request.headers(), request_id).await?;
+        // The operator's own key is bounded by what is free only.
+        if !caller.root && place.as_mut().is_some_and(|place| !place.assign(caller.account)) {
+            return Err(ApiError::busy());
+        }
         request.extensions_mut().insert(caller);
     }
     match row.class {
@@ -96,8 +100,8 @@ async fn admit(api: Shared, row: &'static Row, mut request: Request, next: Next)
     }
 }
 
-fn place(places: &Arc<Semaphore>) -> Answer<OwnedSemaphorePermit> {
-    places.clone().try_acquire_owned().map_err(|_| ApiError::busy())
+fn place(places: &Arc<Places>) -> Answer<Place> {
+    places.take().ok_or_else(ApiError::busy)
 }
 
 async fn identify(api: &Api, row: &Row, headers: &HeaderMap, request_id: RequestId) -> Answer<Caller> {

@@ -34,7 +34,7 @@
 //! | `GET /v1/machines/{machine}/logs?tail=BYTES&follow=true` | text |
 //! | `GET /v1/machines/{machine}/traffic` | counters |
 //! | `GET /v1/images`, `GET PUT DELETE /v1/images/{image}` | `PUT` imports an archive: NDJSON of `ImageEvent`; `PUT` and `DELETE` root key only |
-//! | `POST /v1/images/{image}/build` | NDJSON of `ImageEvent` |
+//! | `POST /v1/images/{image}/build`, `POST /v1/images/{image}/pull` | NDJSON of `ImageEvent`; `pull` root key only |
 //! | `GET /v1/topology` | every network with what is in it |
 //! | `GET /v1/events?after=REVISION` | SSE, resumable with `Last-Event-ID`; `?follow=false` gives a JSON page |
 //!
@@ -73,6 +73,7 @@ mod mutation;
 mod numbers;
 mod openapi;
 mod outer;
+mod places;
 mod resolve;
 mod routes;
 mod secret;

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
-use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use utoipa_axum::router::UtoipaMethodRouterExt;
 use warren_model::access::{Images, MachineAccess};
@@ -16,6 +15,7 @@ use crate::error::ApiError;
 use crate::host::Host;
 use crate::keys::KeyCache;
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::{guard, keys, outer, sweep, table};
 
 pub(crate) type Shared = Arc<Api>;
@@ -27,8 +27,8 @@ pub(crate) struct Api {
     pub images: Arc<dyn Images>,
     pub host: Arc<dyn Host>,
     pub keys: Arc<KeyCache>,
-    pub requests: Arc<Semaphore>,
-    pub streams: Arc<Semaphore>,
+    pub requests: Arc<Places>,
+    pub streams: Arc<Places>,
     pub metrics: Metrics,
     pub turns: Turns,
     /// Ends the background tasks with the router.
@@ -65,8 +65,8 @@ pub fn router(
     tokio::spawn(background.clone().run_until_cancelled_owned(keys::follow(keys.clone(), store.clone())));
     tokio::spawn(background.clone().run_until_cancelled_owned(sweep::run(store.clone(), config.keep_events)));
     let api: Shared = Arc::new(Api {
-        requests: Arc::new(Semaphore::new(config.max_requests)),
-        streams: Arc::new(Semaphore::new(config.max_streams)),
+        requests: Places::new(config.max_requests),
+        streams: Places::new(config.max_streams),
         config,
         store,
         access,

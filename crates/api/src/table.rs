@@ -132,6 +132,7 @@ table! {
     PUT    "/v1/images/{image}"                            Stream root    => images::import;
     DELETE "/v1/images/{image}"                            Write  root    => images::remove;
     POST   "/v1/images/{image}/build"                      Stream account => images::build;
+    POST   "/v1/images/{image}/pull"                       Stream root    => images::pull;
     GET    "/v1/topology"                                  Read   account => topology::show;
     GET    "/v1/events"                                    Stream account => events::follow;
 }

@@ -158,6 +158,35 @@ async fn images_are_built_imported_and_removed_with_progress() {
     lab.get(&lab.root, "/v1/images/mine").await.expect(404).refused("image_not_found");
 }
 
+#[tokio::test]
+async fn an_image_is_pulled_with_progress_and_an_audit_entry() {
+    use warren_store::{Typed, schema};
+    let lab = lab().await;
+    let account = lab.account("other").await;
+    let pull = async |key: &str, name: &str, reference: &str| {
+        lab.post(key, &format!("/v1/images/{name}/pull"), json!({ "reference": reference })).await
+    };
+    let last =
+        |answer: &common::Answered| -> Value { serde_json::from_str(answer.text.lines().last().unwrap()).unwrap() };
+    let pulled = pull(&lab.root, "alpine:3.20", "alpine:3.20").await.expect(200);
+    assert_eq!(pulled.headers["content-type"], "application/x-ndjson");
+    assert!(pulled.text.starts_with(r#"{"type":"progress""#), "{}", pulled.text);
+    assert_eq!(last(&pulled)["image"]["source"], "docker.io/library/alpine:3.20");
+    assert_eq!(lab.get(&lab.root, "/v1/images/alpine:3.20").await.expect(200).at("/name"), "alpine:3.20");
+    let (entries, _) = lab.store.list_all(&schema::audits()).await.unwrap();
+    let entry = entries.iter().find(|read| read.record.action == "image.pull").unwrap();
+    assert_eq!(entry.record.target, "alpine:3.20");
+    assert_eq!(entry.record.request["reference"], "alpine:3.20");
+
+    let lost = pull(&lab.root, "x", "lost.example/x").await.expect(200);
+    assert_eq!(last(&lost)["problem"]["code"], "registry_unavailable");
+    for bad in ["", "../x", "http://r.io/x", "r.io/x:a b"] {
+        pull(&lab.root, "x", bad).await.expect(422).refused("reference_invalid");
+    }
+    pull(&lab.root, "Not", "alpine").await.expect(422).refused("invalid_name");
+    pull(&account, "x", "alpine").await.expect(403).refused("forbidden");
+}
+
 /// The data and id of the next server-sent event.
 async fn sent(body: &mut Body) -> (Value, Option<u64>) {
     let frame = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.unwrap().unwrap().unwrap();

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!   daemon                          warren edge (uid 65534, no capabilities, empty root directory)
-//!   ┌────────────┐  control socket  ┌────────────────┐ put/patch ┌──────────────────┐
+//!   ┌────────────┐  control socket  ┌────────────────┐    put    ┌──────────────────┐
 //!   │ EdgeClient │ ───────────────▶ │ control::serve │ ────────▶ │ dns::Zone        │ one per network, swapped whole
 //!   └────────────┘  JSON + fds      └────────────────┘           └──────────────────┘
 //!                                                                   ▲ read without a lock
@@ -17,7 +17,7 @@
 //!
 //! | folder | holds |
 //! | --- | --- |
-//! | [`dns`] | the wire format, what a name resolves to, the loops over UDP and TCP, forwarding |
+//! | `dns` | the wire format, what a name resolves to, the loops over UDP and TCP, forwarding |
 //! | `control` | the protocol between daemon and edge, both ends |
 //! | `confine` | how the process gives up every privilege |
 //! | [`load`] | a load generator for measuring the server |
@@ -28,7 +28,7 @@
 
 mod confine;
 mod control;
-pub mod dns;
+mod dns;
 pub mod load;
 mod process;
 mod view;

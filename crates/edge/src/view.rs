@@ -12,7 +12,7 @@ use warren_model::{NetworkCidr, NetworkNumber};
 #[serde(deny_unknown_fields)]
 pub struct NetworkView {
     pub number: NetworkNumber,
-    /// Chosen by the daemon; the edge only repeats it. A patch names the generation that it starts from.
+    /// Chosen by the daemon; the edge only repeats it.
     pub generation: u64,
     pub gateway4: Ipv4Addr,
     pub gateway6: Ipv6Addr,

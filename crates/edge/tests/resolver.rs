@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use common::{
-    Edge, addresses, dig, error_text, in_namespace, loopback, question, record, tcp_exchange, try_udp, udp, view,
+    Edge, addresses, dig, error_text, in_namespace, loopback, question, tcp_exchange, try_udp, udp, view,
 };
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::A;
@@ -42,7 +42,7 @@ async fn names_appear_and_are_gone_at_once() {
     client.put_network(&view(1, 1, &[]), Some(sockets)).await.unwrap();
     for generation in 1..50 {
         assert_eq!(udp(at.udp4, MULTI, RecordType::A).metadata.response_code, ResponseCode::NXDomain);
-        client.patch_network(number, generation * 2 - 1, generation * 2, &[record(MULTI, 9)], &[]).await.unwrap();
+        client.put_network(&view(1, generation * 2, &[(MULTI, 9)]), None).await.unwrap();
         assert_eq!(addresses(&udp(at.udp4, MULTI, RecordType::A)).len(), 1);
         client.put_network(&view(1, generation * 2 + 1, &[]), None).await.unwrap();
     }

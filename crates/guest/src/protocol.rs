@@ -18,7 +18,7 @@ pub const SOCKET: &str = "/run/warren/agent.sock";
 /// The agent itself, as the machine sees it.
 pub const INIT: &str = "/run/warren/init";
 
-/// The longest path in bytes, as the kernel's `PATH_MAX` with its NUL.
+/// The longest path in bytes: the kernel's `PATH_MAX`, less its NUL.
 pub const LONGEST_PATH: usize = 4095;
 /// The most entries of a directory that one listing holds.
 pub const MOST_ENTRIES: usize = 10_000;

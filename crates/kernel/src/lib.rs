@@ -77,10 +77,19 @@ struct Inner {
 impl Kernel {
     /// The namespace of the calling thread becomes the host's: uplinks end there.
     pub fn new(installation: InstallationId, ula: UlaPrefix) -> Result<Self, KernelError> {
-        let host = Host::here(installation, ula)?;
+        Ok(Self::of(Host::here(installation, ula)?))
+    }
+
+    /// The host's namespace is the one in which this installation has its uplinks and the host's rules, wherever the
+    /// caller is: for whoever removes them. Without any it is the calling thread's.
+    pub fn of_installation(installation: InstallationId, ula: UlaPrefix) -> Result<Self, KernelError> {
+        Ok(Self::of(Host::of_installation(installation, ula)?))
+    }
+
+    fn of(host: Host) -> Self {
         let (hints, _) = broadcast::channel(HINTS);
         let networks = Mutex::new(BTreeMap::new());
-        Ok(Self { inner: Arc::new(Inner { host, networks, hints, waker: Mutex::new(None) }) })
+        Self { inner: Arc::new(Inner { host, networks, hints, waker: Mutex::new(None) }) }
     }
 
     /// The networks of this installation that have a namespace, also half-made ones.

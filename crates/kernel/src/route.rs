@@ -181,7 +181,7 @@ pub(crate) fn settle_address(socket: &mut Socket, address: IpAddr) -> Result<(),
     let mut fixed = [0u8; ROUTE];
     fixed[0] = family(address);
     fixed[1] = if address.is_ipv4() { 32 } else { 128 };
-    let settled = patiently(Duration::from_secs(10), || {
+    let settled = patiently(Duration::from_secs(2), || {
         let answer = socket.get(Message::new(26, 0, &fixed).put(1, &octets(address)));
         Ok(answer.is_ok_and(|reply| reply.payload.get(7) == Some(&LOCAL)))
     })?;

@@ -225,11 +225,11 @@ pub struct ImageProgress {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ImageInfo {
     pub name: String,
-    /// blake3 of the archive or of the recipe it was made from.
+    /// blake3 of the archive or of the recipe it was made from; for one that was pulled, the digest of its manifest.
     pub digest: String,
     /// Unpacked, in bytes.
     pub size: u64,
-    /// `build` or `import`.
+    /// `build`, `import`, or the reference that it was pulled from.
     pub source: String,
     #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
     pub created_at: jiff::Timestamp,
@@ -254,6 +254,13 @@ pub trait Images: Send + Sync + 'static {
         &self,
         name: &crate::ImageName,
         archive: ByteStream,
+        progress: mpsc::Sender<ImageProgress>,
+    ) -> Result<ImageInfo, AccessError>;
+    /// Takes an image from a registry. Answers at once when the image of this name is that one.
+    async fn pull(
+        &self,
+        name: &crate::ImageName,
+        reference: &crate::ImageReference,
         progress: mpsc::Sender<ImageProgress>,
     ) -> Result<ImageInfo, AccessError>;
     async fn remove(&self, name: &crate::ImageName) -> Result<(), AccessError>;

@@ -16,7 +16,7 @@ use crate::problem::Code;
 /// How long a released address rests before it is given out again by itself.
 pub const REST: SignedDuration = SignedDuration::from_mins(10);
 
-/// The widest prefix length that still allocates without blocks per kind is one more than this.
+/// Up to this prefix length a network has a block for each kind; a longer one has no room for them.
 const BLOCKS_UP_TO: u8 = 20;
 /// The first /24, counted from the start of the range, into which full blocks grow.
 const GROWTH_BLOCK: u32 = 16;

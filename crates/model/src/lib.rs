@@ -10,6 +10,7 @@
 //! | [`cidr`] | the private IPv4 range of a network and its IPv6 ULA range |
 //! | [`address`] | network and member numbers, the 48-bit address, the MAC |
 //! | [`allocate`] | which address a new member gets |
+//! | [`reference`] | references to images in registries |
 //! | [`record`] | what the store holds |
 //! | [`wire`] | what the API says |
 //! | [`problem`] | how a refusal is said |
@@ -25,6 +26,7 @@ pub mod name;
 pub mod policy;
 pub mod problem;
 pub mod record;
+pub mod reference;
 pub mod wire;
 
 pub use address::{MacAddress, MemberAddress, MemberNumber, NetworkNumber};
@@ -32,3 +34,4 @@ pub use cidr::{NetworkCidr, UlaPrefix};
 pub use id::{AccountId, EventId, InstallationId, KeyId, MachineId, NetworkId};
 pub use name::{ImageName, Label, LabelKey, LabelValue, Tag};
 pub use problem::{Code, Problem};
+pub use reference::ImageReference;

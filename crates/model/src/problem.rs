@@ -71,6 +71,8 @@ codes! {
     ImageInUse = "image_in_use", 409, "The image is in use";
     ImageInvalid = "image_invalid", 422, "The image is not valid";
     ImageBuildFailed = "image_build_failed", 500, "The image could not be built";
+    ReferenceInvalid = "reference_invalid", 422, "The reference to an image is not valid";
+    RegistryUnavailable = "registry_unavailable", 502, "The registry cannot be used";
     LimitOutOfRange = "limit_out_of_range", 422, "The limit is out of range";
     LimitUnavailable = "limit_unavailable", 422, "The host cannot give this limit";
     ForwardingRequired = "forwarding_required", 409, "The host does not forward";

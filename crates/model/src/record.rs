@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::address::{MacAddress, MemberAddress, MemberNumber, NetworkNumber};
+use crate::address::{MemberAddress, MemberNumber, NetworkNumber};
 use crate::allocate::{Hold, MemberKind};
 use crate::cidr::{NetworkCidr, UlaPrefix};
 use crate::id::{AccountId, EventId, InstallationId, KeyId, MachineId, NetworkId};
@@ -94,6 +94,17 @@ pub enum Protocol {
     Https,
 }
 
+impl Protocol {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
 /// A port that a machine's owner declares: a fact for people and agents, not an opening.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,7 +146,7 @@ pub struct Machine {
     pub ports: Vec<DeclaredPort>,
     pub tags: BTreeSet<Tag>,
     pub labels: BTreeMap<LabelKey, LabelValue>,
-    /// Which range of 65,536 host uids is the machine's: `slot * 65536` is its root.
+    /// Which range of 65,536 host uids is the machine's, see [`Machine::uid_base`].
     pub uid_slot: u16,
     pub power: Power,
     /// Counted up by each restart that is asked for.
@@ -144,8 +155,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn mac(&self) -> MacAddress {
-        MacAddress::of_member(self.member)
+    /// The host's uid and gid of root in the machine; 65,536 of them are the machine's.
+    pub fn uid_base(&self) -> u32 {
+        u32::from(self.uid_slot) << 16
     }
 
     pub fn ipv6(&self, ula: UlaPrefix, network: NetworkNumber) -> Ipv6Addr {

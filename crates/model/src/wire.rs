@@ -79,6 +79,14 @@ shape! {
 
 shape! {
     #[serde(deny_unknown_fields)]
+    pub struct PullImage {
+        /// `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`: `alpine:3.20`, `ghcr.io/acme/tool@sha256:…`.
+        pub reference: String,
+    }
+}
+
+shape! {
+    #[serde(deny_unknown_fields)]
     pub struct CreateKey {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub name: Option<String>,
@@ -406,7 +414,7 @@ shape! {
     }
 }
 
-/// One line of an image build or import; the last one is `done` or `failed`.
+/// One line of an image's build, import or pull; the last one is `done` or `failed`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]

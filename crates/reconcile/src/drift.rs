@@ -75,23 +75,28 @@ async fn look(world: &World) {
 }
 
 async fn look_at_containers(world: &World) {
-    match world.driver.observe().await {
-        Ok(containers) => {
-            for (id, known) in world.known_machines() {
-                let seen = container_of(containers.get(&id).copied());
-                // A container that a worker is just making or removing is its own affair.
-                let vanished = matches!(known.container, Container::Running) && seen != Container::Running;
-                if vanished {
-                    world.update_machine(id, |known| {
-                        if known.container == Container::Running {
-                            known.container =
-                                if seen == Container::Absent { Container::Absent } else { Container::Dead };
-                        }
-                    });
-                    world.queue.push(Item::Machine(id));
-                }
-            }
+    // Known first and seen afterwards: a machine that is started in between is not taken for one that has ended.
+    let running = world.known_machines().into_iter().filter(|(_, known)| known.container == Container::Running);
+    let running: Vec<_> = running.collect();
+    let containers = match world.driver.observe().await {
+        Ok(containers) => containers,
+        Err(error) => {
+            tracing::warn!(%error, "containers cannot be observed");
+            return;
         }
-        Err(error) => tracing::warn!(%error, "containers cannot be observed"),
+    };
+    for (id, before) in running {
+        let ended = match container_of(containers.get(&id).copied()) {
+            Container::Running => continue,
+            Container::Absent => Container::Absent,
+            Container::Created | Container::Dead => Container::Dead,
+        };
+        world.update_machine(id, |known| {
+            // A container that a worker is making, removing or has replaced is its own affair.
+            if known.container == Container::Running && known.pid == before.pid {
+                known.container = ended;
+            }
+        });
+        world.queue.push(Item::Machine(id));
     }
 }

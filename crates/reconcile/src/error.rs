@@ -42,6 +42,8 @@ pub enum ReconcileError {
     },
     #[error("a blocking task ended early")]
     Panicked(#[from] tokio::task::JoinError),
+    #[error("a step panicked")]
+    StepPanicked,
 }
 
 impl ReconcileError {

@@ -1,7 +1,5 @@
 //! Removes what is on the host under this installation's name and nothing desires.
 
-use std::collections::BTreeSet;
-
 use warren_model::MachineId;
 use warren_plan::host::{self, DesiredHost, HostStep, ObservedHost};
 
@@ -25,7 +23,7 @@ pub(crate) async fn remove(world: &World) -> Result<(), ReconcileError> {
         containers: world.driver.observe().await?.keys().copied().collect(),
         roots: world.pool.mounted().await?,
         disks: world.pool.disks().await?,
-        agents: BTreeSet::new(),
+        agents: world.agents.directories()?,
         networks: blocking(move || kernel.networks()).await?,
         edge,
     };

@@ -10,38 +10,40 @@
 //!
 //! | module | task or part |
 //! | --- | --- |
-//! | [`desired`] | the store's records in memory, kept by one watch |
-//! | [`queue`] | which networks and machines are to be looked at; one worker at a time for each |
-//! | [`machine`], [`network`] | observe, plan and execute for one of them |
-//! | [`names`] | the files and DNS views that follow from the records; pure |
-//! | [`edge`] | the connection to the edge process; starts it anew when it ends |
-//! | [`drift`] | what wakes workers besides the store: netlink, exits, a timer |
-//! | [`leftovers`] | removes what nothing desires |
-//! | [`status`] | statuses and events |
-//! | [`audit`], [`housekeeping`] | the audit log; addresses that have rested |
-//! | [`crash`] | the points at which tests end the process |
+//! | `desired` | the store's records in memory, kept by one watch |
+//! | `queue` | which networks and machines are to be looked at; one worker at a time for each |
+//! | `machine`, `network` | observe, plan and execute for one of them |
+//! | `names` | the files and DNS views that follow from the records; pure |
+//! | `edge` | the connection to the edge process; starts it anew when it ends |
+//! | `drift` | what wakes workers besides the store: netlink, exits, a timer |
+//! | `leftovers` | removes what nothing desires |
+//! | `status` | statuses and events |
+//! | `audit`, `housekeeping` | the audit log; addresses that have rested |
+//! | `crash` | the points at which tests end the process |
 
-pub mod audit;
+mod audit;
 pub mod crash;
-pub mod desired;
-pub mod drift;
-pub mod edge;
+mod desired;
+mod drift;
+mod edge;
 mod error;
-pub mod housekeeping;
-pub mod leftovers;
-pub mod machine;
-pub mod metrics;
-pub mod names;
-pub mod network;
-pub mod queue;
-pub mod status;
+mod housekeeping;
+mod leftovers;
+mod machine;
+mod metrics;
+mod names;
+mod network;
+mod queue;
+mod status;
 mod world;
 
 pub use error::ReconcileError;
 pub use world::{Parts, World};
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use tokio::task::JoinSet;
 
 use crate::queue::Item;
@@ -55,6 +57,9 @@ pub async fn start(parts: Parts) -> Result<(Arc<World>, JoinSet<()>), ReconcileE
     let world = Arc::new(world);
     world.adopt().await?;
     leftovers::remove(&world).await?;
+    if let Err(error) = status::server_started(&world).await {
+        tracing::warn!(error = %error.chain(), "the start is not among the events");
+    }
 
     let mut tasks = JoinSet::new();
     tasks.spawn(desired::follow(Arc::clone(&world), changes));
@@ -75,11 +80,7 @@ pub async fn start(parts: Parts) -> Result<(Arc<World>, JoinSet<()>), ReconcileE
 async fn work(world: Arc<World>) {
     loop {
         let claimed = world.queue.next().await;
-        let outcome = match claimed.item {
-            Item::Network(id) => network::reconcile(&world, id).await,
-            Item::Machine(id) => machine::reconcile(&world, id).await,
-        };
-        match outcome {
+        match attempt(&world, claimed.item).await {
             Ok(()) => world.queue.done(claimed),
             Err(error) => {
                 tracing::warn!(item = %claimed.item, error = %error.chain(), "will try again");
@@ -87,4 +88,15 @@ async fn work(world: Arc<World>) {
             }
         }
     }
+}
+
+/// A panic costs this attempt, and neither the worker nor the item.
+async fn attempt(world: &World, item: Item) -> Result<(), ReconcileError> {
+    let work = async {
+        match item {
+            Item::Network(id) => network::reconcile(world, id).await,
+            Item::Machine(id) => machine::reconcile(world, id).await,
+        }
+    };
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or(Err(ReconcileError::StepPanicked))
 }

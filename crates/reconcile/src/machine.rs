@@ -140,11 +140,11 @@ async fn execute(world: &World, machine: &Machine, network: &Network, step: Mach
     let id = machine.id;
     match step {
         MachineStep::CreateDisk => {
-            world.pool.create_disk(id, &machine.image, uid_base(machine), machine.limits.disk_gib).await?;
+            world.pool.create_disk(id, &machine.image, machine.uid_base(), machine.limits.disk_gib).await?;
             world.update_machine(id, |known| known.disk = true);
         }
         MachineStep::MountRoot => {
-            world.pool.mount_root(id, uid_base(machine)).await?;
+            world.pool.mount_root(id, machine.uid_base()).await?;
             world.update_machine(id, |known| known.root = true);
         }
         MachineStep::OpenAgent => {
@@ -244,15 +244,15 @@ async fn execute_on_network(
 
 async fn create_container(world: &World, machine: &Machine) -> Result<(), ReconcileError> {
     // Both are idempotent and answer with the paths.
-    let root = world.pool.mount_root(machine.id, uid_base(machine)).await?;
-    let agent_directory = world.agents.open(machine.id, uid_base(machine)).await?;
+    let root = world.pool.mount_root(machine.id, machine.uid_base()).await?;
+    let agent_directory = world.agents.open(machine.id, machine.uid_base()).await?;
     world.record_boot(machine.id, machine.boot)?;
     let created = world
         .driver
         .create(&MachineSpec {
             id: machine.id,
             hostname: machine.name.to_string(),
-            uid_base: uid_base(machine),
+            uid_base: machine.uid_base(),
             limits: machine.limits,
             root,
             agent_directory,
@@ -271,7 +271,7 @@ async fn create_container(world: &World, machine: &Machine) -> Result<(), Reconc
 /// Listens where the machine's agent dials. It dials by itself, again and again; only the machine's first process is
 /// let in.
 pub(crate) async fn open_agent(world: &World, machine: &Machine) -> Result<(), ReconcileError> {
-    world.agents.open(machine.id, uid_base(machine)).await?;
+    world.agents.open(machine.id, machine.uid_base()).await?;
     if let Some(pid) = world.known_machine(machine.id).pid {
         world.agents.accept_from(machine.id, pid);
     }
@@ -374,11 +374,6 @@ fn fingerprint(config: &GuestConfig) -> u64 {
         (&file.path, file.mode, &file.content).hash(&mut hasher);
     }
     hasher.finish()
-}
-
-/// The host's number for root in the machine.
-fn uid_base(machine: &Machine) -> u32 {
-    u32::from(machine.uid_slot) << 16
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub fn network_facts<'a>(
     for machine in there.take(FACTS_LIST) {
         let _ = writeln!(text, "- {}: {}, {}", machine.hostname(), machine.ipv4, machine.ipv6(ula, network.number));
         for port in &machine.ports {
-            let protocol = format!("{:?}", port.protocol).to_ascii_lowercase();
+            let protocol = port.protocol.as_str();
             let _ = writeln!(text, "  - {}: {protocol}://{}:{}", port.name, machine.ipv4, port.port);
         }
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use warren_kernel::RulesState;
 use warren_model::record::{Egress, Network, Power};
 use warren_model::{MemberNumber, NetworkId, NetworkNumber};
+use warren_plan::machine::Container;
 use warren_plan::network::{DesiredNetwork, Member, NetworkStep, ObservedNetwork, ObservedRouter, Rules, plan};
 use warren_store::{Range, TxnBuilder, TxnOutcome, Typed, schema};
 
@@ -200,12 +201,13 @@ async fn forget(world: &World, network: &Network) -> Result<(), ReconcileError> 
     }
 }
 
-/// A link that vanished is the machine's to mend.
+/// A link that vanished is the machine's to mend. A machine that does not run has none, and its own pace.
 fn wake_machines_without_link(world: &World, network: &Network, known: &KnownNetwork) {
     let Some(router) = &known.router else { return };
     let desired = world.desired.read();
     for machine in desired.members(network.id).filter(|machine| machine.power == Power::On) {
-        if router.links.get(&machine.member) != Some(&true) {
+        let runs = world.known_machine(machine.id).container == Container::Running;
+        if runs && router.links.get(&machine.member) != Some(&true) {
             world.queue.push(Item::Machine(machine.id));
         }
     }

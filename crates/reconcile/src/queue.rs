@@ -88,16 +88,19 @@ impl Queue {
 
     /// Releases the item and pushes it again after a pause.
     pub fn failed(&self, claimed: Claimed) {
+        let item = claimed.item;
         let failures = {
             let mut state = self.lock();
-            let count = state.failures.entry(claimed.item).or_insert(0);
+            let count = state.failures.entry(item).or_insert(0);
             *count += 1;
             *count
         };
-        let pause = pause_after(failures);
-        let item = claimed.item;
         self.release(item);
-        self.push_later(item, pause);
+        let queue = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause_after(failures)).await;
+            queue.retry(item, failures);
+        });
     }
 
     /// Pushes the item when the pause is over.
@@ -107,6 +110,14 @@ impl Queue {
             tokio::time::sleep(pause).await;
             queue.push(item);
         });
+    }
+
+    /// Pushes the item if that failure was its last one. Else a later attempt decides: an item that is also pushed by
+    /// others while it fails would gather a series of retries for each push.
+    fn retry(&self, item: Item, failures: u32) {
+        if self.lock().failures.get(&item) == Some(&failures) {
+            self.push(item);
+        }
     }
 
     fn claim(&self) -> Option<Item> {
@@ -183,6 +194,20 @@ mod tests {
         assert!(queue.claim().is_none(), "it rests first");
         let again = tokio::time::timeout(Duration::from_secs(10), queue.next()).await.unwrap();
         assert_eq!(again.item, item(1));
+    }
+
+    #[tokio::test]
+    async fn only_the_last_failure_of_an_item_brings_it_back() {
+        let queue = Queue::default();
+        for _ in 0..2 {
+            queue.push(item(1));
+            let claimed = queue.next().await;
+            queue.failed(claimed);
+        }
+        queue.retry(item(1), 1);
+        assert!(queue.claim().is_none(), "it failed again since");
+        queue.retry(item(1), 2);
+        assert_eq!(queue.claim(), Some(item(1)));
     }
 
     #[test]

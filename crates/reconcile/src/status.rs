@@ -36,10 +36,13 @@ pub(crate) async fn show(
     failure: Option<Failure>,
 ) -> Result<(), ReconcileError> {
     let shown = world.shown(machine.id);
-    let same = shown
-        .as_ref()
-        .is_some_and(|shown| shown.state == state && shown.boot == machine.boot && shown.failure == failure);
+    let same = match &shown {
+        Some(shown) => shown.state == state && shown.boot == machine.boot && shown.failure == failure,
+        // The API writes this one together with the machine.
+        None => state == MachineState::Creating && failure.is_none(),
+    };
     if same {
+        world.metrics.state(machine.id, Some(state));
         return Ok(());
     }
     let started_at = match state {
@@ -56,6 +59,21 @@ pub(crate) async fn show(
     crash::point("after", "", "status");
     world.metrics.state(machine.id, Some(state));
     world.remember_status(machine.id, status);
+    Ok(())
+}
+
+/// Tells that the server has taken its host over.
+pub(crate) async fn server_started(world: &World) -> Result<(), ReconcileError> {
+    let event = Event {
+        id: EventId::from_ulid(Ulid::generate()),
+        time: Timestamp::now(),
+        kind: EventKind::ServerStarted,
+        account: None,
+        network: None,
+        machine: None,
+        message: "the server has started".to_owned(),
+    };
+    TxnBuilder::new().put(&schema::event(event.id), &event)?.commit(world.store.as_ref()).await?;
     Ok(())
 }
 

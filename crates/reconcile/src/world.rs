@@ -47,15 +47,15 @@ pub struct Parts {
 
 /// The parts, and what is known of the host.
 pub struct World {
-    pub installation: Installation,
-    pub store: Arc<dyn Store>,
     pub kernel: Kernel,
-    pub pool: Arc<Pool>,
     pub driver: Arc<dyn Driver>,
-    pub agents: AgentHub,
-    pub queue: Queue,
-    pub desired: SharedDesired,
     pub metrics: Metrics,
+    pub(crate) installation: Installation,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) agents: AgentHub,
+    pub(crate) queue: Queue,
+    pub(crate) desired: SharedDesired,
     pub(crate) edge: EdgeLink,
     pub(crate) resolvers: Vec<SocketAddr>,
     pub(crate) audit_log: PathBuf,
@@ -100,8 +100,10 @@ impl World {
     pub(crate) async fn load(parts: Parts) -> Result<(Self, Box<dyn Watch>), ReconcileError> {
         let (desired, changes) = desired::load(parts.store.as_ref()).await?;
         let (statuses, _) = parts.store.list_all(&schema::statuses()).await?;
-        let statuses =
+        let statuses: HashMap<MachineId, MachineStatus> =
             statuses.into_iter().filter_map(|status| Some((schema::machine_of(&status.key)?, status.record))).collect();
+        let metrics = Metrics::default();
+        statuses.iter().for_each(|(id, status)| metrics.state(*id, Some(status.state)));
         let boots = parts.run_directory.join("boots");
         std::fs::create_dir_all(&boots).map_err(|source| ReconcileError::File {
             action: "making a directory",
@@ -117,7 +119,7 @@ impl World {
             agents: parts.agents,
             queue: Queue::default(),
             desired,
-            metrics: Metrics::default(),
+            metrics,
             edge: EdgeLink::new(parts.edge),
             resolvers: parts.resolvers,
             audit_log: parts.audit_log,
@@ -154,14 +156,23 @@ impl World {
             };
             lock(&self.machines).insert(id, known);
             let machine = self.desired.read().machine(id);
-            if let (Some(machine), Some(_)) = (machine, pid) {
-                machine::open_agent(self, &machine).await?;
+            if let (Some(machine), Some(_)) = (machine, pid)
+                && let Err(error) = machine::open_agent(self, &machine).await
+            {
+                // One machine must not keep the server from starting; its worker tries again and reports it.
+                tracing::warn!(machine = %id, error = %error.chain(), "its agent cannot be let in yet");
+            }
+        }
+        // Nobody dials through what is left of an earlier daemon's machines, so their plans do not see it.
+        for id in self.agents.directories()? {
+            if self.known_machine(id).pid.is_none() {
+                self.agents.close(id).await;
             }
         }
         Ok(())
     }
 
-    pub fn enqueue_everything(&self) {
+    pub(crate) fn enqueue_everything(&self) {
         let desired = self.desired.read();
         desired.networks().for_each(|network| self.queue.push(Item::Network(network.id)));
         desired.machines().for_each(|machine| self.queue.push(Item::Machine(machine.id)));
@@ -173,7 +184,7 @@ impl World {
     }
 
     /// The members of a network can see something new of each other.
-    pub(crate) fn members_changed(self: &World, network: NetworkId) {
+    pub(crate) fn members_changed(&self, network: NetworkId) {
         self.queue.push(Item::Network(network));
         lock(&self.facts_due).insert(network);
     }
@@ -241,7 +252,7 @@ impl World {
         self.edge.status().await.map(drop)
     }
 
-    pub fn network_spec(&self, network: &Network) -> NetworkSpec {
+    pub(crate) fn network_spec(&self, network: &Network) -> NetworkSpec {
         let ula = self.installation.ula;
         NetworkSpec {
             number: network.number,

@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`image`] | images: built with mmdebstrap, imported from an archive |
+//! | [`image`] | images: built with mmdebstrap, imported from an archive, pulled from a registry |
 //! | [`disk`] | machine disks: btrfs snapshots, or overlay directories |
 //! | [`driver`] | the contract of a machine driver, and the container driver over an OCI runtime |
 //! | [`agent`] | the connections of the agents in running machines, and what can be asked of them |

@@ -30,7 +30,8 @@ pub enum AccountCommand {
     #[command(after_help = "Examples:\n  warren account show acme")]
     Show {
         /// Its name or id
-        account: String,
+        #[arg(value_name = "ACCOUNT")]
+        shown: String,
     },
 }
 
@@ -61,7 +62,8 @@ Examples:
     #[command(after_help = "Examples:\n  warren key revoke key_01jd8m…")]
     Revoke {
         /// Its id
-        key: String,
+        #[arg(value_name = "KEY")]
+        revoked: String,
     },
 }
 
@@ -76,8 +78,8 @@ pub async fn account(context: &Context, command: AccountCommand) -> Result<(), F
             let page = client.list(&Route::new(&["accounts"]), limit.map(|limit| limit as usize)).await?;
             output.list(page, "There are no accounts.", render_accounts)
         }
-        AccountCommand::Show { account } => {
-            let answer = client.get(&Route::new(&["accounts", &account])).await?;
+        AccountCommand::Show { shown } => {
+            let answer = client.get(&Route::new(&["accounts", &shown])).await?;
             output.object(answer, render_account)
         }
     }
@@ -95,9 +97,9 @@ pub async fn key(context: &Context, command: KeyCommand) -> Result<(), Failure> 
             let page = client.list(&Route::new(&["keys"]), limit.map(|limit| limit as usize)).await?;
             output.list(page, "The account has no keys; `warren key create` makes one.", render_keys)
         }
-        KeyCommand::Revoke { key } => {
-            let answer = client.delete(&Route::new(&["keys", &key])).await?;
-            output.done(answer, &format!("revoked {key}"))
+        KeyCommand::Revoke { revoked } => {
+            let answer = client.delete(&Route::new(&["keys", &revoked])).await?;
+            output.done(answer, &format!("revoked {revoked}"))
         }
     }
 }

@@ -161,14 +161,8 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
         forwarding: flags.forwarding.or(file.forwarding).unwrap_or(false),
         runtime,
         stop_machines: flags.stop_machines.or(file.stop_machines).unwrap_or(false),
-        machines_per_account: flags
-            .machines_per_account
-            .or(file.machines_per_account)
-            .unwrap_or(DEFAULT_PER_ACCOUNT),
-        networks_per_account: flags
-            .networks_per_account
-            .or(file.networks_per_account)
-            .unwrap_or(DEFAULT_PER_ACCOUNT),
+        machines_per_account: flags.machines_per_account.or(file.machines_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
+        networks_per_account: flags.networks_per_account.or(file.networks_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
         log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
         log: flags.log.or(file.log).unwrap_or_else(|| DEFAULT_LOG.to_owned()),
     })

@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 use futures::StreamExt;
 use http::{HeaderMap, Method};
 use serde_json::Value;
-use warren_model::ImageName;
 use warren_model::access::ImageInfo;
-use warren_model::wire::ImageEvent;
+use warren_model::wire::{ImageEvent, PullImage};
+use warren_model::{ImageName, ImageReference};
 
 use super::failure::Failure;
 use super::output::{note, read};
@@ -36,6 +36,18 @@ Examples:
   warren image import ./rootfs.tar.zst --name tools
   docker export box | warren image import - --name box")]
     Import(ImportArgs),
+    /// Take an image from an OCI or Docker registry
+    #[command(after_help = "\
+Layers of public images come over https; a registry on the server's own host may do without. Environment, working
+directory, user and command of the image are not taken over. `shell` and most of the examples need an image with sh.
+
+Examples:
+  warren image pull alpine:3.20                    from the Docker Hub, as the image alpine:3.20
+  warren image pull ghcr.io/acme/tool --name tool
+  warren image pull debian@sha256:…                exactly this one
+  warren image pull localhost:5000/mine:1
+  warren machine create --image alpine:3.20")]
+    Pull(PullArgs),
     /// List the images
     #[command(after_help = "Examples:\n  warren image ls")]
     Ls,
@@ -65,6 +77,16 @@ pub struct ImportArgs {
     pub name: Option<ImageName>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct PullArgs {
+    /// [HOST[:PORT]/]PATH[:TAG][@DIGEST]
+    #[arg(value_name = "REF")]
+    pub reference: ImageReference,
+    /// The image's name; the last part of the path and the tag when absent
+    #[arg(long)]
+    pub name: Option<ImageName>,
+}
+
 pub async fn run(context: &Context, command: ImageCommand) -> Result<(), Failure> {
     let Context { client, output } = context;
     match command {
@@ -74,6 +96,10 @@ pub async fn run(context: &Context, command: ImageCommand) -> Result<(), Failure
         }
         ImageCommand::Import(args) => {
             let answer = import(client, &args, output.json).await?;
+            output.object(answer, render_image)
+        }
+        ImageCommand::Pull(args) => {
+            let answer = pull(client, args, output.json).await?;
             output.object(answer, render_image)
         }
         ImageCommand::Ls => {
@@ -167,6 +193,22 @@ async fn import(client: &Client, args: &ImportArgs, quiet: bool) -> Result<Value
     .await;
     bar.finish_and_clear();
     result
+}
+
+async fn pull(client: &Client, args: PullArgs, quiet: bool) -> Result<Value, Failure> {
+    let name = match args.name {
+        Some(name) => name,
+        None => args
+            .reference
+            .image_name()
+            .map_err(|error| Failure::Usage(format!("{error}; name the image with --name")))?,
+    };
+    let route = Route::new(&["images", name.as_str(), "pull"]);
+    let wanted = PullImage { reference: args.reference.to_string() };
+    let payload = Payload::Json(serde_json::to_value(wanted).map_err(ClientError::NotUnderstood)?);
+    let mut bar = ImageBar::new(name.as_str(), quiet);
+    let mut documents = client.documents(Method::POST, &route, payload, HeaderMap::new()).await?;
+    follow(&mut documents, |progress| bar.show(progress)).await
 }
 
 /// Reads the events of an image's making up to the image itself.

@@ -12,7 +12,7 @@ use warren_model::access::ListeningPort;
 use warren_model::wire::{Event, Traffic};
 
 use super::failure::Failure;
-use super::render::{printable, protocol, table, time, traffic_row};
+use super::render::{printable, table, time, traffic_row};
 use super::{Context, values};
 use crate::client::Payload;
 use crate::client::error::ClientError;
@@ -173,7 +173,7 @@ fn render_ports(ports: &[ListeningPort]) -> String {
     let row = |port: &ListeningPort| {
         vec![
             port.port.to_string(),
-            protocol(port.protocol).to_owned(),
+            port.protocol.as_str().to_owned(),
             port.address.to_string(),
             port.process.clone().unwrap_or_default(),
             port.pid.map(|pid| pid.to_string()).unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! Data to text for people. Pure, so that tests can hold every output.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use warren_model::record::{Egress, Protocol};
+use warren_model::record::Egress;
 use warren_model::wire::{Counters, Port};
 
 /// Columns under headings, set apart by two spaces. Those named in `right` hold numbers.
@@ -31,20 +31,11 @@ pub fn sheet(rows: &[(&str, String)]) -> String {
 
 /// `web 8080/http`
 pub fn port(port: &Port) -> String {
-    format!("{} {}/{}", port.name, port.port, protocol(port.protocol))
+    format!("{} {}/{}", port.name, port.port, port.protocol.as_str())
 }
 
 pub fn ports(ports: &[Port]) -> String {
     ports.iter().map(port).collect::<Vec<_>>().join(", ")
-}
-
-pub fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Http => "http",
-        Protocol::Https => "https",
-    }
 }
 
 pub fn egress(egress: Egress) -> &'static str {

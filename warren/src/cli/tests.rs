@@ -28,6 +28,22 @@ fn the_definition_holds_together() {
     Cli::command().debug_assert();
 }
 
+/// clap would take the value of the one for the other.
+#[test]
+fn no_argument_shares_its_name_with_one_that_every_command_takes() {
+    fn walk(command: &clap::Command, global: &[&str]) {
+        for argument in command.get_arguments().filter(|argument| !argument.is_global_set()) {
+            assert!(!global.contains(&argument.get_id().as_str()), "{} {}", command.get_name(), argument.get_id());
+        }
+        command.get_subcommands().for_each(|subcommand| walk(subcommand, global));
+    }
+    let cli = Cli::command();
+    let global: Vec<_> =
+        cli.get_arguments().filter(|argument| argument.is_global_set()).map(|a| a.get_id().as_str()).collect();
+    assert!(global.contains(&"key"));
+    walk(&cli, &global);
+}
+
 #[test]
 fn every_command_has_help_with_examples() {
     fn walk(path: &str, command: &clap::Command) {
@@ -183,6 +199,9 @@ fn images() {
     assert_eq!((args.image.as_str(), args.pool_dir), ("debian", Some("/p".into())));
     let Command::Image(ImageCommand::Import(args)) = parse("warren image import - --name box") else { panic!() };
     assert_eq!(args.name.unwrap().as_str(), "box");
+    let Command::Image(ImageCommand::Pull(args)) = parse("warren image pull alpine:3.20") else { panic!() };
+    assert_eq!((args.reference.image_name().unwrap().as_str(), args.name), ("alpine:3.20", None));
+    assert_eq!(refused("warren image pull http://r.io/x"), 2);
     assert!(matches!(parse("warren image ls"), Command::Image(ImageCommand::Ls)));
     assert!(matches!(parse("warren image rm box"), Command::Image(ImageCommand::Rm { .. })));
     assert_eq!(refused("warren image build ../x"), 2);

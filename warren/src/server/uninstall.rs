@@ -31,10 +31,14 @@ pub fn uninstall(args: UninstallArgs) -> anyhow::Result<()> {
         bail!("{} is not the data directory of an installation; nothing was touched", layout.directory().display());
     }
     mounts::enter_lasting_namespace(&[layout.directory()])?;
+    let traces = layout.read_traces()?;
+    // Found while the server still leads to its namespace.
+    let kernel = traces.as_ref().map(|traces| Kernel::of_installation(traces.installation.clone(), traces.ula)).transpose()?;
     end_server(&layout)?;
     let _lock = layout.lock()?;
-    if let Some(traces) = layout.read_traces()? {
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(remove_traces(&layout, &traces))?;
+    if let (Some(traces), Some(kernel)) = (traces, kernel) {
+        let removal = remove_traces(&layout, &traces, kernel);
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(removal)?;
     }
     std::fs::remove_dir_all(layout.directory())
         .with_context(|| format!("cannot remove {}", layout.directory().display()))?;
@@ -64,7 +68,7 @@ fn end_server(layout: &Layout) -> anyhow::Result<()> {
 }
 
 /// Goes on after an error, and reports them all.
-async fn remove_traces(layout: &Layout, traces: &Traces) -> anyhow::Result<()> {
+async fn remove_traces(layout: &Layout, traces: &Traces, kernel: Kernel) -> anyhow::Result<()> {
     let mut errors: Vec<String> = Vec::new();
     let mut note = |what: &str, outcome: anyhow::Result<()>| {
         if let Err(error) = outcome {
@@ -76,7 +80,7 @@ async fn remove_traces(layout: &Layout, traces: &Traces) -> anyhow::Result<()> {
 
     note("machines", remove_machines(traces, &run_directory).await);
     note("edge", end_edge(&layout::edge_control(installation)).await);
-    note("networks", remove_networks(traces).await);
+    note("networks", remove_networks(kernel).await);
     note("disks", remove_disks(layout, traces).await);
     note("run directory", mounts::remove_volatile_directory(&run_directory));
     if !errors.is_empty() {
@@ -107,8 +111,7 @@ async fn end_edge(control: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn remove_networks(traces: &Traces) -> anyhow::Result<()> {
-    let kernel = Kernel::new(traces.installation.clone(), traces.ula)?;
+async fn remove_networks(kernel: Kernel) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
         for number in kernel.networks()? {
             kernel.remove_network(number)?;
@@ -120,7 +123,8 @@ async fn remove_networks(traces: &Traces) -> anyhow::Result<()> {
 }
 
 async fn remove_disks(layout: &Layout, traces: &Traces) -> anyhow::Result<()> {
-    if !traces.pool_dir.exists() {
+    // The server may have ended before it could make one.
+    if !Pool::is_in(&traces.pool_dir)? {
         return Ok(());
     }
     let pool = Pool::open(&traces.pool_dir, &traces.installation).await?;

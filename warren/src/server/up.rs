@@ -116,7 +116,7 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         tracing::warn!(%error, "machines cannot be made until this is mended; `warren doctor` tells how");
     }
 
-    let (world, tasks) = warren_reconcile::start(Parts {
+    let (world, mut tasks) = warren_reconcile::start(Parts {
         installation: installation.clone(),
         store: Arc::clone(&store),
         kernel,
@@ -140,8 +140,8 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
     let router = warren_api::router(config, store, access, images, host);
     serve(router, listener, &layout.socket(), shutdown).await?;
 
-    // Nothing changes the host any more; machines, links and rules stay as they are.
-    drop(tasks);
+    // From here on nothing changes the host any more; machines, links and rules stay as they are.
+    tasks.shutdown().await;
     if args.stop_machines {
         stop_machines(&world).await?;
     }

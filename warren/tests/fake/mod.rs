@@ -63,6 +63,7 @@ fn router() -> Router {
         .route("/v1/networks/{network}", get(network))
         .route("/v1/images/{image}", get(image))
         .route("/v1/images/{image}/build", post(build))
+        .route("/v1/images/{image}/pull", post(pull))
         .route("/v1/machines", post(create))
         .route("/v1/machines/{machine}/exec", get(exec))
         .route("/v1/machines/{machine}/files", get(read).put(write))
@@ -141,6 +142,20 @@ async fn build(State(memory): Shared, Path(name): Path<String>) -> Response {
     } else {
         memory.lock().unwrap().images.push(name.clone());
         json!({"type": "done", "image": an_image(&name)})
+    };
+    ([("content-type", "application/x-ndjson")], format!("{progress}\n{last}\n")).into_response()
+}
+
+async fn pull(State(memory): Shared, Path(name): Path<String>, Json(body): Json<Value>) -> Response {
+    let progress = json!({"type": "progress", "progress": {"stage": "layer 1 of 2, 3 of 5 MiB", "fraction": 0.5}});
+    let reference = body["reference"].as_str().unwrap();
+    let last = if reference.starts_with("lost.example/") {
+        json!({"type": "failed", "problem": Problem::new(Code::RegistryUnavailable, "lost.example cannot be reached")})
+    } else {
+        memory.lock().unwrap().images.push(name.clone());
+        let mut image = an_image(&name);
+        image["source"] = reference.into();
+        json!({"type": "done", "image": image})
     };
     ([("content-type", "application/x-ndjson")], format!("{progress}\n{last}\n")).into_response()
 }

@@ -10,17 +10,19 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::{StatusCode, header};
 use jiff::Timestamp;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use warren_model::access::{AccessError, ImageInfo, ImageProgress};
 use warren_model::record::Power;
+use warren_model::reference::InvalidReference;
 use warren_model::wire::{self, ImageEvent};
-use warren_model::{Code, ImageName};
+use warren_model::{Code, ImageName, ImageReference};
 use warren_store::{TxnBuilder, Typed, schema};
 
 use super::files;
 use super::wanted::bad_name;
 use crate::error::{Answer, ApiError};
-use crate::extract::Named;
+use crate::extract::{JsonBody, Named};
 use crate::guard::Caller;
 use crate::mutation::Deed;
 use crate::state::{Api, Shared};
@@ -57,7 +59,7 @@ pub(crate) async fn build(State(api): State<Shared>, caller: Caller, Named(given
         return Err(not_found(&name));
     }
     if !there {
-        audit(&api, &caller, "image.build", &name).await?;
+        audit(&api, &caller, "image.build", &name, &()).await?;
     }
     Ok(report(move |progress| async move { api.images.build(&name, progress).await }))
 }
@@ -77,9 +79,31 @@ pub(crate) async fn import(
     request: Request,
 ) -> Answer<Response> {
     let name: ImageName = given.parse().map_err(bad_name)?;
-    audit(&api, &caller, "image.import", &name).await?;
+    audit(&api, &caller, "image.import", &name, &()).await?;
     let archive = files::body_of(request, api.config.idle_timeout);
     Ok(report(move |progress| async move { api.images.import(&name, archive, progress).await }))
+}
+
+/// Pull an image from a registry
+///
+/// Public images of OCI and Docker registries; only a registry on the server's own host may do without https. Of the
+/// image's configuration (environment, working directory, user, command) nothing is taken over. The answer is one
+/// `ImageEvent` a line; the last is `done` or `failed`.
+#[utoipa::path(post, path = "/v1/images/{image}/pull", operation_id = "pull_image", tag = "images",
+    params(("image" = String, Path, description = "The name that it gets")),
+    request_body = wire::PullImage,
+    responses((status = 200, content_type = "application/x-ndjson", body = ImageEvent)))]
+pub(crate) async fn pull(
+    State(api): State<Shared>,
+    caller: Caller,
+    Named(given): Named,
+    JsonBody { value, .. }: JsonBody<wire::PullImage>,
+) -> Answer<Response> {
+    let name: ImageName = given.parse().map_err(bad_name)?;
+    let reference: ImageReference =
+        value.reference.parse().map_err(|error: InvalidReference| ApiError::new(error.code(), error.to_string()))?;
+    audit(&api, &caller, "image.pull", &name, &value).await?;
+    Ok(report(move |progress| async move { api.images.pull(&name, &reference, progress).await }))
 }
 
 /// Remove an image
@@ -100,7 +124,7 @@ pub(crate) async fn remove(State(api): State<Shared>, caller: Caller, Named(give
             format!("{users} machines were made from image {name}: delete them first"),
         ));
     }
-    audit(&api, &caller, "image.remove", &name).await?;
+    audit(&api, &caller, "image.remove", &name, &()).await?;
     api.images.remove(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -113,16 +137,19 @@ fn parse(given: &str) -> Answer<ImageName> {
 }
 
 fn not_found(name: &ImageName) -> ApiError {
-    ApiError::new(
-        Code::ImageNotFound,
-        format!("there is no image {name}: see GET /v1/images, or import it with PUT /v1/images/{name}"),
-    )
+    ApiError::new(Code::ImageNotFound, format!("there is no image {name}: see GET /v1/images, or pull or import it"))
 }
 
 /// Images are not in the store, so the entry is written before the deed.
-async fn audit(api: &Api, caller: &Caller, action: &'static str, name: &ImageName) -> Answer<()> {
+async fn audit(
+    api: &Api,
+    caller: &Caller,
+    action: &'static str,
+    name: &ImageName,
+    request: &impl Serialize,
+) -> Answer<()> {
     let deed = Deed { caller, now: Timestamp::now(), action };
-    deed.record(TxnBuilder::new(), name, &(), None)?.commit(&*api.store).await?;
+    deed.record(TxnBuilder::new(), name, request, None)?.commit(&*api.store).await?;
     Ok(())
 }
 

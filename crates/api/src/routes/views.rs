@@ -87,7 +87,7 @@ impl Networks {
     }
 }
 
-/// A network without warnings; counting its members is one read.
+/// A network without warnings. Its members are counted by reading their keys.
 pub(crate) async fn network(api: &Api, network: &Network) -> Result<wire::Network, StoreError> {
     let ula = api.config.installation.ula;
     Ok(wire::Network {

@@ -16,7 +16,9 @@ use warren_model::access::{
 };
 use warren_model::allocate::{MemberKind, REST};
 use warren_model::record::{AddressHold, Failure, MachineState, MachineStatus, Power};
-use warren_model::{Code, ImageName, MachineId, MemberNumber, NetworkCidr, NetworkId, NetworkNumber, wire};
+use warren_model::{
+    Code, ImageName, ImageReference, MachineId, MemberNumber, NetworkCidr, NetworkId, NetworkNumber, wire,
+};
 use warren_store::{SqliteStore, Store, TxnBuilder, Typed, schema};
 
 #[derive(Default)]
@@ -214,6 +216,20 @@ impl Images for FakeImages {
         }
         self.0.lock().unwrap().push(name.to_string());
         Ok(ImageInfo { size, ..image(name) })
+    }
+
+    async fn pull(
+        &self,
+        name: &ImageName,
+        reference: &ImageReference,
+        progress: mpsc::Sender<ImageProgress>,
+    ) -> Result<ImageInfo, AccessError> {
+        let _ = progress.send(ImageProgress { stage: "layer 1 of 1".into(), fraction: Some(0.5) }).await;
+        if reference.host() == "lost.example" {
+            return Err(AccessError::new(Code::RegistryUnavailable, "lost.example cannot be reached"));
+        }
+        self.0.lock().unwrap().push(name.to_string());
+        Ok(ImageInfo { source: reference.to_string(), ..image(name) })
     }
 
     async fn remove(&self, name: &ImageName) -> Result<(), AccessError> {

@@ -18,7 +18,7 @@ use warren_model::NetworkNumber;
 
 use crate::control::frame::Channel;
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, Reply, Request};
-use crate::view::{NameRecord, NetworkView, Sockets};
+use crate::view::{NetworkView, Sockets};
 
 /// How long the edge may take over one request.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -194,22 +194,6 @@ impl EdgeClient {
         let request = Request::PutNetwork { view: Cow::Borrowed(view), sockets: sockets.is_some() };
         let descriptors = sockets.map_or_else(Vec::new, |sockets| sockets.into_descriptors().into());
         self.done(&request, descriptors).await
-    }
-
-    /// Changes some names of a network that is at generation `base`, which costs little however many it has.
-    ///
-    /// Refused with [`RefusalCode::WrongGeneration`](crate::RefusalCode::WrongGeneration) or
-    /// [`RefusalCode::NoSuchNetwork`](crate::RefusalCode::NoSuchNetwork) where the whole view has to be put.
-    pub async fn patch_network(
-        &self,
-        number: NetworkNumber,
-        base: u64,
-        generation: u64,
-        upsert: &[NameRecord],
-        remove: &[String],
-    ) -> Result<(), EdgeError> {
-        let (upsert, remove) = (Cow::Borrowed(upsert), Cow::Borrowed(remove));
-        self.done(&Request::PatchNetwork { number, base, generation, upsert, remove }, Vec::new()).await
     }
 
     /// Ends the answers for a network and closes its sockets. A network that is not there is no error.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use warren_model::NetworkNumber;
 
 use crate::dns::stats::QueryCounters;
-use crate::view::{NameRecord, NetworkView};
+use crate::view::NetworkView;
 
 /// Grows with every change that the other end has to know about.
 pub(crate) const PROTOCOL: u32 = 1;
@@ -16,24 +16,10 @@ pub(crate) const PROTOCOL: u32 = 1;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Request<'a> {
-    Hello {
-        protocol: u32,
-    },
+    Hello { protocol: u32 },
     Status,
-    PutNetwork {
-        view: Cow<'a, NetworkView>,
-        sockets: bool,
-    },
-    PatchNetwork {
-        number: NetworkNumber,
-        base: u64,
-        generation: u64,
-        upsert: Cow<'a, [NameRecord]>,
-        remove: Cow<'a, [String]>,
-    },
-    RemoveNetwork {
-        number: NetworkNumber,
-    },
+    PutNetwork { view: Cow<'a, NetworkView>, sockets: bool },
+    RemoveNetwork { number: NetworkNumber },
     Shutdown,
 }
 
@@ -85,9 +71,6 @@ pub enum RefusalCode {
     SocketsUnfit,
     /// A name in the view is not inside `.internal`, or is given twice.
     InvalidName,
-    NoSuchNetwork,
-    /// A patch starts from another generation than the edge has.
-    WrongGeneration,
 }
 
 impl fmt::Display for RefusalCode {
@@ -98,8 +81,6 @@ impl fmt::Display for RefusalCode {
             Self::SocketsMissing => "sockets_missing",
             Self::SocketsUnfit => "sockets_unfit",
             Self::InvalidName => "invalid_name",
-            Self::NoSuchNetwork => "no_such_network",
-            Self::WrongGeneration => "wrong_generation",
         })
     }
 }

@@ -14,7 +14,7 @@ use crate::control::frame::Channel;
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, RefusalCode, Reply, Request};
 use crate::dns::network::{Listening, Network, Shared, Workers};
 use crate::dns::zone::Zone;
-use crate::view::{NameRecord, NetworkView, Sockets};
+use crate::view::{NetworkView, Sockets};
 
 /// Control connections at the same time: the daemon, the one before it, and an operator's tools.
 const CONNECTIONS: usize = 8;
@@ -108,10 +108,6 @@ impl Edge {
                 }
                 Ok((Reply::Done, self.put(&view, sockets.filter(|_| announced))?))
             }
-            Request::PatchNetwork { number, base, generation, upsert, remove } => {
-                self.patch(number, base, generation, &upsert, &remove)?;
-                Ok((Reply::Done, None))
-            }
             Request::RemoveNetwork { number } => {
                 let removed = self.networks().remove(&number);
                 if removed.is_some() {
@@ -162,30 +158,6 @@ impl Edge {
             }
         }
         Ok(ended)
-    }
-
-    fn patch(
-        &self,
-        number: NetworkNumber,
-        base: u64,
-        generation: u64,
-        upsert: &[NameRecord],
-        remove: &[String],
-    ) -> Result<(), Refusal> {
-        let networks = self.networks();
-        let running = networks
-            .get(&number)
-            .ok_or_else(|| Refusal::new(RefusalCode::NoSuchNetwork, format!("network {number} is not here")))?;
-        let zone = running.network.zone.load();
-        if zone.generation != base {
-            let message = format!("network {number} is at generation {}, not {base}", zone.generation);
-            return Err(Refusal::new(RefusalCode::WrongGeneration, message));
-        }
-        let patched = zone
-            .patched(generation, upsert, remove)
-            .map_err(|error| Refusal::new(RefusalCode::InvalidName, error.to_string()))?;
-        running.network.zone.store(Arc::new(patched));
-        Ok(())
     }
 
     fn networks(&self) -> MutexGuard<'_, BTreeMap<NetworkNumber, Running>> {

@@ -1,6 +1,6 @@
 //! What one network's resolver knows: an immutable snapshot.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use warren_model::NetworkNumber;
 
 use crate::dns::wire;
-use crate::view::{NameRecord, NetworkView};
+use crate::view::NetworkView;
 
 /// `internal` in wire form.
 pub const INTERNAL: &[u8] = b"\x08internal\0";
@@ -49,8 +49,8 @@ pub struct Zone {
     pub cidr6: Ipv6Net,
     pub forward: Arc<[SocketAddr]>,
     hosts: HashMap<Arc<[u8]>, Addresses>,
-    /// How many hosts lie below a name that may have no record of its own.
-    between: HashMap<Arc<[u8]>, u32>,
+    /// Names with a host below them; they may have no record of their own.
+    between: HashSet<Arc<[u8]>>,
     by_ipv4: HashMap<Ipv4Addr, Arc<[u8]>>,
     by_ipv6: HashMap<Ipv6Addr, Arc<[u8]>>,
 }
@@ -64,7 +64,7 @@ impl Zone {
             cidr6: view.cidr6.trunc(),
             forward: view.forward.as_slice().into(),
             hosts: HashMap::with_capacity(view.names.len() + 1),
-            between: HashMap::new(),
+            between: HashSet::new(),
             by_ipv4: HashMap::with_capacity(view.names.len() + 1),
             by_ipv6: HashMap::with_capacity(view.names.len() + 1),
         };
@@ -82,31 +82,11 @@ impl Zone {
         Ok(zone)
     }
 
-    /// The zone with some names added or moved and others gone. A name to remove that is not there is no error.
-    pub fn patched(&self, generation: u64, upsert: &[NameRecord], remove: &[String]) -> Result<Self, ZoneError> {
-        let mut zone = self.clone();
-        zone.generation = generation;
-        for name in remove {
-            let name = key(name)?;
-            if *name != *GATEWAY {
-                zone.remove(&name);
-            }
-        }
-        for record in upsert {
-            let name = key(&record.name)?;
-            if *name != *GATEWAY {
-                zone.remove(&name);
-                zone.add(&name, Addresses { ipv4: record.ipv4, ipv6: record.ipv6 });
-            }
-        }
-        Ok(zone)
-    }
-
     /// Looks up a name inside `.internal`, in wire form and lower case.
     pub fn lookup(&self, name: &[u8]) -> Entry {
         match self.hosts.get(name) {
             Some(addresses) => Entry::Host(*addresses),
-            None if name == INTERNAL || self.between.contains_key(name) => Entry::Between,
+            None if name == INTERNAL || self.between.contains(name) => Entry::Between,
             None => Entry::Missing,
         }
     }
@@ -121,49 +101,13 @@ impl Zone {
         self.by_ipv6.get(&address).map(AsRef::as_ref)
     }
 
-    /// How many names have addresses, the gateway's own included.
-    pub fn len(&self) -> usize {
-        self.hosts.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.hosts.is_empty()
-    }
-
     fn add(&mut self, name: &[u8], addresses: Addresses) {
         let name: Arc<[u8]> = name.into();
-        for parent in parents(&name) {
-            match self.between.get_mut(parent) {
-                Some(count) => *count += 1,
-                None => drop(self.between.insert(parent.into(), 1)),
-            }
-        }
+        self.between.extend(parents(&name).map(Arc::from));
         // Where two names share an address, the reverse name is the one that came first.
         self.by_ipv4.entry(addresses.ipv4).or_insert_with(|| name.clone());
         self.by_ipv6.entry(addresses.ipv6).or_insert_with(|| name.clone());
         self.hosts.insert(name, addresses);
-    }
-
-    fn remove(&mut self, name: &[u8]) {
-        let Some(Addresses { ipv4, ipv6 }) = self.hosts.remove(name) else { return };
-        for parent in parents(name) {
-            if let Some(count) = self.between.get_mut(parent) {
-                *count -= 1;
-                if *count == 0 {
-                    self.between.remove(parent);
-                }
-            }
-        }
-        if self.by_ipv4.get(&ipv4).is_some_and(|held| **held == *name) {
-            self.by_ipv4.remove(&ipv4);
-            let other = self.hosts.iter().filter(|(_, at)| at.ipv4 == ipv4).map(|(name, _)| name).min().cloned();
-            self.by_ipv4.extend(other.map(|other| (ipv4, other)));
-        }
-        if self.by_ipv6.get(&ipv6).is_some_and(|held| **held == *name) {
-            self.by_ipv6.remove(&ipv6);
-            let other = self.hosts.iter().filter(|(_, at)| at.ipv6 == ipv6).map(|(name, _)| name).min().cloned();
-            self.by_ipv6.extend(other.map(|other| (ipv6, other)));
-        }
     }
 }
 
@@ -187,6 +131,7 @@ fn above(name: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::NameRecord;
 
     fn record(name: &str, last: u8) -> NameRecord {
         NameRecord {
@@ -214,44 +159,23 @@ mod tests {
     }
 
     #[test]
-    fn a_name_between_exists_as_long_as_something_is_below_it() {
+    fn a_name_between_exists_where_something_is_below_it() {
         let zone = Zone::build(&view(vec![record("a.vm.internal", 10), record("b.vm.internal", 11)])).unwrap();
         assert_eq!(zone.lookup(&wire("vm.internal")), Entry::Between);
-        let one = zone.patched(2, &[], &["a.vm.internal".into()]).unwrap();
-        assert_eq!(one.lookup(&wire("vm.internal")), Entry::Between);
-        assert_eq!(one.lookup(&wire("a.vm.internal")), Entry::Missing);
-        let none = one.patched(3, &[], &["b.vm.internal".into()]).unwrap();
+        let none = Zone::build(&view(vec![])).unwrap();
         assert_eq!(none.lookup(&wire("vm.internal")), Entry::Missing);
         assert_eq!(none.lookup(INTERNAL), Entry::Between);
     }
 
     #[test]
-    fn a_patch_gives_the_same_zone_as_a_whole_view() {
-        let start = Zone::build(&view(vec![record("a.vm.internal", 10), record("b.vm.internal", 11)])).unwrap();
-        let patched =
-            start.patched(2, &[record("b.vm.internal", 12), record("c.internal", 13)], &["a.vm.internal".into()]);
-        let whole = Zone::build(&view(vec![record("b.vm.internal", 12), record("c.internal", 13)])).unwrap();
-        let patched = patched.unwrap();
-        assert_eq!(patched.hosts, whole.hosts);
-        assert_eq!(patched.between, whole.between);
-        assert_eq!(patched.by_ipv4, whole.by_ipv4);
-        assert_eq!(patched.by_ipv6, whole.by_ipv6);
-    }
-
-    #[test]
-    fn an_address_keeps_a_reverse_name_while_any_name_has_it() {
+    fn an_address_with_two_names_has_the_reverse_name_of_the_first() {
         let zone = Zone::build(&view(vec![record("a.internal", 10), record("b.internal", 10)])).unwrap();
         assert_eq!(zone.name_of_ipv4(Ipv4Addr::new(10, 0, 1, 10)), Some(&*wire("a.internal")));
-        let zone = zone.patched(2, &[], &["a.internal".into()]).unwrap();
-        assert_eq!(zone.name_of_ipv4(Ipv4Addr::new(10, 0, 1, 10)), Some(&*wire("b.internal")));
-        let zone = zone.patched(3, &[], &["b.internal".into()]).unwrap();
-        assert_eq!(zone.name_of_ipv4(Ipv4Addr::new(10, 0, 1, 10)), None);
     }
 
     #[test]
     fn the_gateway_keeps_its_name() {
         let zone = Zone::build(&view(vec![record("gateway.internal", 66)])).unwrap();
-        let zone = zone.patched(2, &[record("gateway.internal", 67)], &["gateway.internal".into()]).unwrap();
         let Entry::Host(addresses) = zone.lookup(GATEWAY) else { panic!("the gateway has no address") };
         assert_eq!(addresses.ipv4, Ipv4Addr::new(10, 0, 0, 1));
     }

@@ -1,6 +1,7 @@
 //! The namespace that the daemon runs in: it carries what open networks send out, and nothing else.
 
 mod forwarding;
+mod place;
 pub(crate) mod transit;
 
 use std::net::IpAddr;
@@ -13,7 +14,9 @@ use nix::errno::Errno;
 use warren_model::record::Egress;
 use warren_model::{InstallationId, NetworkNumber, UlaPrefix};
 
+use forwarding::Switched;
 pub use forwarding::{ForwardingState, HostForwarding};
+use place::Place;
 
 use crate::error::KernelError;
 use crate::firewall::{digest, process, text};
@@ -40,21 +43,46 @@ struct State {
     nft: Socket,
     /// The generation at which the host's table was last seen to be as loaded.
     intact_at: Option<u32>,
+    /// Forwarding may be switched on.
+    consent: bool,
 }
 
 impl Host {
     /// The namespace of the calling thread.
     pub(crate) fn here(installation: InstallationId, ula: UlaPrefix) -> Result<Self, KernelError> {
-        let opened = |family| Socket::open(family).map_err(refused("open a socket"));
-        let state = State { route: opened(Family::Route)?, nft: opened(Family::Netfilter)?, intact_at: None };
-        Ok(Self { installation, ula, namespace: namespace::current()?, state: Mutex::new(state) })
+        Self::at(installation, ula, namespace::current()?)
+    }
+
+    /// The namespace in which the installation has its uplinks and rules; without any, that of the calling thread.
+    pub(crate) fn of_installation(installation: InstallationId, ula: UlaPrefix) -> Result<Self, KernelError> {
+        let here = namespace::current()?;
+        match Place::recorded(&installation)? {
+            Some(place) if place != Place::of(here.as_fd())? => match place.open() {
+                Some(there) => Self::at(installation, ula, there),
+                // It is gone, and everything with it.
+                None => Self::at(installation, ula, here),
+            },
+            _ => Self::at(installation, ula, here),
+        }
+    }
+
+    fn at(installation: InstallationId, ula: UlaPrefix, namespace: OwnedFd) -> Result<Self, KernelError> {
+        let opened = |family| {
+            namespace::enter(namespace.as_fd(), || Socket::open(family)).flatten().map_err(refused("open a socket"))
+        };
+        let (route, nft) = (opened(Family::Route)?, opened(Family::Netfilter)?);
+        let state = Mutex::new(State { route, nft, intact_at: None, consent: false });
+        Ok(Self { installation, ula, namespace, state })
     }
 
     /// Makes the uplink of an open network, or makes good what it lacks. The rules come first.
     pub(crate) fn connect(&self, router: &mut Socket, network: NetworkNumber) -> Result<(), KernelError> {
         let mut state = self.lock();
         let (four, six) = route::forwarding(&mut state.route).map_err(refused("say whether it forwards"))?;
-        forwarding::refuse_unless_on(four, six)?;
+        match forwarding::refuse_unless_on(four, six) {
+            Err(_) if state.consent => self.forward(&mut state)?,
+            outcome => outcome?,
+        }
         self.ensure_rules(&mut state)?;
         self.make_uplink(&mut state, router, network).map_err(refused("make an uplink"))
     }
@@ -172,8 +200,8 @@ impl Host {
     }
 
     fn rules_text(&self) -> Result<String, KernelError> {
-        let (closed4, closed6) = forwarding::switched_on(&self.installation)?;
-        Ok(text::host(&self.installation, &self.ula, closed4, closed6))
+        let switched = Switched::read(&self.installation)?;
+        Ok(text::host(&self.installation, &self.ula, switched.ipv4, switched.ipv6))
     }
 
     fn record_path(&self) -> PathBuf {
@@ -184,6 +212,7 @@ impl Host {
         if self.rules_are_intact(state)? {
             return Ok(());
         }
+        self.settle_here()?;
         let rules = self.rules_text()?;
         process::load(self.namespace.as_fd(), "the host", &rules)?;
         let generation = digest::generation(&mut state.nft).map_err(refused("show its rules"))?;
@@ -215,10 +244,41 @@ impl Host {
     fn remove_unused_rules(&self, state: &mut State) -> Result<(), KernelError> {
         let links = route::links(&mut state.route).map_err(refused("list its links"))?;
         let used = links.iter().any(|link| names::parse_uplink(&self.installation, &link.name).is_some());
-        if used || forwarding::switched_on(&self.installation)? != (false, false) {
+        if used || Switched::read(&self.installation)? != Switched::default() || !self.is_recorded_place()? {
             return Ok(());
         }
-        self.delete_rules(state)
+        self.delete_rules(state)?;
+        Place::forget(&self.installation)
+    }
+
+    /// Writes down that things are made here from now on. What an earlier server made in another namespace is undone.
+    fn settle_here(&self) -> Result<(), KernelError> {
+        let here = Place::of(self.namespace.as_fd())?;
+        match Place::recorded(&self.installation)? {
+            Some(place) if place == here => return Ok(()),
+            Some(place) => {
+                if let Some(there) = place.open() {
+                    let elsewhere = Self::at(self.installation.clone(), self.ula, there)?;
+                    let mut state = elsewhere.lock();
+                    let links = route::links(&mut state.route).map_err(refused("list its links"))?;
+                    for link in
+                        links.iter().filter(|link| names::parse_uplink(&self.installation, &link.name).is_some())
+                    {
+                        gone_is_fine(state.route.apply(vec![route::delete_link(&link.name)]))
+                            .map_err(refused("remove an uplink"))?;
+                    }
+                    drop(state);
+                    HostForwarding { host: &elsewhere }.restore()?;
+                }
+                Switched::default().write(&self.installation)?;
+            }
+            None => {}
+        }
+        here.record(&self.installation)
+    }
+
+    fn is_recorded_place(&self) -> Result<bool, KernelError> {
+        Ok(Place::recorded(&self.installation)? == Some(Place::of(self.namespace.as_fd())?))
     }
 
     fn delete_rules(&self, state: &mut State) -> Result<(), KernelError> {

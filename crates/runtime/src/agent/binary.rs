@@ -10,7 +10,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use super::AgentError;
 
 /// The agent: a static program for this processor.
-pub const GUEST_BINARY: &[u8] = include_bytes!(env!("WARREN_GUEST_BINARY"));
+const GUEST_BINARY: &[u8] = include_bytes!(env!("WARREN_GUEST_BINARY"));
 
 /// Makes the agents' directory and puts the binary into it, under a name that says its content. Machines that run an
 /// older one keep it: they have a link of their own.

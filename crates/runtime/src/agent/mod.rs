@@ -24,7 +24,7 @@ mod flood;
 mod link;
 mod listen;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,11 +37,9 @@ use warren_guest::protocol::{Empty, ShutdownRequest, operation};
 use warren_model::MachineId;
 use warren_model::access::AccessError;
 
-pub use binary::GUEST_BINARY;
-pub use warren_guest::protocol::{
-    DIRECTORY as MACHINE_DIRECTORY, GuestConfig, GuestFile, INIT as MACHINE_INIT, SOCKET as MACHINE_SOCKET,
-};
+pub use warren_guest::protocol::{GuestConfig, GuestFile};
 
+use crate::disk::roots::machines_in;
 use link::Link;
 
 /// Machines whose loss a slow receiver may be behind.
@@ -115,7 +113,7 @@ impl AgentHub {
         Ok(Self { inner: Arc::new(Inner { directory, binary, machines: Mutex::default(), disconnects }) })
     }
 
-    /// Makes the directory that the driver mounts read-only at [`MACHINE_DIRECTORY`], with a socket that only
+    /// Makes the directory that the driver mounts read-only at [`DIRECTORY`](warren_guest::protocol::DIRECTORY), with a socket that only
     /// `root_uid` can connect to, and listens. Listens anew on a socket that an earlier daemon left. Does nothing when
     /// the machine is open for the same user.
     pub async fn open(&self, machine: MachineId, root_uid: u32) -> Result<PathBuf, AgentError> {
@@ -215,6 +213,14 @@ impl AgentHub {
     /// The release of the agent that is connected. An agent outlives the daemon that started it.
     pub fn version(&self, machine: MachineId) -> Option<String> {
         self.machine(machine)?.link.borrow().as_ref().map(|link| link.version().to_owned())
+    }
+
+    /// The machines that have a directory, also one that an earlier daemon left.
+    pub fn directories(&self) -> Result<BTreeSet<MachineId>, AgentError> {
+        let directory = &self.inner.directory;
+        let found = machines_in(directory)
+            .map_err(|source| AgentError::Io { what: "cannot list the agents", path: directory.clone(), source })?;
+        Ok(found.into_iter().map(|(machine, _)| machine).collect())
     }
 
     /// Where the machines' directories are.

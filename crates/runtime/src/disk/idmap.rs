@@ -1,7 +1,7 @@
 //! Mounts that show a tree's owners shifted by a machine's uid range (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -13,10 +13,23 @@ use nix::unistd::{Pid, pipe2};
 pub const RANGE: u32 = 65_536;
 
 /// A user namespace in which root is `uid_base` of the host, and so on for the whole range.
+///
+/// Its owner is `uid_base` too. Whatever the kernel counts for each user (inotify instances, timers, queued signals and
+/// messages) it counts for the owner of the namespace as well (user_namespaces(7), namespaces(7) on
+/// `/proc/sys/user`): if that was the host's root, one machine could use up what root and all other machines have.
 pub fn user_namespace(uid_base: u32) -> io::Result<OwnedFd> {
+    let (ready, said) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let (read, write) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    let child = fork_into_user_namespace(read.as_raw_fd(), write.as_raw_fd())?;
+    let child =
+        fork_into_user_namespace(uid_base, read.as_raw_fd(), [ready.as_raw_fd(), write.as_raw_fd()], said.as_raw_fd())?;
+    drop(said);
     let outcome = (|| {
+        let mut errno = [0; 4];
+        File::from(ready).read_exact(&mut errno)?;
+        match i32::from_ne_bytes(errno) {
+            0 => {}
+            errno => return Err(io::Error::from_raw_os_error(errno)),
+        }
         let mapping = format!("0 {uid_base} {RANGE}");
         std::fs::write(format!("/proc/{child}/uid_map"), &mapping)?;
         std::fs::write(format!("/proc/{child}/gid_map"), &mapping)?;
@@ -28,17 +41,22 @@ pub fn user_namespace(uid_base: u32) -> io::Result<OwnedFd> {
     outcome
 }
 
-/// Starts a process that owns a fresh user namespace and does nothing until the pipe is closed.
-fn fork_into_user_namespace(read: RawFd, write: RawFd) -> io::Result<Pid> {
-    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+/// Starts a process that enters a fresh user namespace as `owner`, says into `said` how that went (an errno), and then
+/// does nothing until the other end of `read` is closed. It closes `others`, which are the parent's.
+fn fork_into_user_namespace(owner: u32, read: RawFd, others: [RawFd; 2], said: RawFd) -> io::Result<Pid> {
     // SAFETY: without CLONE_VM this is a fork; the child below calls nothing but system calls, which is all that the
     // child of a process with several threads may do, and it never returns.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_ulong, 0, 0, 0, 0) };
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD as libc::c_ulong, 0, 0, 0, 0) };
     if pid == 0 {
         let mut byte = 0u8;
-        // SAFETY: close, read and _exit are async-signal-safe; the buffer is one byte on this stack.
+        // SAFETY: all of these are system calls and nothing else (the C library's setresuid would look for other
+        // threads); the buffers are on this stack and have the lengths that are passed.
         unsafe {
-            libc::close(write);
+            for other in others {
+                libc::close(other);
+            }
+            let errno = enter_user_namespace(owner).err().unwrap_or(0).to_ne_bytes();
+            libc::write(said, errno.as_ptr().cast(), errno.len());
             libc::read(read, (&raw mut byte).cast(), 1);
             libc::_exit(0);
         }
@@ -48,6 +66,24 @@ fn fork_into_user_namespace(read: RawFd, write: RawFd) -> io::Result<Pid> {
     }
     // A pid is never above 2^22 (proc_sys_kernel(5), pid_max).
     Ok(Pid::from_raw(pid as i32))
+}
+
+/// Becomes `owner`, with all capabilities, and enters a fresh user namespace. Fails with an errno.
+///
+/// # Safety
+///
+/// It changes the identity of the calling thread alone; meant for the child of a fork.
+unsafe fn enter_user_namespace(owner: u32) -> Result<(), i32> {
+    // `SECBIT_NO_SETUID_FIXUP` (capabilities(7)): hosts that let only root make user namespaces ask for CAP_SYS_ADMIN.
+    const KEEP_CAPABILITIES: libc::c_ulong = 1 << 2;
+    let unchanged: libc::c_long = -1;
+    // SAFETY: none of these touches memory of this process.
+    let done = unsafe {
+        libc::prctl(libc::PR_SET_SECUREBITS, KEEP_CAPABILITIES, 0, 0, 0) == 0
+            && libc::syscall(libc::SYS_setresuid, unchanged, libc::c_long::from(owner), unchanged) == 0
+            && libc::unshare(libc::CLONE_NEWUSER) == 0
+    };
+    if done { Ok(()) } else { Err(nix::errno::Errno::last_raw()) }
 }
 
 /// A copy of the mount at `source` with shifted owners, not yet attached anywhere.

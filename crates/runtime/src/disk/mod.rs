@@ -26,6 +26,7 @@ mod tests;
 
 pub use error::{DiskError, PoolError};
 pub use idmap::RANGE as UID_RANGE;
+pub(crate) use idmap::user_namespace;
 pub use pool::{Pool, PoolKind, PoolPreference};
 
 /// Whether this kernel makes mounts with shifted owners, tried on a directory.

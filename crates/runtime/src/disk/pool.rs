@@ -46,6 +46,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Whether a pool was made in this directory.
+    pub fn is_in(directory: &Path) -> io::Result<bool> {
+        Layout::record(directory).try_exists()
+    }
+
     /// Opens a pool, making it if it is not there, and registers the installation in it.
     pub async fn open(directory: &Path, installation: &InstallationId) -> Result<Arc<Pool>, PoolError> {
         Self::open_with(directory, installation, PoolPreference::Best).await

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
+use warren_guest::protocol;
 use warren_model::record::Limits;
 use warren_model::{Code, MachineId};
 
@@ -31,9 +32,9 @@ pub use doctor::{Finding, doctor};
 use crate::helper::HelperError;
 
 /// Where a machine sees the directory that it shares with the host.
-pub const GUEST_DIRECTORY: &str = "/run/warren";
+pub const GUEST_DIRECTORY: &str = protocol::DIRECTORY;
 /// The agent, and the socket that it dials.
-pub const GUEST_COMMAND: [&str; 2] = ["/run/warren/init", "/run/warren/agent.sock"];
+pub const GUEST_COMMAND: [&str; 2] = [protocol::INIT, protocol::SOCKET];
 
 /// What a machine is made of.
 #[derive(Debug, Clone)]

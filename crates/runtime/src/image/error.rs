@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use warren_model::access::AccessError;
 use warren_model::{Code, ImageName};
 
+use super::pull::PullError;
 use crate::files::is_full;
 use crate::helper::{HelperError, chain};
 
@@ -12,7 +13,7 @@ use crate::helper::{HelperError, chain};
 pub enum ImageError {
     #[error("there is no image {name}; see `warren image ls`")]
     NotFound { name: ImageName },
-    #[error("Warren has no recipe for {name}; import it with `warren image import`, or build one of: {known}")]
+    #[error("Warren has no recipe for {name}; pull it with `warren image pull`, import it, or build one of: {known}")]
     NoRecipe { name: ImageName, known: String },
     #[error("machines have disks on the image {name}; delete them first")]
     InUse { name: ImageName },
@@ -23,6 +24,12 @@ pub enum ImageError {
         name: ImageName,
         #[source]
         source: HelperError,
+    },
+    #[error("{reference} was not pulled")]
+    Pull {
+        reference: String,
+        #[source]
+        source: PullError,
     },
     #[error("the host's disk is full; free some room on the file system of the pool")]
     HostDiskFull,
@@ -62,6 +69,7 @@ impl ImageError {
             Self::Invalid { .. } => Code::ImageInvalid,
             Self::Build { source: HelperError::Missing { .. }, .. } => Code::ToolMissing,
             Self::Build { .. } | Self::Interrupted { .. } => Code::ImageBuildFailed,
+            Self::Pull { source, .. } => source.code(),
             Self::HostDiskFull => Code::HostDiskFull,
             Self::Recipe { .. } | Self::Io { .. } => Code::Internal,
         }

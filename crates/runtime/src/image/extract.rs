@@ -1,4 +1,4 @@
-//! Unpacking a tar archive that nobody vouches for.
+//! Unpacking tar archives that nobody vouches for.
 //!
 //! Every path is resolved by the kernel inside the target (openat2(2), `RESOLVE_IN_ROOT`), so that no link in the
 //! archive leads out of it; what is read, and what the archive's headers may take in memory, is bounded.
@@ -19,8 +19,10 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use tar::EntryType;
 
+use super::layer::{LayerFiles, Whiteout};
+
 /// The most that an archive may unpack to, in bytes.
-const LARGEST: u64 = 64 << 30;
+pub(super) const LARGEST: u64 = 64 << 30;
 /// The most entries that an archive may have.
 const MOST_ENTRIES: u64 = 4_000_000;
 /// What the headers of one entry may take: names and attributes are at most 64 KiB each in Linux.
@@ -59,44 +61,22 @@ pub(super) enum ExtractError {
     Target(#[source] io::Error),
 }
 
-/// Unpacks `archive` into the empty directory `root`. `say` is told how many bytes are unpacked, now and then, and may
-/// stop it.
+/// Unpacks the archive of a whole root into the empty directory `root`. `say` is told how many bytes are unpacked, now
+/// and then, and may stop it.
 pub(super) fn extract(
     archive: impl Read,
     root: &Path,
     say: impl Fn(u64) -> io::Result<()>,
 ) -> Result<(), ExtractError> {
-    let allowance = Rc::new(Cell::new(0));
-    let mut archive = tar::Archive::new(Allowed { inner: archive, allowance: allowance.clone() });
-    let mut unpacking = Unpacking {
-        root: File::open(root).map_err(ExtractError::Target)?.into(),
-        directories: Vec::new(),
-        unpacked: 0,
-        told: 0,
-        say,
-    };
-    let mut count = 0;
-    let mut entries = archive.entries().map_err(ExtractError::Archive)?;
-    loop {
-        allowance.set(HEADER_SPACE);
-        let Some(entry) = entries.next() else { break };
-        let mut entry = entry.map_err(ExtractError::Archive)?;
-        allowance.set(u64::MAX);
-        count += 1;
-        if count > MOST_ENTRIES {
-            return Err(ExtractError::TooLarge);
-        }
-        unpacking.entry(&mut entry)?;
-        // Also what is skipped is read here, where the headers' allowance does not count.
-        io::copy(&mut entry, &mut io::sink()).map_err(ExtractError::Archive)?;
-    }
-    if count == 0 {
+    let mut tree = Unpacking::new(root, say)?;
+    tree.archive(archive)?;
+    if tree.entries == 0 {
         return Err(ExtractError::Empty);
     }
-    // The checksums of compressed archives come last.
-    allowance.set(TRAILER_SPACE);
-    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(ExtractError::Archive)?;
-    unpacking.finish()
+    if !PROGRAM_DIRECTORIES.iter().any(|path| tree.open_directory(Path::new(path)).is_ok()) {
+        return Err(ExtractError::NotARoot);
+    }
+    tree.finish()
 }
 
 /// A reader that gives no more than it is allowed to.
@@ -122,16 +102,55 @@ struct Attributes {
     modified: i64,
 }
 
-struct Unpacking<S> {
+/// A tree that one archive or several layers are unpacked into. The bounds are those of all of them together.
+pub(super) struct Unpacking<S> {
     root: OwnedFd,
     /// Their times are set last, because what is unpacked into them changes those.
     directories: Vec<(PathBuf, i64)>,
+    entries: u64,
     unpacked: u64,
     told: u64,
     say: S,
+    /// What the layer at hand made; `None` where there are no layers.
+    layer: Option<LayerFiles>,
 }
 
 impl<S: Fn(u64) -> io::Result<()>> Unpacking<S> {
+    /// Starts in the empty directory `root`. `say` is told how many bytes are unpacked, now and then, and may stop it.
+    pub fn new(root: &Path, say: S) -> Result<Self, ExtractError> {
+        let root = File::open(root).map_err(ExtractError::Target)?.into();
+        Ok(Self { root, directories: Vec::new(), entries: 0, unpacked: 0, told: 0, say, layer: None })
+    }
+
+    /// Unpacks a layer over the ones before it (OCI image specification, layer.md).
+    pub fn layer(&mut self, archive: impl Read) -> Result<(), ExtractError> {
+        self.layer = Some(LayerFiles::default());
+        self.archive(archive)
+    }
+
+    fn archive(&mut self, archive: impl Read) -> Result<(), ExtractError> {
+        let allowance = Rc::new(Cell::new(0));
+        let mut archive = tar::Archive::new(Allowed { inner: archive, allowance: allowance.clone() });
+        let mut entries = archive.entries().map_err(ExtractError::Archive)?;
+        loop {
+            allowance.set(HEADER_SPACE);
+            let Some(entry) = entries.next() else { break };
+            let mut entry = entry.map_err(ExtractError::Archive)?;
+            allowance.set(u64::MAX);
+            self.entries += 1;
+            if self.entries > MOST_ENTRIES {
+                return Err(ExtractError::TooLarge);
+            }
+            self.entry(&mut entry)?;
+            // Also what is skipped is read here, where the headers' allowance does not count.
+            io::copy(&mut entry, &mut io::sink()).map_err(ExtractError::Archive)?;
+        }
+        // The checksums of compressed archives come last.
+        allowance.set(TRAILER_SPACE);
+        io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(ExtractError::Archive)?;
+        Ok(())
+    }
+
     fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), ExtractError> {
         let kind = entry.header().entry_type();
         let path = inside(&entry.path_bytes())?;
@@ -145,6 +164,11 @@ impl<S: Fn(u64) -> io::Result<()>> Unpacking<S> {
                 Ok(())
             };
         };
+        if let Some(layer) = &self.layer
+            && let Some(whiteout) = Whiteout::parse(name)
+        {
+            return self.white_out(layer, whiteout, &path);
+        }
         let parent = self.parent(&path)?;
         let refused = |reason: Errno| made_by(&path, reason);
         match kind {
@@ -153,16 +177,18 @@ impl<S: Fn(u64) -> io::Result<()>> Unpacking<S> {
                     Ok(()) => {}
                     Err(Errno::EEXIST) if self.is_directory(&parent, name) => {}
                     Err(Errno::EEXIST) => {
-                        remove(&parent, name).and_then(|()| mkdirat(&parent, name, Mode::S_IRWXU)).map_err(refused)?;
+                        self.clear(&parent, name)
+                            .and_then(|()| mkdirat(&parent, name, Mode::S_IRWXU))
+                            .map_err(refused)?;
                     }
                     Err(reason) => return Err(refused(reason)),
                 }
                 let made = open_made(&parent, name, OFlag::O_DIRECTORY).map_err(refused)?;
                 apply(made.as_fd(), &attributes, &extended).map_err(ExtractError::Target)?;
-                self.directories.push((path, attributes.modified));
+                self.directories.push((path.clone(), attributes.modified));
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                remove(&parent, name).map_err(refused)?;
+                self.clear(&parent, name).map_err(refused)?;
                 let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let made = openat(&parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(refused)?;
                 let mut file = File::from(made);
@@ -172,7 +198,7 @@ impl<S: Fn(u64) -> io::Result<()>> Unpacking<S> {
             }
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default();
-                remove(&parent, name).map_err(refused)?;
+                self.clear(&parent, name).map_err(refused)?;
                 symlinkat(OsStr::from_bytes(&target), &parent, name).map_err(refused)?;
                 let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
                 fchownat(&parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(refused)?;
@@ -187,7 +213,7 @@ impl<S: Fn(u64) -> io::Result<()>> Unpacking<S> {
                 if target == path {
                     return Ok(());
                 }
-                remove(&parent, name).map_err(refused)?;
+                self.clear(&parent, name).map_err(refused)?;
                 linkat(&target_parent, target_name, &parent, name, LinkatFlags::empty()).map_err(
                     |errno| match errno {
                         Errno::ENOENT | Errno::EPERM => missing(),
@@ -196,16 +222,47 @@ impl<S: Fn(u64) -> io::Result<()>> Unpacking<S> {
                 )?;
             }
             EntryType::Fifo => {
-                remove(&parent, name).map_err(refused)?;
+                self.clear(&parent, name).map_err(refused)?;
                 mknodat(&parent, name, SFlag::S_IFIFO, Mode::from_bits_truncate(attributes.mode), 0)
                     .map_err(refused)?;
                 let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
                 fchownat(&parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(refused)?;
             }
             // Devices, which a machine gets from its own /dev, and formats' own bookkeeping.
-            _ => {}
+            _ => return Ok(()),
+        }
+        if let Some(layer) = &mut self.layer {
+            layer.made(&parent, name).map_err(refused)?;
         }
         Ok(())
+    }
+
+    /// Hides what the layers below this one put in a place.
+    fn white_out(&self, layer: &LayerFiles, whiteout: Whiteout<'_>, path: &Path) -> Result<(), ExtractError> {
+        let refused = |reason: Errno| made_by(path, reason);
+        let parent = match self.open_directory(path.parent().unwrap_or(Path::new(""))) {
+            Ok(parent) => parent,
+            // Nothing can be there.
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            Err(reason) => return Err(refused(reason)),
+        };
+        match whiteout {
+            Whiteout::Name(name) => layer.hide(&parent, name).map_err(refused),
+            Whiteout::Content => layer.hide_content(&parent).map_err(refused),
+            Whiteout::Bookkeeping => Ok(()),
+            Whiteout::Malformed => Err(ExtractError::Escape { path: path.to_path_buf() }),
+        }
+    }
+
+    /// Makes room for an entry; a directory has to be empty, or of the layers below.
+    fn clear(&self, parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+        match (remove(parent, name), &self.layer) {
+            (Err(Errno::ENOTEMPTY | Errno::EEXIST), Some(layer)) => {
+                layer.hide(parent, name)?;
+                remove(parent, name)
+            }
+            (removed, _) => removed,
+        }
     }
 
     /// Copies a file's bytes; runs of zeroes become holes.
@@ -274,11 +331,8 @@ impl<S: Fn(u64) -> io::Result<()>> Unpacking<S> {
         open_made(parent, name, OFlag::O_DIRECTORY).is_ok()
     }
 
-    /// Makes what every machine's root needs, and refuses a tree that is none.
-    fn finish(self) -> Result<(), ExtractError> {
-        if !PROGRAM_DIRECTORIES.iter().any(|path| self.open_directory(Path::new(path)).is_ok()) {
-            return Err(ExtractError::NotARoot);
-        }
+    /// Makes what every machine's root needs.
+    pub fn finish(self) -> Result<(), ExtractError> {
         for name in MOUNT_POINTS {
             self.make_plain(name, 0o755)?;
         }
@@ -287,7 +341,7 @@ impl<S: Fn(u64) -> io::Result<()>> Unpacking<S> {
             Ok(()) | Err(ExtractError::MountPoint { .. }) => {}
             Err(error) => return Err(error),
         }
-        for (path, modified) in self.directories.iter().rev() {
+        for (path, modified) in &self.directories {
             // A later entry may have put something else in its place.
             if let Ok(directory) = self.open_directory(path) {
                 let _ = nix::sys::stat::futimens(&directory, &omit(), &seconds(*modified));
@@ -363,7 +417,7 @@ fn extended_attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Vec<(St
     Ok(kept)
 }
 
-fn open_made(parent: &OwnedFd, name: &OsStr, extra: OFlag) -> Result<OwnedFd, Errno> {
+pub(super) fn open_made(parent: &OwnedFd, name: &OsStr, extra: OFlag) -> Result<OwnedFd, Errno> {
     openat(parent, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | extra, Mode::empty())
 }
 

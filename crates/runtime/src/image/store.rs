@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
-use warren_model::ImageName;
 use warren_model::access::{AccessError, ByteStream, HostCapacity, ImageInfo, ImageProgress, Images};
+use warren_model::{ImageName, ImageReference};
 
 use super::error::ImageError;
 use super::recipe::{self, Recipe};
-use super::{build, import, record};
+use super::{build, import, pull, record};
 use crate::disk::{Pool, PoolKind};
 use crate::files::blocking;
 
@@ -133,6 +133,15 @@ impl Images for ImageStore {
         progress: mpsc::Sender<ImageProgress>,
     ) -> Result<ImageInfo, AccessError> {
         Ok(import::import(&self.pool, name, archive, progress).await?)
+    }
+
+    async fn pull(
+        &self,
+        name: &ImageName,
+        reference: &ImageReference,
+        progress: mpsc::Sender<ImageProgress>,
+    ) -> Result<ImageInfo, AccessError> {
+        Ok(pull::pull(&self.pool, name, reference, progress).await?)
     }
 
     async fn remove(&self, name: &ImageName) -> Result<(), AccessError> {

@@ -5,4 +5,3 @@ mod connection;
 mod contents;
 mod lab;
 mod lying;
-mod speed;

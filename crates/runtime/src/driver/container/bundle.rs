@@ -40,8 +40,8 @@ const CAPABILITIES: &[&str] = &[
     "CAP_SYS_PTRACE",
 ];
 
-/// All made by the runtime: a network namespace made outside belongs to the host's user namespace, and then the machine
-/// may neither mount /sys nor configure its own interfaces.
+/// All but the user namespace are made by the runtime, inside that: a network namespace made outside belongs to the
+/// host's user namespace, and then the machine may neither mount /sys nor configure its own interfaces.
 const NAMESPACES: [&str; 7] = ["pid", "mount", "ipc", "uts", "cgroup", "network", "user"];
 
 const MASKED: &[&str] = &[
@@ -62,12 +62,16 @@ const MASKED: &[&str] = &[
 
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The configuration of a machine whose cgroup has the name `cgroup`.
-pub fn config(spec: &MachineSpec, cgroup: &str, parent: &CgroupParent) -> Value {
+/// The configuration of a machine whose cgroup has the name `cgroup`. It enters the user namespace at the path `user`;
+/// without one, the runtime makes one that belongs to the host's root.
+pub fn config(spec: &MachineSpec, cgroup: &str, parent: &CgroupParent, user: Option<&str>) -> Value {
     let range = json!([{ "containerID": 0, "hostID": spec.uid_base, "size": UID_RANGE }]);
     // A machine's root cannot raise what the host's root has lowered.
     let open_files = hard_limit(Resource::RLIMIT_NOFILE);
-    let namespaces = NAMESPACES.map(|kind| json!({ "type": kind }));
+    let namespaces = NAMESPACES.map(|kind| match user.filter(|_| kind == "user") {
+        Some(path) => json!({ "type": kind, "path": path }),
+        None => json!({ "type": kind }),
+    });
     json!({
         "ociVersion": "1.0.2",
         "process": {

@@ -33,6 +33,7 @@ use process::{Process, ProcessRecord};
 
 use super::{Created, Driver, DriverError, DriverState, MachineSpec};
 use crate::disk::roots::machines_in;
+use crate::disk::user_namespace;
 use crate::files::{self, blocking};
 use crate::helper::{Helper, SEARCH_PATH, find_program};
 
@@ -195,11 +196,22 @@ impl Inner {
             self.remove(machine).await?;
         }
         let bundle = self.bundle(machine);
-        let config = bundle::config(spec, &self.container_id(machine), &self.config.cgroup_parent);
-        let prepared = files::make_directories(&bundle, 0o700)
-            .and_then(|()| std::fs::write(bundle.join("config.json"), config.to_string()));
+        let uid_base = spec.uid_base;
+        let users = blocking(move || user_namespace(uid_base)).await;
+        let users = users.map_err(DriverError::io("cannot make the user namespace of", &bundle))?;
+        let users_path = format!("/proc/{}/fd/{}", std::process::id(), users.as_raw_fd());
+        let write = |users: Option<&str>| {
+            let config = bundle::config(spec, &self.container_id(machine), &self.config.cgroup_parent, users);
+            std::fs::write(bundle.join("config.json"), config.to_string())
+        };
+        let prepared = files::make_directories(&bundle, 0o700).and_then(|()| write(Some(&users_path)));
         prepared.map_err(DriverError::io("cannot write the bundle", &bundle))?;
         let made = self.create_prepared(machine, &bundle).await;
+        // The path is good for this once: what stays can be run again by hand.
+        let made = made.and_then(|created| {
+            write(None).map_err(DriverError::io("cannot write the bundle", &bundle))?;
+            Ok(created)
+        });
         if made.is_err() {
             // Its own failure says more than that of the clean-up.
             if let Err(error) = self.remove(machine).await {

@@ -53,7 +53,7 @@ const ALLOWED: &[&str] = &[
      timer_gettime64 timer_settime timer_settime64 times",
     // Sockets.
     "accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg \
-     recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketcall socketpair",
+     recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketpair",
     // Between processes.
     "ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend \
      mq_timedsend_time64 mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop \
@@ -85,8 +85,9 @@ pub fn profile() -> Value {
         json!({ "names": allowed(), "action": "SCMP_ACT_ALLOW" }),
         json!({ "names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [argument(0, VSOCK, "SCMP_CMP_NE")] }),
         json!({ "names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [masked(0, NEW_NAMESPACES, 0)] }),
-        // Its arguments are in memory, where a filter cannot look; the C library falls back to clone.
-        json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }),
+        // Their arguments are in memory, where a filter cannot look; the C library falls back to clone, and to the
+        // calls of their own that sockets have on 32-bit x86 since Linux 4.3.
+        json!({ "names": ["clone3", "socketcall"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }),
         json!({ "names": ["io_uring_setup", "io_uring_enter", "io_uring_register"],
                 "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }),
     ];
@@ -195,6 +196,7 @@ mod tests {
             "clone",
             "clone3",
             "socket",
+            "socketcall",
             "ioctl",
             "personality",
         ] {

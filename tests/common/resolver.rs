@@ -1,0 +1,81 @@
+//! A DNS server in the lab's internet, which remembers what it was asked.
+
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA};
+use hickory_proto::rr::{RData, Record, RecordType};
+use warren_lab::{Internet, PUBLIC_V4, PUBLIC_V6};
+
+/// Leads to the internet's public addresses.
+pub const GOOD: &str = "www.example.";
+/// Leads to an address that is not public.
+pub const REBINDING: &str = "rebind.example.";
+/// Where the second one leads; it answers in the internet.
+pub const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+
+/// Answers on port 53 of all of the internet's addresses until it is dropped.
+pub struct Resolver {
+    asked: Arc<Mutex<Vec<String>>>,
+    stop: Arc<AtomicBool>,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Resolver {
+    pub fn new(internet: &Internet) -> Self {
+        let socket = internet.namespace.enter(|| UdpSocket::bind("[::]:53")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let (asked, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let server = std::thread::spawn({
+            let (asked, stop) = (Arc::clone(&asked), Arc::clone(&stop));
+            move || {
+                let mut buffer = [0; 4096];
+                while !stop.load(Ordering::Relaxed) {
+                    let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+                    let Ok(query) = Message::from_vec(&buffer[..length]) else { continue };
+                    asked.lock().unwrap().push(query.queries[0].name().to_ascii());
+                    let _ = socket.send_to(&answer(&query).to_vec().unwrap(), from);
+                }
+            }
+        });
+        Self { asked, stop, server: Some(server) }
+    }
+
+    /// Whether anybody ever asked for this name.
+    pub fn was_asked(&self, name: &str) -> bool {
+        self.asked.lock().unwrap().iter().any(|asked| asked.eq_ignore_ascii_case(name))
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(server) = self.server.take() {
+            let _ = server.join();
+        }
+    }
+}
+
+fn answer(query: &Message) -> Message {
+    let question = query.queries[0].clone();
+    let mut answer = Message::response(query.metadata.id, OpCode::Query);
+    let name = question.name().to_ascii().to_ascii_lowercase();
+    let addresses = match (name.as_str(), question.query_type()) {
+        (GOOD, RecordType::A) => vec![RData::A(A(PUBLIC_V4.parse().unwrap()))],
+        (GOOD, RecordType::AAAA) => vec![RData::AAAA(AAAA(PUBLIC_V6.parse::<Ipv6Addr>().unwrap()))],
+        (REBINDING, RecordType::A) => vec![RData::A(A(PRIVATE))],
+        (GOOD | REBINDING, _) => Vec::new(),
+        _ => {
+            answer.metadata.response_code = ResponseCode::NXDomain;
+            Vec::new()
+        }
+    };
+    let records = addresses.into_iter().map(|data| Record::from_rdata(question.name().clone(), 60, data));
+    answer.add_answers(records.collect::<Vec<_>>());
+    answer.add_query(question);
+    answer
+}
