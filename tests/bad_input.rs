@@ -83,13 +83,16 @@ fn every_kind_of_wrong_input_is_refused_by_its_code() {
     assert_eq!(state(&server), before);
 }
 
+/// Code and status; method, path, headers and body.
+type Refused<'a> = (&'a str, u16, &'a str, &'a str, &'a [&'a str], &'a str);
+
 #[test]
 fn a_request_that_is_not_understood_is_refused_by_its_code() {
     let server = Server::start();
     let before = state(&server);
     let large = format!(r#"{{"name":"{}"}}"#, "x".repeat(1 << 20));
     let key = "Idempotency-Key: one";
-    let rows: &[(&str, u16, &str, &str, &[&str], &str)] = &[
+    let rows: &[Refused] = &[
         ("body_too_large", 413, "POST", "/v1/networks", &[], &large),
         // Without a length beforehand, so that only reading tells.
         ("body_too_large", 413, "POST", "/v1/networks", &["Transfer-Encoding: chunked"], &large),

@@ -18,10 +18,16 @@ fn survives_a_kill_under_traffic(netns_exec: bool) {
     let sent = server.exec("b", &format!("head -c {BYTES} /dev/urandom > /srv/www/big; sha256sum < /srv/www/big"));
     let started = "sed 's/.*) //' /proc/1/stat | cut -d' ' -f20";
     let started_at = server.exec("b", started);
+    // At most 12.5 MiB a second, so it takes three seconds at least.
     server.exec(
         "a",
-        "nohup sh -c 'curl -sS --limit-rate 20M -o /root/copy http://b.vm.internal:8080/big; echo $? > /root/done' \
-         >/dev/null 2>&1 &",
+        "cat > /root/fetch.py <<'X'\n\
+         import time,urllib.request\n\
+         with urllib.request.urlopen('http://10.0.1.11:8080/big',timeout=15) as page, open('/root/copy','wb') as copy:\n\
+         \x20 while piece:=page.read(262144):\n\
+         \x20   copy.write(piece); time.sleep(0.02)\n\
+         X\n\
+         nohup sh -c 'python3 /root/fetch.py; echo $? > /root/done' >/dev/null 2>&1 &",
     );
     assert!(eventually(PATIENCE, || arrived(&server, "10.0.1.10") > BYTES / 10));
     server.kill();

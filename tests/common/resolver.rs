@@ -1,6 +1,6 @@
 //! A DNS server in the lab's internet, which remembers what it was asked.
 
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -18,31 +18,25 @@ pub const REBINDING: &str = "rebind.example.";
 /// Where the second one leads; it answers in the internet.
 pub const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 
-/// Answers on port 53 of all of the internet's addresses until it is dropped.
+/// Answers on port 53 of the internet's public addresses until it is dropped.
 pub struct Resolver {
     asked: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
-    server: Option<JoinHandle<()>>,
+    servers: Vec<JoinHandle<()>>,
 }
 
 impl Resolver {
     pub fn new(internet: &Internet) -> Self {
-        let socket = internet.namespace.enter(|| UdpSocket::bind("[::]:53")).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let (asked, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let server = std::thread::spawn({
+        // A socket for each address: one for all would answer from another one than it was asked at.
+        let servers = [PUBLIC_V4, PUBLIC_V6].map(|address| {
+            let address: IpAddr = address.parse().unwrap();
+            let socket = internet.namespace.enter(|| UdpSocket::bind((address, 53))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             let (asked, stop) = (Arc::clone(&asked), Arc::clone(&stop));
-            move || {
-                let mut buffer = [0; 4096];
-                while !stop.load(Ordering::Relaxed) {
-                    let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
-                    let Ok(query) = Message::from_vec(&buffer[..length]) else { continue };
-                    asked.lock().unwrap().push(query.queries[0].name().to_ascii());
-                    let _ = socket.send_to(&answer(&query).to_vec().unwrap(), from);
-                }
-            }
+            std::thread::spawn(move || serve(&socket, &asked, &stop))
         });
-        Self { asked, stop, server: Some(server) }
+        Self { asked, stop, servers: servers.into() }
     }
 
     /// Whether anybody ever asked for this name.
@@ -54,9 +48,19 @@ impl Resolver {
 impl Drop for Resolver {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(server) = self.server.take() {
+        for server in self.servers.drain(..) {
             let _ = server.join();
         }
+    }
+}
+
+fn serve(socket: &UdpSocket, asked: &Mutex<Vec<String>>, stop: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+        let Ok(query) = Message::from_vec(&buffer[..length]) else { continue };
+        asked.lock().unwrap().push(query.queries[0].name().to_ascii());
+        let _ = socket.send_to(&answer(&query).to_vec().unwrap(), from);
     }
 }
 

@@ -13,8 +13,6 @@ use warren_store::{Store, StoreError, TxnBuilder, Typed, schema};
 const REMEMBERED: usize = 10_000;
 /// How often the last use of a key is written at most.
 const USED_EVERY_SECONDS: i64 = 60;
-/// Every key is below this prefix.
-const PREFIX: &str = "key/";
 
 /// A key that is known, and when its use was last written.
 pub(crate) struct KnownKey {
@@ -110,8 +108,9 @@ pub(crate) async fn follow(cache: Arc<KeyCache>, store: Arc<dyn Store>) {
 }
 
 async fn follow_once(cache: &KeyCache, store: &dyn Store) -> StoreError {
+    let keys = schema::api_keys();
     let opened = match store.revision().await {
-        Ok(revision) => store.watch(PREFIX, revision + 1).await,
+        Ok(revision) => store.watch(keys.as_str(), revision + 1).await,
         Err(error) => Err(error),
     };
     let mut watch = match opened {
@@ -123,7 +122,7 @@ async fn follow_once(cache: &KeyCache, store: &dyn Store) -> StoreError {
         match watch.next().await {
             Ok(changes) => {
                 for change in changes {
-                    cache.forget(change.key.strip_prefix(PREFIX).unwrap_or(&change.key));
+                    cache.forget(change.key.strip_prefix(keys.as_str()).unwrap_or(&change.key));
                 }
             }
             Err(error) => return error,

@@ -6,6 +6,10 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::stat::Mode;
 
+/// How many files a command may have open unless it asks for more. Runtimes raise their own limit and hand that on, and
+/// programs that close whatever they might have open take long where it is high.
+const OPEN_FILES: rlim_t = 65_536;
+
 /// What the agent was given and gives back to every command.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -25,7 +29,7 @@ pub fn become_init() -> Limits {
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     let _ = std::env::set_current_dir("/");
-    let open_files = getrlimit(Resource::RLIMIT_NOFILE).ok();
+    let open_files = getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, hard)| (soft.min(OPEN_FILES), hard));
     if let Some((_, hard)) = open_files {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }

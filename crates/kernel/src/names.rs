@@ -60,11 +60,6 @@ pub fn host_table(installation: &InstallationId) -> String {
     format!("warren_{installation}")
 }
 
-/// `/run/warren-{installation}`: what must be known again after the daemon's restart, but not after the host's.
-pub fn run_directory(installation: &InstallationId) -> PathBuf {
-    PathBuf::from(format!("/run/warren-{installation}"))
-}
-
 fn decimal(text: &str) -> Option<NetworkNumber> {
     let plain = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
     NetworkNumber::new(plain.then(|| text.parse().ok()).flatten()?).ok()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -327,7 +327,7 @@ impl Drop for Operation<'_> {
 }
 
 pub(crate) fn record_path(installation: &InstallationId, number: NetworkNumber) -> PathBuf {
-    Path::new(&names::run_directory(installation)).join(format!("rules-{number}"))
+    installation.run_directory().join(format!("rules-{number}"))
 }
 
 pub(crate) fn refused(number: NetworkNumber, action: &'static str) -> impl Fn(Errno) -> KernelError + use<> {

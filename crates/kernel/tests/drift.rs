@@ -198,7 +198,7 @@ fn half_made_networks_are_completed_and_removal_leaves_nothing() {
     assert!(!fixture.host.run("ip -o link").contains(&prefix));
     kernel.forwarding().restore().unwrap();
     assert_eq!(fixture.host.run("nft list ruleset"), "");
-    assert!(!names::run_directory(&fixture.installation).exists());
+    assert!(!fixture.installation.run_directory().exists());
     drop(sockets);
     kernel.detach(spec.number, a.number).unwrap();
 }

@@ -118,5 +118,5 @@ fn consented_forwarding_serves_no_other_links_of_the_host() {
     assert!(guest.pings(PUBLIC_V4), "what was forwarded before goes on");
     fixture.kernel.remove_network(warren_model::NetworkNumber::FIRST).unwrap();
     assert_eq!(fixture.host.run("nft list ruleset"), "");
-    assert!(!warren_kernel::names::run_directory(&fixture.installation).exists());
+    assert!(!fixture.installation.run_directory().exists());
 }

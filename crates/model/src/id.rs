@@ -1,6 +1,7 @@
 //! Typed ids: a prefix that says the kind, and a ULID in lower case.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -129,6 +130,12 @@ impl InstallationId {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// `/run/warren-{installation}`: what has to outlive the daemon but not the host's restart (sockets, mounts, the
+    /// OCI runtime's state).
+    pub fn run_directory(&self) -> PathBuf {
+        PathBuf::from(format!("/run/warren-{self}"))
     }
 }
 

@@ -82,6 +82,10 @@ pub fn api_key(hash: &str) -> Key<ApiKey> {
     Key::new(format!("key/{hash}"))
 }
 
+pub fn api_keys() -> Prefix<ApiKey> {
+    Prefix::new("key/".into())
+}
+
 pub fn api_key_hash(account: AccountId, id: KeyId) -> Key<String> {
     Key::new(format!("key-id/{account}/{id}"))
 }

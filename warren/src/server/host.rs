@@ -1,27 +1,33 @@
 //! What the API may ask about the host.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use ipnet::IpNet;
 use prometheus_client::registry::Registry;
+use tokio::sync::Mutex;
 use warren_api::Host;
 use warren_kernel::Kernel;
 use warren_model::{MemberNumber, NetworkCidr, NetworkNumber, wire};
 use warren_reconcile::World;
+
+/// How long an examination of the host is answered from: anybody may ask for it, and each runs a program.
+const EXAMINED_FOR: Duration = Duration::from_secs(1);
 
 /// The host, through the parts that know it.
 pub struct LiveHost {
     world: Arc<World>,
     forwarding: bool,
     registry: Registry,
+    examined: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
 impl LiveHost {
     pub fn new(world: Arc<World>, forwarding: bool) -> Self {
         let mut registry = Registry::default();
         world.metrics.register(&mut registry);
-        Self { world, forwarding, registry }
+        Self { world, forwarding, registry, examined: Mutex::default() }
     }
 }
 
@@ -53,8 +59,15 @@ impl Host for LiveHost {
     }
 
     async fn readiness(&self) -> Result<(), String> {
-        self.world.driver.check().await.map_err(|error| error.to_string())?;
-        self.world.edge_answers().await.map_err(|error| error.chain())
+        let mut examined = self.examined.lock().await;
+        if let Some((at, outcome)) = &*examined
+            && at.elapsed() < EXAMINED_FOR
+        {
+            return outcome.clone();
+        }
+        let outcome = examine(&self.world).await;
+        *examined = Some((Instant::now(), outcome.clone()));
+        outcome
     }
 
     fn metrics(&self) -> String {
@@ -63,6 +76,11 @@ impl Host for LiveHost {
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         text
     }
+}
+
+async fn examine(world: &World) -> Result<(), String> {
+    world.driver.check().await.map_err(|error| error.to_string())?;
+    world.edge_answers().await.map_err(|error| error.chain())
 }
 
 fn convert(flow: &warren_kernel::Flow) -> wire::Counters {

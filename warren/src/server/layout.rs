@@ -126,12 +126,7 @@ pub struct Traces {
     pub runtime: String,
 }
 
-/// What does not survive a reboot of the host: sockets, mounts, the runtime's own state.
-pub fn run_directory(installation: &InstallationId) -> PathBuf {
-    PathBuf::from(format!("/run/warren-{installation}"))
-}
-
 /// The socket on which the edge takes orders.
 pub fn edge_control(installation: &InstallationId) -> PathBuf {
-    run_directory(installation).join("edge.sock")
+    installation.run_directory().join("edge.sock")
 }

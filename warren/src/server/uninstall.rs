@@ -33,7 +33,8 @@ pub fn uninstall(args: UninstallArgs) -> anyhow::Result<()> {
     mounts::enter_lasting_namespace(&[layout.directory()])?;
     let traces = layout.read_traces()?;
     // Found while the server still leads to its namespace.
-    let kernel = traces.as_ref().map(|traces| Kernel::of_installation(traces.installation.clone(), traces.ula)).transpose()?;
+    let kernel =
+        traces.as_ref().map(|traces| Kernel::of_installation(traces.installation.clone(), traces.ula)).transpose()?;
     end_server(&layout)?;
     let _lock = layout.lock()?;
     if let (Some(traces), Some(kernel)) = (traces, kernel) {
@@ -76,7 +77,7 @@ async fn remove_traces(layout: &Layout, traces: &Traces, kernel: Kernel) -> anyh
         }
     };
     let installation = &traces.installation;
-    let run_directory = layout::run_directory(installation);
+    let run_directory = installation.run_directory();
 
     note("machines", remove_machines(traces, &run_directory).await);
     note("edge", end_edge(&layout::edge_control(installation)).await);
@@ -98,10 +99,7 @@ async fn remove_machines(traces: &Traces, run_directory: &Path) -> anyhow::Resul
     })?;
     let machines = driver.observe().await?;
     let removals = machines.keys().map(|id| driver.remove(*id));
-    for outcome in futures::future::join_all(removals).await {
-        outcome?;
-    }
-    Ok(())
+    all_done(futures::future::join_all(removals).await)
 }
 
 async fn end_edge(control: &Path) -> anyhow::Result<()> {
@@ -113,11 +111,8 @@ async fn end_edge(control: &Path) -> anyhow::Result<()> {
 
 async fn remove_networks(kernel: Kernel) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
-        for number in kernel.networks()? {
-            kernel.remove_network(number)?;
-        }
-        kernel.forwarding().restore()?;
-        Ok(())
+        let networks = kernel.networks()?.into_iter().map(|number| kernel.remove_network(number));
+        all_done(networks.chain([kernel.forwarding().restore()]))
     })
     .await?
 }
@@ -131,4 +126,12 @@ async fn remove_disks(layout: &Layout, traces: &Traces) -> anyhow::Result<()> {
     // A pool of the installation's own goes with it; a shared one stays, with its images.
     pool.close_installation(traces.pool_dir.starts_with(layout.directory())).await?;
     Ok(())
+}
+
+fn all_done<E: Into<anyhow::Error>>(outcomes: impl IntoIterator<Item = Result<(), E>>) -> anyhow::Result<()> {
+    let failed = outcomes.into_iter().filter_map(|outcome| outcome.err().map(|error| format!("{:#}", error.into())));
+    match failed.collect::<Vec<_>>() {
+        failed if failed.is_empty() => Ok(()),
+        failed => bail!(failed.join("; ")),
+    }
 }

@@ -94,7 +94,7 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         runtime: args.runtime.clone(),
     };
     layout.write_traces(&traces)?;
-    let run_directory = layout::run_directory(&installation.id);
+    let run_directory = installation.id.run_directory();
     mounts::volatile_directory(&run_directory)?;
 
     let kernel = Kernel::new(installation.id.clone(), installation.ula)?;

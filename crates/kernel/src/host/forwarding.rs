@@ -10,7 +10,7 @@ use super::{Host, refused};
 use crate::error::KernelError;
 use crate::namespace::{self, file};
 use crate::record::{Record, write_file};
-use crate::{names, route};
+use crate::route;
 
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 const SETTINGS: &str = "/proc/sys/net";
@@ -210,7 +210,7 @@ impl Switched {
 }
 
 fn path(installation: &InstallationId) -> PathBuf {
-    names::run_directory(installation).join("forwarding")
+    installation.run_directory().join("forwarding")
 }
 
 /// `None` when the link is gone, or the kernel has no such setting.

@@ -205,7 +205,7 @@ impl Host {
     }
 
     fn record_path(&self) -> PathBuf {
-        names::run_directory(&self.installation).join("rules-host")
+        self.installation.run_directory().join("rules-host")
     }
 
     fn ensure_rules(&self, state: &mut State) -> Result<(), KernelError> {

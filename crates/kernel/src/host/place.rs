@@ -67,7 +67,7 @@ impl Place {
 }
 
 fn path(installation: &InstallationId) -> PathBuf {
-    names::run_directory(installation).join("host")
+    installation.run_directory().join("host")
 }
 
 #[cfg(test)]

@@ -289,7 +289,7 @@ impl Pool {
         let pool = self.clone();
         blocking(move || {
             roots::mounted(&pool.installation)
-                .map_err(DiskError::io("cannot list the roots in", &roots::run_directory(&pool.installation)))
+                .map_err(DiskError::io("cannot list the roots in", &pool.installation.run_directory()))
         })
         .await
     }

@@ -12,14 +12,10 @@ use super::idmap;
 use super::layout::{Layout, read_disk_record};
 use crate::files;
 
-/// `/run/warren-{installation}`: lives as long as the host is up. Others may pass through but not list it, because a
-/// container's first process resolves its root with the machine's own uid.
-pub(crate) fn run_directory(installation: &InstallationId) -> PathBuf {
-    PathBuf::from(format!("/run/warren-{installation}"))
-}
-
+/// Below a directory that others may pass through but not list, because a container's first process resolves its root
+/// with the machine's own uid.
 fn roots(installation: &InstallationId) -> PathBuf {
-    run_directory(installation).join("roots")
+    installation.run_directory().join("roots")
 }
 
 pub(crate) fn root(installation: &InstallationId, machine: MachineId) -> PathBuf {

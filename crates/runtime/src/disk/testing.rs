@@ -52,7 +52,7 @@ impl Drop for TestPool {
     fn drop(&mut self) {
         for installation in self.installations.lock().unwrap().iter() {
             let _ = roots::unmount_all(installation);
-            let _ = std::fs::remove_dir_all(roots::run_directory(installation));
+            let _ = std::fs::remove_dir_all(installation.run_directory());
         }
         let _ = roots::unmount_all_at(&Layout::data(&self.path()));
     }

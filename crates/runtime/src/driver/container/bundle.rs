@@ -1,6 +1,6 @@
 //! The OCI bundle of a machine: `config.json` (opencontainers/runtime-spec, config.md and config-linux.md).
 
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use serde_json::{Value, json};
 
 use super::cgroup::CgroupParent;
@@ -13,7 +13,7 @@ pub const PIDS: i64 = 4096;
 /// The period over which processor time is counted, in microseconds (the kernel's default).
 const PERIOD: u64 = 100_000;
 /// How many files a process may have open: what it starts with, and what it may raise that to.
-const OPEN_FILES: (u64, u64) = (65_536, 524_288);
+const OPEN_FILES: (rlim_t, rlim_t) = (65_536, 524_288);
 /// The kernel's limit for a host name (`__NEW_UTS_LEN`).
 const LONGEST_HOSTNAME: usize = 64;
 /// When the host runs out of memory, machines go before the daemon does.
@@ -66,8 +66,6 @@ const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 /// without one, the runtime makes one that belongs to the host's root.
 pub fn config(spec: &MachineSpec, cgroup: &str, parent: &CgroupParent, user: Option<&str>) -> Value {
     let range = json!([{ "containerID": 0, "hostID": spec.uid_base, "size": UID_RANGE }]);
-    // A machine's root cannot raise what the host's root has lowered.
-    let open_files = hard_limit(Resource::RLIMIT_NOFILE);
     let namespaces = NAMESPACES.map(|kind| match user.filter(|_| kind == "user") {
         Some(path) => json!({ "type": kind, "path": path }),
         None => json!({ "type": kind }),
@@ -91,10 +89,6 @@ pub fn config(spec: &MachineSpec, cgroup: &str, parent: &CgroupParent, user: Opt
                 "inheritable": [],
                 "ambient": [],
             },
-            "rlimits": [
-                { "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0.min(open_files), "hard": OPEN_FILES.1.min(open_files) },
-                { "type": "RLIMIT_CORE", "soft": 0, "hard": hard_limit(Resource::RLIMIT_CORE) },
-            ],
             // sudo and ping have to work, and gain nothing beyond the machine's own range of users.
             "noNewPrivileges": false,
             "oomScoreAdj": OOM_SCORE,
@@ -118,6 +112,18 @@ pub fn config(spec: &MachineSpec, cgroup: &str, parent: &CgroupParent, user: Opt
             "readonlyPaths": READ_ONLY,
         },
     })
+}
+
+/// Sets the limits that a machine's processes inherit; for the runtime's process before it executes. The runtime itself
+/// could not set them where the daemon lacks CAP_SYS_RESOURCE: the machine belongs to another user (prlimit(2)).
+///
+/// Two system calls for each limit and nothing else, so that it can run between fork and exec.
+pub fn limit_processes() -> nix::Result<()> {
+    // A machine's root cannot raise what the host's root has lowered.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0.min(most), OPEN_FILES.1.min(most))?;
+    let (_, most) = getrlimit(Resource::RLIMIT_CORE)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, most)
 }
 
 fn resources(spec: &MachineSpec, parent: &CgroupParent) -> Value {
@@ -172,11 +178,6 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value
 /// The whole name where the kernel takes it, else its first label, which is never too long.
 fn hostname(name: &str) -> &str {
     if name.len() <= LONGEST_HOSTNAME { name } else { name.split('.').next().unwrap_or_default() }
-}
-
-/// The most that this process may set for a machine.
-fn hard_limit(resource: Resource) -> u64 {
-    getrlimit(resource).map_or(u64::MAX, |(_, hard)| hard)
 }
 
 #[cfg(test)]

@@ -173,10 +173,13 @@ impl Inner {
             self.config.cgroup_parent.entrances().map_err(DriverError::io("cannot read cgroups of", &log))?;
         let entrances = entrances.iter().map(|path| open_for_writing(path)).collect::<io::Result<Vec<_>>>();
         let entrances = entrances.map_err(DriverError::io("cannot enter the remembered cgroups of", &log))?;
-        if !entrances.is_empty() {
-            // SAFETY: between fork and exec this writes to open descriptors and does nothing else.
-            unsafe { command.pre_exec(move || entrances.iter().try_for_each(enter)) };
-        }
+        // SAFETY: between fork and exec this writes to open descriptors and sets limits, by system calls alone.
+        unsafe {
+            command.pre_exec(move || {
+                entrances.iter().try_for_each(enter)?;
+                Ok(bundle::limit_processes()?)
+            })
+        };
         let failed = |detail: String| DriverError::Runtime { machine, action, detail };
         let mut child = command.spawn().map_err(|error| failed(format!("the runtime cannot be run: {error}")))?;
         match tokio::time::timeout(RUNTIME_LIMIT, child.wait()).await {

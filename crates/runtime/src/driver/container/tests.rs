@@ -89,7 +89,7 @@ impl Drop for Lab {
 }
 
 fn config(installation: InstallationId) -> ContainerConfig {
-    let run_dir = roots::run_directory(&installation);
+    let run_dir = installation.run_directory();
     ContainerConfig {
         installation,
         runtime: "runc".to_owned(),
@@ -216,6 +216,7 @@ async fn what_a_machine_uses_up_is_not_counted_for_the_hosts_root() {
     let namespace = std::fs::File::open(format!("/proc/{}/ns/user", created.pid)).unwrap();
     let mut owner = 0u32;
     // `NS_GET_OWNER_UID` (ioctl_nsfs(2)).
+    // SAFETY: the descriptor is open, and the request writes one uid.
     let result = unsafe { libc::ioctl(namespace.as_raw_fd(), 0xb704, &raw mut owner) };
     assert_eq!((result, owner), (0, UID_BASE));
     let kept = std::fs::read_to_string(lab.driver.inner.bundle(spec.id).join("config.json")).unwrap();
