@@ -102,8 +102,8 @@ cd "$work"
 # last, so that the others find one that runs.
 check "$((seconds * 2 / 3))" --exclude-operation-id exec_stream --exclude-operation-id events \
     --exclude-operation-id read_logs --exclude-operation-id write_file --exclude-operation-id import_image \
-    --exclude-operation-id build_image --exclude-operation-id remove_image --exclude-operation-id stop_machine \
-    --exclude-operation-id restart_machine --exclude-operation-id delete_machine
+    --exclude-operation-id pull_image --exclude-operation-id build_image --exclude-operation-id remove_image \
+    --exclude-operation-id stop_machine --exclude-operation-id restart_machine --exclude-operation-id delete_machine
 check "$((seconds / 3))" --include-operation-id create_machine --include-operation-id list_machines \
     --include-operation-id show_machine --include-operation-id stop_machine --include-operation-id start_machine \
     --include-operation-id restart_machine --include-operation-id delete_machine

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::common::eventually;
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{RData, Record, RecordType};
@@ -31,7 +32,13 @@ impl Resolver {
         // A socket for each address: one for all would answer from another one than it was asked at.
         let servers = [PUBLIC_V4, PUBLIC_V6].map(|address| {
             let address: IpAddr = address.parse().unwrap();
-            let socket = internet.namespace.enter(|| UdpSocket::bind((address, 53))).unwrap();
+            let mut socket = None;
+            // A busy kernel takes a while until a new IPv6 address can be used.
+            eventually(Duration::from_secs(5), || {
+                socket = internet.namespace.enter(|| UdpSocket::bind((address, 53))).ok();
+                socket.is_some()
+            });
+            let socket = socket.unwrap_or_else(|| panic!("{address} cannot be listened on"));
             socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             let (asked, stop) = (Arc::clone(&asked), Arc::clone(&stop));
             std::thread::spawn(move || serve(&socket, &asked, &stop))

@@ -5,9 +5,7 @@ mod common;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use common::{
-    Edge, addresses, dig, error_text, in_namespace, loopback, question, tcp_exchange, try_udp, udp, view,
-};
+use common::{Edge, addresses, dig, error_text, in_namespace, loopback, question, tcp_exchange, try_udp, udp, view};
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record, RecordType};

@@ -120,3 +120,42 @@ fn consented_forwarding_serves_no_other_links_of_the_host() {
     assert_eq!(fixture.host.run("nft list ruleset"), "");
     assert!(!fixture.installation.run_directory().exists());
 }
+
+#[test]
+fn a_server_that_moves_to_another_namespace_leaves_the_old_one_as_it_was() {
+    let (_internet, fixture) = online();
+    let off = |namespace: &warren_lab::Namespace| {
+        for setting in ["ipv4.conf.all.forwarding=0", "ipv6.conf.all.forwarding=0", "ipv4.conf.all.accept_redirects=0"]
+        {
+            namespace.run(&format!("sysctl -qw net.{setting}"));
+        }
+        namespace.run("sysctl -qw net.ipv4.conf.lo.forwarding=1");
+    };
+    let settings = |namespace: &warren_lab::Namespace| {
+        let links = if namespace.name() == fixture.host.name() { "ip -o link show" } else { "ip -o link show dev lo" };
+        namespace.run("sysctl net.ipv4.conf net.ipv6.conf") + &namespace.run("nft list ruleset") + &namespace.run(links)
+    };
+    off(&fixture.host);
+    let before = settings(&fixture.host);
+    fixture.kernel.forwarding().enable(true).unwrap();
+    let spec = fixture.spec(1, "10.0.0.0/16", Egress::Open);
+    fixture.kernel.create_network(&spec, &[]).unwrap();
+    assert_ne!(settings(&fixture.host), before);
+
+    let elsewhere = fixture.lab.namespace("elsewhere");
+    off(&elsewhere);
+    let before_elsewhere = settings(&elsewhere);
+    let (installation, ula) = (fixture.installation.clone(), fixture.ula);
+    let moved = elsewhere.enter(|| warren_kernel::Kernel::new(installation, ula)).unwrap();
+    moved.forwarding().enable(true).unwrap();
+    moved.create_network(&spec, &[]).unwrap();
+    assert_eq!(settings(&fixture.host), before);
+    assert!(moved.observe(&spec).unwrap().unwrap().uplink);
+
+    // Whoever removes it finds the place by itself.
+    let remover = warren_kernel::Kernel::of_installation(fixture.installation.clone(), fixture.ula).unwrap();
+    remover.remove_network(spec.number).unwrap();
+    remover.forwarding().restore().unwrap();
+    assert_eq!(settings(&elsewhere), before_elsewhere);
+    assert!(!fixture.installation.run_directory().exists());
+}

@@ -223,7 +223,7 @@ shape! {
         #[cfg_attr(feature = "openapi", schema(minimum = 64, maximum = 16_777_216))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub memory_mib: Option<u64>,
-        /// GiB of disk, 1 to 1024; not limited when absent.
+        /// GiB of disk, 1 to 1024, the image included; 10 when absent, or not limited where the host cannot limit disks.
         #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1024))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub disk_gib: Option<u64>,

@@ -44,7 +44,7 @@ directory, user and command of the image are not taken over. `shell` and most of
 Examples:
   warren image pull alpine:3.20                    from the Docker Hub, as the image alpine:3.20
   warren image pull ghcr.io/acme/tool --name tool
-  warren image pull debian@sha256:…                exactly this one
+  warren image pull alpine@sha256:4bcff63911fcb4448bd4fdacec207030997caf25e9bea4045fa6c8c44de311d1
   warren image pull localhost:5000/mine:1
   warren machine create --image alpine:3.20")]
     Pull(PullArgs),

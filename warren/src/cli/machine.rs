@@ -98,7 +98,7 @@ pub struct CreateArgs {
     /// Memory in MiB [default: 512]
     #[arg(long, value_name = "MIB")]
     pub memory: Option<u64>,
-    /// Disk in GiB; not limited when absent
+    /// Disk in GiB, the image included [default: 10, where the host can limit disks]
     #[arg(long, value_name = "GIB")]
     pub disk: Option<u64>,
     /// A port it will listen on, such as web=8080/http; a fact for others, not an opening

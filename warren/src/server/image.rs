@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
-use warren_model::access::{ImageProgress, Images as _};
 use warren_model::ImageName;
+use warren_model::access::{ImageProgress, Images as _};
 use warren_runtime::disk::Pool;
 use warren_runtime::image::ImageStore;
 

@@ -13,6 +13,7 @@ mod doctor;
 mod host;
 mod image;
 mod layout;
+mod listen;
 mod logging;
 mod mounts;
 mod resolvers;

@@ -30,8 +30,8 @@ use warren_runtime::image::ImageStore;
 use warren_store::{SqliteStore, Store};
 
 use super::host::LiveHost;
-use super::layout::{self, Layout, Traces};
-use super::{edge_config, mounts, resolvers};
+use super::layout::{Layout, Traces};
+use super::{edge_config, listen, mounts, resolvers};
 use crate::cli::config::UpArgs;
 
 /// How long requests that are under way may take to end when the server is told to end.
@@ -184,12 +184,8 @@ async fn serve(
     // Whoever connects still needs a key.
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o666))?;
 
-    let over_tcp = tokio::spawn(
-        axum::serve(tcp, router.clone()).with_graceful_shutdown(shutdown.clone().cancelled_owned()).into_future(),
-    );
-    let over_unix = tokio::spawn(
-        axum::serve(unix, router).with_graceful_shutdown(shutdown.clone().cancelled_owned()).into_future(),
-    );
+    let over_tcp = tokio::spawn(listen::serve(tcp, router.clone(), shutdown.clone()));
+    let over_unix = tokio::spawn(listen::serve(unix, router, shutdown.clone()));
     {
         let mut stdout = std::io::stdout().lock();
         writeln!(stdout, "ready http://{address}")?;

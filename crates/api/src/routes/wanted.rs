@@ -17,6 +17,8 @@ const PORTS: usize = 256;
 const MARKS: usize = 64;
 /// MiB of memory that a machine has when nothing is asked for.
 const DEFAULT_MEMORY_MIB: u64 = 512;
+/// What a machine gets where disks can be limited and nothing was asked for.
+const DEFAULT_DISK_GIB: u64 = 10;
 const LEAST_MEMORY_MIB: u64 = 64;
 /// 16 TiB: beyond it, a number is a mistake and not a wish.
 const MOST_MEMORY_MIB: u64 = 16 * 1024 * 1024;
@@ -139,8 +141,10 @@ pub(crate) fn limits(asked: &wire::CreateMachine, host: HostCapacity) -> Answer<
             Some(_) => {}
         }
     }
+    // Where a disk can be limited, it is: one machine must not fill the host for all.
+    let disk_gib = asked.disk_gib.or(host.disk_gib.map(|most| most.min(DEFAULT_DISK_GIB)));
     // In range, so the cast is exact to a thousandth.
-    Ok(Limits { cpus_milli: (cpus * 1000.0).round() as u32, memory_mib, disk_gib: asked.disk_gib })
+    Ok(Limits { cpus_milli: (cpus * 1000.0).round() as u32, memory_mib, disk_gib })
 }
 
 #[cfg(test)]
@@ -167,7 +171,8 @@ mod tests {
         }
         let no_disk = HostCapacity { disk_gib: None, ..HOST };
         assert!(limits(&asked(r#"{"disk_gib":1}"#), no_disk).is_err());
-        assert_eq!(code("{}"), Ok(Limits { cpus_milli: 1000, memory_mib: 512, disk_gib: None }));
+        assert_eq!(code("{}"), Ok(Limits { cpus_milli: 1000, memory_mib: 512, disk_gib: Some(DEFAULT_DISK_GIB) }));
+        assert_eq!(limits(&asked("{}"), no_disk).map(|limits| limits.disk_gib).ok(), Some(None));
         assert_eq!(code(r#"{"cpus":0.1}"#).unwrap().cpus_milli, 100);
     }
 

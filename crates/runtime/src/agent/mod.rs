@@ -218,8 +218,11 @@ impl AgentHub {
     /// The machines that have a directory, also one that an earlier daemon left.
     pub fn directories(&self) -> Result<BTreeSet<MachineId>, AgentError> {
         let directory = &self.inner.directory;
-        let found = machines_in(directory)
-            .map_err(|source| AgentError::Io { what: "cannot list the agents", path: directory.clone(), source })?;
+        let found = machines_in(directory).map_err(|source| AgentError::Io {
+            what: "cannot list the agents",
+            path: directory.clone(),
+            source,
+        })?;
         Ok(found.into_iter().map(|(machine, _)| machine).collect())
     }
 

@@ -4,10 +4,23 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
+use warren_model::MachineId;
 use warren_model::access::{ExecInput, ExecOutput, MachineAccess};
-use warren_runtime::agent::AgentError;
+use warren_runtime::agent::{AgentError, AgentHub};
 
 use crate::lab::{Lab, command, eventually, finish};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_an_earlier_daemon_left_is_known_and_can_be_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = MachineId::from_ulid(ulid::Ulid::generate());
+    AgentHub::new(directory.path().to_owned()).unwrap().open(machine, 0).await.unwrap();
+    let hub = AgentHub::new(directory.path().to_owned()).unwrap();
+    assert_eq!(hub.directories().unwrap(), [machine].into());
+    hub.close(machine).await;
+    assert!(hub.directories().unwrap().is_empty());
+    assert!(!directory.path().join(machine.bare()).exists());
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_let_in_but_the_first_process_of_the_machine() {

@@ -11,7 +11,7 @@ use warren_model::{Code, ImageName, InstallationId, MachineId};
 
 use super::{CgroupParent, ContainerConfig, ContainerDriver, bundle};
 use crate::disk::testing::{TestPool, UID_BASE, machine, pool_with_image};
-use crate::disk::{Pool, PoolPreference, roots};
+use crate::disk::{Pool, PoolPreference};
 use crate::driver::{Driver, DriverError, DriverState, MachineSpec};
 
 struct Lab {
