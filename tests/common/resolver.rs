@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::common::eventually;
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{RData, Record, RecordType};
 use warren_lab::{Internet, PUBLIC_V4, PUBLIC_V6};
+
+use crate::common::eventually;
 
 /// Leads to the internet's public addresses.
 pub const GOOD: &str = "www.example.";

@@ -4,45 +4,39 @@
 //! one that ended is started anew and handed everything again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
 use warren_edge::{EdgeClient, EdgeStatus, NetworkView, Sockets, SpawnConfig};
 use warren_kernel::GatewaySockets;
 use warren_model::NetworkNumber;
 
 use crate::ReconcileError;
-use crate::world::World;
+use crate::world::{World, lock};
 
 /// The pause before another attempt to start the edge.
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) struct EdgeLink {
     config: SpawnConfig,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    client: Option<Arc<EdgeClient>>,
-    /// What the edge has, by network.
-    generations: BTreeMap<NetworkNumber, u64>,
+    client: AsyncMutex<Option<Arc<EdgeClient>>>,
+    /// What the edge has, by network. Apart, so that a slow answer of the edge holds up nobody who only asks this.
+    generations: Mutex<BTreeMap<NetworkNumber, u64>>,
 }
 
 impl EdgeLink {
     pub fn new(config: SpawnConfig) -> Self {
-        Self { config, state: Mutex::default() }
+        Self { config, client: AsyncMutex::default(), generations: Mutex::default() }
     }
 
     /// What the edge answers with for this network; `None` when it has nothing of it.
-    pub async fn generation(&self, network: NetworkNumber) -> Option<u64> {
-        self.state.lock().await.generations.get(&network).copied()
+    pub fn generation(&self, network: NetworkNumber) -> Option<u64> {
+        lock(&self.generations).get(&network).copied()
     }
 
     pub async fn put(&self, view: &NetworkView, sockets: Option<GatewaySockets>) -> Result<(), ReconcileError> {
-        let mut state = self.state.lock().await;
-        let client = self.connected(&mut state).await?;
+        let client = self.client().await?;
         let sockets = sockets.map(|sockets| Sockets {
             udp4: sockets.udp4,
             udp6: sockets.udp6,
@@ -50,30 +44,30 @@ impl EdgeLink {
             tcp6: sockets.tcp6,
         });
         client.put_network(view, sockets).await?;
-        state.generations.insert(view.number, view.generation);
+        lock(&self.generations).insert(view.number, view.generation);
         Ok(())
     }
 
     pub async fn remove(&self, network: NetworkNumber) -> Result<(), ReconcileError> {
-        let mut state = self.state.lock().await;
-        let client = self.connected(&mut state).await?;
-        client.remove_network(network).await?;
-        state.generations.remove(&network);
+        self.client().await?.remove_network(network).await?;
+        lock(&self.generations).remove(&network);
         Ok(())
     }
 
     /// How the edge is doing.
     pub async fn status(&self) -> Result<EdgeStatus, ReconcileError> {
-        let client = self.connected(&mut *self.state.lock().await).await?;
-        Ok(client.status().await?)
+        Ok(self.client().await?.status().await?)
+    }
+
+    /// Forgets the connection; the next question makes a new one, to a new edge if need be.
+    pub async fn disconnect(&self) {
+        *self.client.lock().await = None;
+        lock(&self.generations).clear();
     }
 
     async fn client(&self) -> Result<Arc<EdgeClient>, ReconcileError> {
-        self.connected(&mut *self.state.lock().await).await
-    }
-
-    async fn connected(&self, state: &mut State) -> Result<Arc<EdgeClient>, ReconcileError> {
-        if let Some(client) = &state.client {
+        let mut current = self.client.lock().await;
+        if let Some(client) = current.as_ref() {
             return Ok(Arc::clone(client));
         }
         let client = match EdgeClient::connect(&self.config.control).await? {
@@ -83,15 +77,9 @@ impl EdgeLink {
         let client = Arc::new(client);
         let status = client.status().await?;
         tracing::info!(pid = client.pid(), networks = status.networks.len(), "the edge answers");
-        state.generations = status.networks;
-        state.client = Some(Arc::clone(&client));
+        *lock(&self.generations) = status.networks;
+        *current = Some(Arc::clone(&client));
         Ok(client)
-    }
-
-    async fn disconnect(&self) {
-        let mut state = self.state.lock().await;
-        state.client = None;
-        state.generations.clear();
     }
 }
 

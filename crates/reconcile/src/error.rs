@@ -79,6 +79,14 @@ impl ReconcileError {
     }
 
     pub fn failure(&self) -> Failure {
-        Failure { code: self.code(), detail: self.chain() }
+        let code = self.code();
+        // What went wrong inside is the operator's to know; the chain is in the log.
+        let detail = match code {
+            Code::Internal => {
+                "something went wrong on the host: its operator finds the cause in the server's log".to_owned()
+            }
+            _ => self.chain(),
+        };
+        Failure { code, detail }
     }
 }

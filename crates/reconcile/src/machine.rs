@@ -132,7 +132,7 @@ async fn observe(world: &World, machine: &Machine, network: &Network) -> Result<
         agent_open: known.agent_open,
         agent_connected: world.agents.is_connected(machine.id),
         configured: known.configured == Some(fingerprint(&config(world, machine, network))),
-        published: network::is_published(world, network).await,
+        published: network::is_published(world, network),
     })
 }
 

@@ -1,7 +1,7 @@
 //! One network: observe, plan, execute.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use warren_kernel::RulesState;
 use warren_model::record::{Egress, Network, Power};
@@ -15,6 +15,10 @@ use crate::crash;
 use crate::queue::Item;
 use crate::status;
 use crate::world::{KnownNetwork, World, blocking, member_of, member_specs};
+
+/// How often the edge is asked, and how long it has in between.
+const PUBLISH_ATTEMPTS: u32 = 4;
+const PUBLISH_PAUSE: Duration = Duration::from_millis(150);
 
 pub(crate) async fn reconcile(world: &World, id: NetworkId) -> Result<(), ReconcileError> {
     let Some(network) = world.desired.read().network(id) else {
@@ -36,8 +40,8 @@ pub(crate) async fn reconcile_locked(
     known.router = observe_router(world, network).await?;
     let observed = ObservedNetwork {
         router: known.router.clone(),
-        published: is_published(world, network).await,
-        at_edge: world.edge.generation(network.number).await.is_some(),
+        published: is_published(world, network),
+        at_edge: world.edge.generation(network.number).is_some(),
     };
     let steps = plan(&desired, &observed);
     let mut mended = Vec::new();
@@ -61,23 +65,41 @@ pub(crate) async fn reconcile_locked(
 }
 
 /// Makes the edge answer with what the records say now. The caller holds the network's lock.
+///
+/// An edge that has just ended is started anew by the next attempt, so it costs a moment and not what was asked for.
 pub(crate) async fn publish(world: &World, network: &Network) -> Result<(), ReconcileError> {
+    for _ in 1..PUBLISH_ATTEMPTS {
+        match publish_once(world, network).await {
+            Err(ReconcileError::Edge(error)) => {
+                tracing::warn!(network = %network.name, %error, "the edge is asked again");
+                world.edge.disconnect().await;
+                tokio::time::sleep(PUBLISH_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+    publish_once(world, network).await
+}
+
+async fn publish_once(world: &World, network: &Network) -> Result<(), ReconcileError> {
     let derived = world.derived(network);
-    if world.edge.generation(network.number).await == Some(derived.view.generation) {
+    let answered = world.edge.generation(network.number);
+    if answered == Some(derived.view.generation) {
         return Ok(());
     }
-    let sockets = if world.edge.generation(network.number).await.is_none() {
-        let (kernel, spec) = (world.kernel.clone(), world.network_spec(network));
-        Some(blocking(move || kernel.gateway_sockets(&spec)).await?)
-    } else {
-        None
+    let sockets = match answered {
+        Some(_) => None,
+        None => {
+            let (kernel, spec) = (world.kernel.clone(), world.network_spec(network));
+            Some(blocking(move || kernel.gateway_sockets(&spec)).await?)
+        }
     };
     world.edge.put(&derived.view, sockets).await
 }
 
-pub(crate) async fn is_published(world: &World, network: &Network) -> bool {
+pub(crate) fn is_published(world: &World, network: &Network) -> bool {
     let derived = world.derived(network);
-    world.edge.generation(network.number).await == Some(derived.view.generation)
+    world.edge.generation(network.number) == Some(derived.view.generation)
 }
 
 fn desired_of(world: &World, network: &Network) -> DesiredNetwork {
@@ -126,7 +148,7 @@ async fn execute(
     match step {
         NetworkStep::Create => {
             // The edge's sockets, if it has any, are in a namespace that is gone but for them.
-            if known.router.is_none() && world.edge.generation(number).await.is_some() {
+            if known.router.is_none() && world.edge.generation(number).is_some() {
                 world.edge.remove(number).await?;
             }
             let members = member_specs(desired.members.union(&desired.leaving));

@@ -31,7 +31,14 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let temporary = tempfile::Builder::new().prefix("warren-demo-").tempdir()?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
     let pool_dir = args.pool_dir.clone().unwrap_or_else(|| data_dir.join("pool"));
-    let mut stage = Stage { program: std::env::current_exe()?, data_dir, pool_dir, key: None, server: None };
+    let mut stage = Stage {
+        program: std::env::current_exe()?,
+        data_dir,
+        pool_dir,
+        log: temporary.path().join("server.log"),
+        key: None,
+        server: None,
+    };
     let outcome = play(&mut stage);
     let removed = stage.leave_nothing();
     outcome?;
@@ -118,6 +125,8 @@ struct Stage {
     program: PathBuf,
     data_dir: PathBuf,
     pool_dir: PathBuf,
+    /// What the server logs; beside its data, so that nothing of the data directory has to stay.
+    log: PathBuf,
     key: Option<String>,
     server: Option<Child>,
 }
@@ -150,7 +159,7 @@ impl Stage {
     fn start_server(&mut self) -> anyhow::Result<()> {
         println!("$ warren up --data-dir {} --listen 127.0.0.1:0", self.data_dir.display());
         std::fs::create_dir_all(&self.data_dir)?;
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.data_dir.join("daemon.log"))?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut child = Command::new(&self.program)
             .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(&self.data_dir)
@@ -165,7 +174,7 @@ impl Stage {
         BufReader::new(stdout).read_line(&mut ready)?;
         self.server = Some(child);
         if !ready.starts_with("ready ") {
-            let log = std::fs::read_to_string(self.data_dir.join("daemon.log")).unwrap_or_default();
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             bail!("the server did not start:\n{log}");
         }
         print!("{ready}");

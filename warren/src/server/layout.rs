@@ -96,6 +96,34 @@ impl Layout {
         Ok(())
     }
 
+    /// Removes every file that a server makes here, and the pool if it is here; nothing else.
+    pub fn remove_files(&self) -> anyhow::Result<()> {
+        let store = self.store();
+        let beside = ["-wal", "-shm", ".lock"].map(|suffix| {
+            let mut path = store.clone().into_os_string();
+            path.push(suffix);
+            PathBuf::from(path)
+        });
+        let own = [
+            self.socket(),
+            self.root_key(),
+            self.audit_log(),
+            self.edge_log(),
+            self.traces_file(),
+            self.lock_file(),
+            store.clone(),
+        ];
+        for path in own.iter().chain(&beside) {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     pub fn read_traces(&self) -> anyhow::Result<Option<Traces>> {
         let path = self.traces_file();
         match fs::read(&path) {

@@ -41,9 +41,15 @@ pub fn uninstall(args: UninstallArgs) -> anyhow::Result<()> {
         let removal = remove_traces(&layout, &traces, kernel);
         tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(removal)?;
     }
-    std::fs::remove_dir_all(layout.directory())
-        .with_context(|| format!("cannot remove {}", layout.directory().display()))?;
-    println!("removed {}", layout.directory().display());
+    layout.remove_files()?;
+    match std::fs::remove_dir(layout.directory()) {
+        Ok(()) => println!("removed {}", layout.directory().display()),
+        // Somebody else's files are nobody's to remove.
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+            println!("removed the installation; {} holds other files and stays", layout.directory().display());
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot remove {}", layout.directory().display())),
+    }
     Ok(())
 }
 
