@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use warren_api::{ApiConfig, bootstrap};
 use warren_kernel::Kernel;
@@ -138,7 +139,12 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
     let access: Arc<dyn MachineAccess> = Arc::new(agents);
     let host = Arc::new(LiveHost::new(Arc::clone(&world), forwarding));
     let router = warren_api::router(config, store, access, images, host);
-    serve(router, listener, &layout.socket(), shutdown).await?;
+    let socket = layout.socket();
+    tokio::select! {
+        served = serve(router, listener, &socket, shutdown) => served?,
+        // A server that only half works is worse than one that is started again.
+        error = first_panic(&mut tasks) => bail!("a part of the server ended by itself: {error}"),
+    }
 
     // From here on nothing changes the host any more; machines, links and rules stay as they are.
     tasks.shutdown().await;
@@ -146,6 +152,17 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         stop_machines(&world).await?;
     }
     Ok(())
+}
+
+async fn first_panic(tasks: &mut JoinSet<()>) -> JoinError {
+    loop {
+        match tasks.join_next().await {
+            Some(Err(error)) => return error,
+            // A task may have nothing to do on this host.
+            Some(Ok(())) => {}
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Every network needs five descriptors and every machine two, so a thousand networks need more than is usual.
