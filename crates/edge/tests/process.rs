@@ -86,7 +86,6 @@ async fn dns_goes_on_without_a_daemon_and_the_next_one_finds_what_is_there() {
 
 /// Not a test of its own: the daemon of the test below, which is killed.
 #[tokio::test]
-#[ignore = "run by it_outlives_the_process_that_started_it"]
 async fn daemon_that_is_killed() {
     let Some(control) = std::env::var_os("EDGE_TEST_CONTROL") else { return };
     let client = EdgeClient::spawn(&SpawnConfig {
@@ -110,7 +109,7 @@ async fn it_outlives_the_process_that_started_it() {
     let directory = tempfile::tempdir().unwrap();
     let control = directory.path().join("edge.sock");
     let mut daemon = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "daemon_that_is_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "daemon_that_is_killed", "--nocapture"])
         .env("EDGE_TEST_CONTROL", &control)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

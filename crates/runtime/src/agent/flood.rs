@@ -74,6 +74,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for FloodGuard<S> {
         self.count.see(&buf.filled()[before..]);
         if self.count.light > MOST_FRAMES {
             if self.since.elapsed() < Duration::from_secs(1) {
+                // A read that fails has read nothing.
+                buf.set_filled(before);
                 return Poll::Ready(Err(io::Error::other("it floods the connection with frames that carry nothing")));
             }
             self.count.light = 0;

@@ -221,9 +221,8 @@ async fn an_image_without_a_recipe_cannot_be_built() {
     assert!(error.detail.contains("debian"), "{error}");
 }
 
-/// Takes half a minute and needs the host's Debian mirror: `cargo test -p warren-runtime -- --ignored`.
+/// Takes half a minute and needs the host's Debian mirror.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "builds the whole Debian image"]
 async fn the_default_image_is_built_once_for_all_who_ask() {
     let lab = Lab::new(PoolPreference::Best).await;
     let name = ImageName::default_image();
