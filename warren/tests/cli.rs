@@ -92,7 +92,7 @@ fn a_refusal_ends_with_1_and_says_what_to_do() {
     let output = warren(&server, &["network", "show", "none"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(out(&output), "");
-    assert_eq!(err(&output), "warren: there is no network none: see GET /v1/networks (not_found)\n");
+    assert_eq!(err(&output), "warren: there is no network none: see `warren network ls` (not_found)\n");
 
     let output = warren(&server, &["--json", "network", "show", "none"]);
     assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));

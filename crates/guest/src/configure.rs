@@ -6,7 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use warren_guest::protocol::{Empty, GuestConfig, GuestFile, Refusal};
+use warren_guest::protocol::{Empty, GuestConfig, GuestFile, Refusal, shown};
 use warren_model::Code;
 
 use crate::files;
@@ -31,7 +31,7 @@ fn set_host_name(name: &str) -> Result<(), Refusal> {
     let valid =
         !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
     if !valid {
-        return Err(Refusal::new(Code::InvalidName, format!("{name:?} is not a host name")));
+        return Err(Refusal::new(Code::InvalidName, format!("{:?} is not a host name", shown(name))));
     }
     if nix::unistd::gethostname().is_ok_and(|current| current == *name) {
         return Ok(());
@@ -50,7 +50,7 @@ fn allowed(path: &str) -> Result<PathBuf, Refusal> {
     if below && plain && !path.ends_with('/') {
         Ok(parsed)
     } else {
-        Err(Refusal::new(Code::PathInvalid, format!("{path} is not a file below {PREFIX}")))
+        Err(Refusal::new(Code::PathInvalid, format!("{} is not a file below {PREFIX}", shown(path))))
     }
 }
 

@@ -30,6 +30,10 @@ pub const LONGEST_REQUEST: usize = 4 << 20;
 pub const LONGEST_ANSWER: usize = 8 << 20;
 /// The longest JSON document inside a frame of an answer, in bytes.
 pub const LONGEST_FRAME_JSON: usize = 64 << 10;
+/// The longest detail of a refusal, in characters. As JSON it fits into a frame, however it is written.
+const LONGEST_DETAIL: usize = 2000;
+/// The most that a refusal shows of one name, in characters.
+const LONGEST_SHOWN: usize = 200;
 /// Requests that may be under way on one connection.
 pub const MOST_STREAMS: u32 = 128;
 /// The largest HTTP/2 frame, in bytes.
@@ -78,8 +82,25 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// A detail that is too long loses its end.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into() }
+        let mut detail = detail.into();
+        cut(&mut detail, LONGEST_DETAIL);
+        Self { code, detail }
+    }
+}
+
+/// A name, a path or whatever else a caller chose, as a refusal shows it: at most 200 characters, and `…` for the rest.
+pub fn shown(name: &str) -> String {
+    let mut shown = name.chars().take(LONGEST_SHOWN + 1).collect();
+    cut(&mut shown, LONGEST_SHOWN);
+    shown
+}
+
+fn cut(text: &mut String, longest: usize) {
+    if let Some((end, _)) = text.char_indices().nth(longest) {
+        text.truncate(end);
+        text.push('…');
     }
 }
 
@@ -180,4 +201,20 @@ pub struct LogsRequest {
 pub struct ShutdownRequest {
     /// Milliseconds from SIGTERM to SIGKILL.
     pub grace_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_fits_into_a_frame_whatever_it_is_about() {
+        assert_eq!(shown("/etc/passwd"), "/etc/passwd");
+        for long in ["\u{1}", "\"", "é", "\u{10ffff}"] {
+            let long = long.repeat(200_000);
+            assert_eq!(shown(&long).chars().count(), LONGEST_SHOWN + 1);
+            let json = serde_json::to_vec(&Refusal::new(Code::CommandNotFound, long)).unwrap();
+            assert!(json.len() < LONGEST_FRAME_JSON, "{} bytes", json.len());
+        }
+    }
 }

@@ -197,12 +197,13 @@ unsafe fn become_command(layout: &Layout) -> ! {
 ///
 /// Only in a forked child.
 unsafe fn reset_signals() {
-    // SAFETY: an all-zero action is SIG_DFL without flags; the calls are async-signal-safe.
+    // The kernel's `struct sigaction`: handler, flags, restorer and one mask of 64 bits. All zero is SIG_DFL.
+    const DEFAULT: [u64; 4] = [0; 4];
+    // SAFETY: the buffer is as large as the kernel's structure; the calls are async-signal-safe.
     unsafe {
-        let mut default: libc::sigaction = std::mem::zeroed();
-        default.sa_sigaction = libc::SIG_DFL;
         for signal in 1..=64 {
-            libc::sigaction(signal, &default, std::ptr::null_mut());
+            // The raw call: the C library keeps 32 and 33 to itself, and who started the agent may have ignored them.
+            libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), std::ptr::null_mut::<u64>(), 8);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);

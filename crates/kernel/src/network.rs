@@ -25,6 +25,9 @@ const ROUTE_GROUPS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10 | 1 <<
 /// `NFNLGRP_NFTABLES` as a bit.
 const RULE_GROUPS: u32 = 1 << 6;
 
+/// What nobody answered is forgotten soon, in seconds (the kernel's `nf_conntrack-sysctl.rst`).
+const TRACKING: [(&str, &str); 1] = [("netfilter/nf_conntrack_udp_timeout", "10")];
+
 pub(crate) struct Network {
     pub(crate) number: NetworkNumber,
     installation: InstallationId,
@@ -226,14 +229,20 @@ impl Operation<'_> {
         for _ in 0..3 {
             let before = digest::generation(&mut state.nft).map_err(&failed)?;
             let [spoofed, arp_spoofed] = spoofed(&mut state.nft).map_err(&failed)?;
+            let flooded = elements::named_counter(&mut state.nft, elements::INET, names::TABLE, "flooded");
+            let flooded = flooded.map_err(&failed)?;
             let elements = Listing::read(&mut state.nft, Egress::Open).map_err(&failed)?;
             let there = digest::digest(&mut state.nft, None).map_err(&failed)?;
             let skeleton = Record::read(&network.record_path())
                 .filter(|record| there.as_ref().is_some_and(|there| record.has_skeleton(there)))
                 .map(|record| record.egress);
-            let kept = Kept { skeleton, elements, spoofed, arp_spoofed };
+            let kept = Kept { skeleton, elements, spoofed, flooded, arp_spoofed };
             let rules = text::router(&network.installation, spec, members, &kept);
             process::load(network.inside(), &place, &rules)?;
+            if spec.egress == Egress::Open {
+                // Only now: a kernel whose connection tracking is a module has its settings from the first rule on.
+                namespace::set_sysctls(network.inside(), &place, &TRACKING)?;
+            }
             let kernel = digest::digest(&mut state.nft, None).map_err(&failed)?;
             let generation = digest::generation(&mut state.nft).map_err(&failed)?;
             if let Some(kernel) = kernel

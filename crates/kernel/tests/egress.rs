@@ -2,8 +2,12 @@
 
 mod common;
 
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use common::Fixture;
-use warren_kernel::KernelError;
+use warren_kernel::{KernelError, RulesState};
 use warren_lab::{Internet, Lab, NOT_GLOBAL, PUBLIC_V4, PUBLIC_V6, fetch};
 use warren_model::record::Egress;
 
@@ -158,4 +162,69 @@ fn a_server_that_moves_to_another_namespace_leaves_the_old_one_as_it_was() {
     remover.forwarding().restore().unwrap();
     assert_eq!(settings(&elsewhere), before_elsewhere);
     assert!(!fixture.installation.run_directory().exists());
+}
+
+#[test]
+fn a_member_that_begins_flows_without_end_leaves_room_for_the_others() {
+    let (_internet, fixture) = online();
+    fixture.kernel.forwarding().enable(true).unwrap();
+    let spec = fixture.spec(1, "10.0.0.0/16", Egress::Open);
+    let [(_, flooding), (b, other)] = fixture.pair(&spec);
+    let stop = AtomicBool::new(false);
+    let begun = Instant::now();
+    let sent = std::thread::scope(|scope| {
+        let flood = scope.spawn(|| flooding.enter(|| flood(&stop)));
+        for _ in 0..5 {
+            assert!(other.enter(|| fetch(PUBLIC_V4)).is_some() && other.enter(|| fetch(PUBLIC_V6)).is_some());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        stop.store(true, Ordering::Relaxed);
+        flood.join().unwrap()
+    });
+    // Of each family: what one member may begin at once, and then every second.
+    let most = 2 * (1000 + 200 * (begun.elapsed().as_secs() + 1)) + 100;
+    assert!(sent > 4 * most, "{sent} are no flood");
+    const COUNT: &str = "cat /proc/sys/net/netfilter/nf_conntrack_count";
+    for count in [fixture.in_router(&spec, COUNT), fixture.host.run(COUNT)] {
+        assert!(count.trim().parse::<u64>().unwrap() <= most, "{count} of at most {most} flows are there");
+    }
+    let dropped = fixture.in_router(&spec, "nft list counter inet warren flooded");
+    assert!(!dropped.contains("packets 0 "), "{dropped}");
+    let timeout = fixture.in_router(&spec, "cat /proc/sys/net/netfilter/nf_conntrack_udp_timeout");
+    assert_eq!(timeout.trim(), "10");
+
+    // One flow may be as fast as it likes, also when nobody answers.
+    let before = fixture.kernel.counters(spec.number).unwrap()[&b.number].egress.sent.packets;
+    other.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for _ in 0..4000 {
+            socket.send_to(b"x", (PUBLIC_V4, 9)).unwrap();
+        }
+    });
+    let after = fixture.kernel.counters(spec.number).unwrap()[&b.number].egress.sent.packets;
+    assert!(after - before >= 3000, "only {} of 4000 packets left", after - before);
+
+    // Neither that somebody is limited nor a new load of the rules passes for a change by others.
+    let observe = |kernel: &warren_kernel::Kernel| kernel.observe(&spec).unwrap().unwrap().rules;
+    assert_eq!(observe(&fixture.restarted()), RulesState::Intact);
+    let members = [2, 3].map(|number| fixture.member(&spec, number));
+    fixture.kernel.load_rules(&spec, &members).unwrap();
+    assert_eq!(observe(&fixture.kernel), RulesState::Intact);
+    assert_eq!(fixture.in_router(&spec, "nft list counter inet warren flooded"), dropped);
+}
+
+/// Begins flows to as many ports as there are, of both families, and says how many.
+fn flood(stop: &AtomicBool) -> u64 {
+    let (four, six) = (UdpSocket::bind("0.0.0.0:0").unwrap(), UdpSocket::bind("[::]:0").unwrap());
+    let mut sent = 0;
+    for port in 1..=u16::MAX {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        for (socket, address) in [(&four, PUBLIC_V4), (&six, PUBLIC_V6)] {
+            // A full buffer is no reason to stop.
+            sent += u64::from(socket.send_to(b"x", (address, port)).is_ok());
+        }
+    }
+    sent
 }

@@ -5,6 +5,7 @@ use std::io;
 use serde_json::Value;
 use warren_model::Problem;
 
+use super::render::printable;
 use crate::client::error::{ClientError, Refusal};
 
 /// Done.
@@ -81,10 +82,12 @@ impl Failure {
     }
 
     fn sentence(&self) -> String {
-        let said = self.to_string();
         match self.code() {
-            Some("unauthorized") => format!("{said}\n  give a key with --key or WARREN_API_KEY"),
-            _ => said,
+            Some("unauthorized") => {
+                "the key is missing or not valid: give one with --key or WARREN_API_KEY (unauthorized)".to_owned()
+            }
+            Some(_) => printable(&in_commands(&self.to_string())),
+            None => self.to_string(),
         }
     }
 
@@ -103,6 +106,28 @@ impl Failure {
             Self::Local { .. } | Self::Said(_) | Self::Silent(_) => made_up("failed", "It failed"),
         }
     }
+}
+
+/// The server's advice names routes and fields of the HTTP API; a person at a prompt has commands and flags.
+fn in_commands(detail: &str) -> String {
+    const SAME: [(&str, &str); 9] = [
+        ("see GET /v1/machines", "see `warren machine ls`"),
+        ("see GET /v1/networks", "see `warren network ls`"),
+        ("see GET /v1/images", "see `warren image ls`"),
+        ("see GET /v1/accounts", "see `warren account ls`"),
+        ("see GET /v1/keys", "see `warren key ls`"),
+        ("leave private_ip out", "leave --ip out"),
+        ("leave 'x-warren-account' out", "leave --account out"),
+        ("add ?force=true (--force)", "add --force"),
+        ("memory_mib is", "--memory is"),
+    ];
+    let mut said = SAME.iter().fold(detail.to_owned(), |said, (api, command)| said.replace(api, command));
+    if let Some((before, rest)) = said.split_once("with POST /v1/machines/")
+        && let Some((machine, after)) = rest.split_once("/start")
+    {
+        said = format!("{before}with `warren machine start {machine}`{after}");
+    }
+    said
 }
 
 #[cfg(test)]
@@ -131,6 +156,31 @@ mod tests {
         assert_eq!(document["code"], "network_not_empty");
         assert_eq!(document["status"], 409);
         assert_eq!(document["detail"], "Say which.");
+    }
+
+    #[test]
+    fn advice_names_commands_instead_of_routes_and_fields() {
+        for (detail, said) in [
+            (
+                "there is no machine \"x\" in this account: see GET /v1/machines",
+                "there is no machine \"x\" in this account: see `warren machine ls`",
+            ),
+            (
+                "machine x is stopped: start it with POST /v1/machines/x/start",
+                "machine x is stopped: start it with `warren machine start x`",
+            ),
+            ("choose another address, or leave private_ip out", "choose another address, or leave --ip out"),
+        ] {
+            let failure = Failure::from(ClientError::from(Problem::new(Code::NotFound, detail)));
+            assert_eq!(failure.report(false).unwrap(), format!("warren: {said} (not_found)"));
+            assert!(failure.report(true).unwrap().contains(&detail.replace('"', "\\\"")), "{detail}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_cannot_steer_the_terminal() {
+        let failure = Failure::from(ClientError::from(Problem::new(Code::ImageInvalid, "cksum for \u{1b}[2J")));
+        assert_eq!(failure.report(false).unwrap(), "warren: cksum for \u{241b}[2J (image_invalid)");
     }
 
     #[test]

@@ -54,8 +54,8 @@ pub fn uninstall(args: UninstallArgs) -> Result<(), Failure> {
     server::uninstall(args).map_err(Failure::Host)
 }
 
-pub fn doctor() -> Result<(), Failure> {
-    server::doctor().map_err(Failure::Host)
+pub fn doctor(json: bool) -> Result<(), Failure> {
+    server::doctor(json).map_err(Failure::Host)
 }
 
 pub fn demo(args: DemoArgs) -> Result<(), Failure> {

@@ -116,7 +116,7 @@ pub async fn run(context: &Context, command: ImageCommand) -> Result<(), Failure
 /// Builds on the server; on this host where a pool is named, or where no server was named and none runs.
 pub fn build(globals: &Globals, args: BuildArgs) -> Result<(), Failure> {
     if let Some(pool_dir) = args.pool_dir {
-        return build_here(args.image, pool_dir);
+        return build_here(args.image, pool_dir, globals.json);
     }
     let context = globals.context()?;
     let wanted = globals.wanted();
@@ -125,21 +125,21 @@ pub fn build(globals: &Globals, args: BuildArgs) -> Result<(), Failure> {
         Err(Failure::Client(ClientError::NotReached { .. })) if wanted.url.is_none() && cfg!(feature = "server") => {
             let pool_dir = wanted.data_dir().join("pool");
             note(&format!("No server runs here; building into {}", pool_dir.display()));
-            build_here(image, pool_dir)
+            build_here(image, pool_dir, globals.json)
         }
         result => result,
     }
 }
 
 #[cfg(feature = "server")]
-fn build_here(image: ImageName, pool_dir: PathBuf) -> Result<(), Failure> {
+fn build_here(image: ImageName, pool_dir: PathBuf, json: bool) -> Result<(), Failure> {
     let pool_dir = std::path::absolute(&pool_dir)
         .map_err(|error| Failure::local(format!("cannot use {}", pool_dir.display()), error))?;
-    crate::server::image_build(image, pool_dir).map_err(Failure::Host)
+    crate::server::image_build(image, pool_dir, json).map_err(Failure::Host)
 }
 
 #[cfg(not(feature = "server"))]
-fn build_here(_: ImageName, _: PathBuf) -> Result<(), Failure> {
+fn build_here(_: ImageName, _: PathBuf, _: bool) -> Result<(), Failure> {
     Err(Failure::Usage(
         "images are built on a Linux host, and this warren has only the client commands: leave --pool-dir out and name a \
          server with --url"
@@ -153,7 +153,8 @@ fn build_here(_: ImageName, _: PathBuf) -> Result<(), Failure> {
 pub async fn ensure(client: &Client, image: &str, quiet: bool) -> Result<(), Failure> {
     match client.get(&Route::new(&["images", image])).await {
         Err(ClientError::Refused(refusal)) if refusal.code() == "image_not_found" => {
-            if !quiet {
+            // Only what the server knows how to make is announced; of all else the refusal says enough.
+            if !quiet && image == ImageName::default_image().as_str() {
                 note(&format!("The image {image} is not there yet; building it first."));
             }
             build_on_server(client, image, quiet).await.map(|_| ())

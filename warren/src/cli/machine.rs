@@ -55,7 +55,12 @@ Examples:
         machine: String,
     },
     /// Give a machine another name, and with it another `.internal` name
-    #[command(after_help = "Examples:\n  warren machine rename worker crawler")]
+    #[command(after_help = "\
+DNS answers to the new name at once, and to the old one no more. What the machine itself calls its hostname changes when
+it starts next.
+
+Examples:
+  warren machine rename worker crawler")]
     Rename {
         /// Its name or id
         machine: String,

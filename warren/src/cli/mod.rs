@@ -142,7 +142,7 @@ Examples:
     Whoami,
     /// Say what this host lacks to run Warren, and the command that mends it
     #[cfg(feature = "server")]
-    #[command(after_help = "Examples:\n  warren doctor")]
+    #[command(after_help = "Examples:\n  warren doctor\n  warren doctor --json | jq '.items[] | select(.ok | not)'")]
     Doctor,
     /// Show in one run, on this host, what Warren does; leaves nothing behind
     #[cfg(feature = "server")]
@@ -223,7 +223,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
         #[cfg(feature = "server")]
         Command::Uninstall(args) => host::uninstall(args)?,
         #[cfg(feature = "server")]
-        Command::Doctor => host::doctor()?,
+        Command::Doctor => host::doctor(globals.json)?,
         #[cfg(feature = "server")]
         Command::Demo(args) => host::demo(args)?,
         Command::Completion { shell } => completion(shell)?,

@@ -74,6 +74,10 @@ impl tower::Service<Uri> for Connector {
 }
 
 /// A stream of any of the kinds.
+///
+/// A server may refuse an upload before it has read all of it, and close (RFC 9112 section 9.5). Writing then fails
+/// although the refusal waits to be read, and hyper would report only the write. So what nobody takes any more is dropped,
+/// and reading tells how it ended: the answer, or an end without one.
 pub struct Stream(TokioIo<Pin<Box<dyn Io>>>);
 
 trait Io: AsyncRead + AsyncWrite + Send {}
@@ -99,7 +103,14 @@ impl Read for Stream {
 
 impl Write for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        match Pin::new(&mut self.0).poll_write(cx, bytes) {
+            Poll::Ready(Err(error))
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                Poll::Ready(Ok(bytes.len()))
+            }
+            written => written,
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -183,4 +194,41 @@ fn tls_settings() -> Result<rustls::ClientConfig, ClientError> {
         .with_no_client_auth();
     settings.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::StreamExt;
+    use http::Method;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use crate::client::error::ClientError;
+    use crate::client::route::Route;
+    use crate::client::target::{Access, Target};
+    use crate::client::{Client, Payload, streamed};
+
+    #[tokio::test]
+    async fn a_refusal_in_the_middle_of_an_upload_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut some = [0; 4096];
+            stream.read_exact(&mut some).await.unwrap();
+            let body = r#"{"code":"path_not_found","detail":"/no/such: No such file or directory"}"#;
+            let head = format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        });
+        let client = Client::new(&Access { target: Target::Unix(path), key: None, account: None }).unwrap();
+        let chunks = futures::stream::repeat_with(|| Ok(vec![0; 65_536].into())).take(10_000);
+        let payload = Payload::Bytes(streamed(chunks));
+        let route = Route::new(&["files"]);
+        let sent = client.send(Method::PUT, &route, payload);
+        let answer = tokio::time::timeout(Duration::from_secs(10), sent).await.unwrap();
+        let Err(ClientError::Refused(refusal)) = answer else { panic!("{answer:?}") };
+        assert_eq!(refusal.code(), "path_not_found");
+    }
 }

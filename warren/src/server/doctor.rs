@@ -3,11 +3,16 @@
 use anyhow::bail;
 use warren_runtime::driver::Finding;
 
-/// Examines the host and prints a line for each thing. Fails when something that is needed is missing.
-pub fn doctor() -> anyhow::Result<()> {
+/// Examines the host and prints a line for each thing, or a list of objects. Fails when something that is needed is
+/// missing.
+pub fn doctor(json: bool) -> anyhow::Result<()> {
     let mut findings = warren_runtime::driver::doctor();
     findings.push(packet_filter());
-    print!("{}", render(&findings));
+    if json {
+        println!("{}", serde_json::json!({"items": findings, "next": null}));
+    } else {
+        print!("{}", render(&findings));
+    }
     let missing = findings.iter().filter(|finding| !finding.ok).count();
     if missing > 0 {
         bail!("{missing} of {} things are missing", findings.len());
@@ -23,7 +28,8 @@ fn packet_filter() -> Finding {
         Ok(output) => (false, String::from_utf8_lossy(&output.stderr).trim().to_owned()),
         Err(error) => (false, format!("nft cannot be run: {error}")),
     };
-    Finding { name: "packet filter".into(), ok, detail, remedy: Some("apt-get install nftables".into()) }
+    let remedy = (!ok).then(|| "apt-get install nftables".to_owned());
+    Finding { name: "packet filter".into(), ok, detail, remedy }
 }
 
 fn render(findings: &[Finding]) -> String {

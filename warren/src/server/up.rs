@@ -58,7 +58,8 @@ pub fn up(args: UpArgs) -> anyhow::Result<()> {
     layout.create()?;
     std::fs::create_dir_all(&args.pool_dir)
         .with_context(|| format!("cannot make the pool directory {}", args.pool_dir.display()))?;
-    let listener = StdTcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    let listener = StdTcpListener::bind(args.listen)
+        .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))?;
     if !mounts::enter_lasting_namespace(&[layout.directory(), &args.pool_dir])? {
         tracing::warn!(
             "the mount namespace of PID 1 cannot be entered: machines outlive the server only as long as the mount \

@@ -121,7 +121,10 @@ pub(crate) async fn remove(State(api): State<Shared>, caller: Caller, Named(give
     if users > 0 {
         return Err(ApiError::new(
             Code::ImageInUse,
-            format!("{users} machines were made from image {name}: delete them first"),
+            match users {
+                1 => format!("a machine was made from image {name}: delete it first"),
+                _ => format!("{users} machines were made from image {name}: delete them first"),
+            },
         ));
     }
     audit(&api, &caller, "image.remove", &name, &()).await?;

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use warren_guest::frame::{Frame, Kind, encode};
-use warren_guest::protocol::Refusal;
+use warren_guest::protocol::{Refusal, shown};
 use warren_guest::stream::{FrameReader, send};
 use warren_model::Code;
 use warren_model::access::{ExecCommand, ExecExit, Signal};
@@ -123,7 +123,7 @@ struct Started {
 async fn start(agent: &Arc<Agent>, command: &ExecCommand) -> Result<Started, Refusal> {
     let user = command.user.clone().unwrap_or_else(|| "root".to_owned());
     let account = account::find(&user)
-        .ok_or_else(|| Refusal::new(Code::UserNotFound, format!("this machine has no user {user:?}")))?;
+        .ok_or_else(|| Refusal::new(Code::UserNotFound, format!("this machine has no user {:?}", shown(&user))))?;
     let no_streams = |error: std::io::Error| Refusal::new(Code::Internal, format!("no streams for a command: {error}"));
     let (uid, gid) = (account.uid, account.gid);
     let (outputs, sink, stdio) = match command.terminal {

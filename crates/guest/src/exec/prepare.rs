@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use warren_guest::protocol::{EXEC_MARKER, LONGEST_PATH, Refusal};
+use warren_guest::protocol::{EXEC_MARKER, LONGEST_PATH, Refusal, shown};
 use warren_model::Code;
 use warren_model::access::ExecCommand;
 
@@ -34,7 +34,10 @@ pub fn plan(
     let directory = match &command.cwd {
         Some(directory) if directory.starts_with('/') && directory.len() <= LONGEST_PATH => directory.as_str(),
         Some(directory) => {
-            return Err(Refusal::new(Code::DirectoryNotFound, format!("{directory:?} is not an absolute path")));
+            return Err(Refusal::new(
+                Code::DirectoryNotFound,
+                format!("{:?} is not an absolute path", shown(directory)),
+            ));
         }
         None => account.home.as_str(),
     };
@@ -60,9 +63,10 @@ pub fn plan(
 
 /// Says why the child could not execute.
 pub fn refusal(command: &ExecCommand, stage: Stage, errno: Errno) -> Refusal {
-    let program = command.argv.first().map_or("", String::as_str);
+    let named = command.argv.first().map_or("", String::as_str);
+    let program = shown(named);
     match (stage, errno) {
-        (Stage::Execute, Errno::ENOENT | Errno::ENOTDIR) => missing_program(program),
+        (Stage::Execute, Errno::ENOENT | Errno::ENOTDIR) => missing_program(named),
         (Stage::Execute, Errno::E2BIG) => {
             Refusal::new(Code::InvalidRequest, "the arguments and the environment are longer than the kernel takes")
         }
@@ -75,11 +79,11 @@ pub fn refusal(command: &ExecCommand, stage: Stage, errno: Errno) -> Refusal {
         }
         (Stage::Directory, errno) => Refusal::new(
             Code::DirectoryNotFound,
-            format!("cannot start in {}: {}", command.cwd.as_deref().unwrap_or("/"), errno.desc()),
+            format!("cannot start in {}: {}", shown(command.cwd.as_deref().unwrap_or("/")), errno.desc()),
         ),
         (Stage::Account, errno) => Refusal::new(
             Code::UserNotFound,
-            format!("cannot become {}: {}", command.user.as_deref().unwrap_or("root"), errno.desc()),
+            format!("cannot become {}: {}", shown(command.user.as_deref().unwrap_or("root")), errno.desc()),
         ),
         (Stage::Setup, errno) => Refusal::new(Code::Internal, format!("the command was not set up: {}", errno.desc())),
     }
@@ -88,11 +92,11 @@ pub fn refusal(command: &ExecCommand, stage: Stage, errno: Errno) -> Refusal {
 fn missing_program(program: &str) -> Refusal {
     // A script whose interpreter is missing fails with the same number as a file that is missing.
     if program.contains('/') && Path::new(program).exists() {
-        let detail = format!("{program} is there, but the interpreter or loader that it names is not");
+        let detail = format!("{} is there, but the interpreter or loader that it names is not", shown(program));
         return Refusal::new(Code::CommandNotExecutable, detail);
     }
     let place = if program.contains('/') { "" } else { " in any directory of PATH" };
-    Refusal::new(Code::CommandNotFound, format!("there is no {program}{place}"))
+    Refusal::new(Code::CommandNotFound, format!("there is no {}{place}", shown(program)))
 }
 
 fn environment(
@@ -117,7 +121,7 @@ fn environment(
     }
     for (name, value) in &command.env {
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(Refusal::new(Code::InvalidRequest, format!("{name:?} is not a variable's name")));
+            return Err(Refusal::new(Code::InvalidRequest, format!("{:?} is not a variable's name", shown(name))));
         }
         environment.insert(name.clone(), value.into());
     }
@@ -187,6 +191,26 @@ mod tests {
         assert!(variables.contains(&"HOME=/root") && variables.contains(&"WARREN_EXEC=7"), "{variables:?}");
         env.env.insert("HOME".into(), "/here".into());
         assert!(strings(&planned(&env).unwrap().environment).contains(&"HOME=/here"));
+    }
+
+    #[test]
+    fn a_name_without_end_is_shown_in_part() {
+        let long = "n".repeat(200_000);
+        let mut bad = command(&[&long]);
+        (bad.cwd, bad.user) = (Some(long.clone()), Some(long.clone()));
+        let mut details = vec![planned(&bad).map(drop).unwrap_err().detail];
+        for stage in [Stage::Account, Stage::Directory, Stage::Execute] {
+            for errno in [Errno::ENOENT, Errno::ENAMETOOLONG, Errno::ENOEXEC] {
+                details.push(refusal(&bad, stage, errno).detail);
+            }
+        }
+        let mut bad = command(&["a"]);
+        bad.env.insert(format!("{long}="), String::new());
+        details.push(planned(&bad).map(drop).unwrap_err().detail);
+        for detail in details {
+            let length = detail.chars().count();
+            assert!(detail.contains("nnn…") && length < 400, "{length} characters");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The streams of a command: what it writes goes out as frames, what comes in goes to its stdin.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -119,11 +119,12 @@ impl Pump {
         }
         match &source {
             Source::Pipe(pipe) => {
-                // Exactly what is there now: a background child may go on writing for ever.
+                // Exactly what is there now: a background child may go on writing for ever. Read past the event loop,
+                // which may not have heard of it yet.
                 let mut left = waiting_bytes(pipe);
                 while left > 0 {
                     let most = left.min(READ);
-                    let Ok(length @ 1..) = pipe.try_read(&mut buffer[..most]) else { break };
+                    let Ok(length @ 1..) = nix::unistd::read(pipe.as_fd(), &mut buffer[..most]) else { break };
                     left -= length;
                     deliver(&frames, &console, kind, &buffer[..length]).await;
                 }

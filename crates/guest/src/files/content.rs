@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use http::StatusCode;
 use warren_guest::frame::{HEADER, Kind, encode, header};
-use warren_guest::protocol::{Attributes, CHUNK, PathRequest, Refusal, WriteRequest};
+use warren_guest::protocol::{Attributes, CHUNK, PathRequest, Refusal, WriteRequest, shown};
 use warren_guest::stream::{FrameReader, send};
 use warren_model::Code;
 
@@ -146,7 +146,7 @@ impl Target {
         let failed = |error: io::Error| refusal(&request.path, &error);
         let named = absolute(&request.path)?;
         if request.path.ends_with('/') || named.file_name().is_none() {
-            return Err(Refusal::new(Code::PathInvalid, format!("{} names no file", request.path)));
+            return Err(Refusal::new(Code::PathInvalid, format!("{} names no file", shown(&request.path))));
         }
         if request.options.parents
             && let Some(directory) = named.parent()

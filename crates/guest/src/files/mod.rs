@@ -12,7 +12,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use warren_guest::protocol::{Attributes, Empty, Entry, LONGEST_PATH, Listing, MOST_ENTRIES, PathRequest, Refusal};
+use warren_guest::protocol::{
+    Attributes, Empty, Entry, LONGEST_PATH, Listing, MOST_ENTRIES, PathRequest, Refusal, shown,
+};
 use warren_model::Code;
 use warren_model::access::FileKind;
 
@@ -60,7 +62,7 @@ pub fn list(request: &PathRequest) -> Result<Listing, Refusal> {
         if entries.len() == MOST_ENTRIES || length > LONGEST_LISTING {
             let detail = format!(
                 "{} has more entries than one listing holds ({MOST_ENTRIES}): run `find` in the machine",
-                request.path
+                shown(&request.path)
             );
             return Err(Refusal::new(Code::LimitOutOfRange, detail));
         }
@@ -145,15 +147,6 @@ fn attributes(path: &Path, meta: &Metadata) -> Attributes {
         gid: meta.gid(),
         modified: meta.mtime(),
         target: target.map(|target| target.to_string_lossy().into_owned()),
-    }
-}
-
-/// A path as a message shows it.
-fn shown(path: &str) -> String {
-    if path.chars().count() > 200 {
-        format!("{}…", path.chars().take(200).collect::<String>())
-    } else {
-        path.to_owned()
     }
 }
 

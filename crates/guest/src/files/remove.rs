@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use warren_guest::protocol::{Empty, PathRequest, Refusal};
+use warren_guest::protocol::{Empty, PathRequest, Refusal, shown};
 use warren_model::Code;
 
 use super::{absolute, done, refusal};
@@ -22,7 +22,7 @@ const DEEPEST: usize = 256;
 pub fn remove(request: &PathRequest) -> Result<Empty, Refusal> {
     let path = absolute(&request.path)?;
     if path.components().count() < 2 || path.file_name().is_none() {
-        return Err(Refusal::new(Code::PathInvalid, format!("{} cannot be removed", request.path)));
+        return Err(Refusal::new(Code::PathInvalid, format!("{} cannot be removed", shown(&request.path))));
     }
     let failed = |errno: Errno| refusal(&request.path, &errno.into());
     let meta = fs::symlink_metadata(&path).map_err(|error| refusal(&request.path, &error))?;
@@ -32,7 +32,7 @@ pub fn remove(request: &PathRequest) -> Result<Empty, Refusal> {
         remove_tree(&path).map_err(|error| match error {
             TreeError::TooDeep => Refusal::new(
                 Code::LimitOutOfRange,
-                format!("{} is deeper than {DEEPEST} directories: run `rm -r` in the machine", request.path),
+                format!("{} is deeper than {DEEPEST} directories: run `rm -r` in the machine", shown(&request.path)),
             ),
             TreeError::Kernel(errno) => failed(errno),
         })?;

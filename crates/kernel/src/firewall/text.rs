@@ -28,8 +28,20 @@ pub(crate) struct Kept {
     pub(crate) skeleton: Option<Egress>,
     pub(crate) elements: Listing,
     pub(crate) spoofed: Traffic,
+    pub(crate) flooded: Traffic,
     pub(crate) arp_spoofed: Traffic,
 }
+
+/// How fast one member may begin flows to the internet, and how many at once. Each takes a place in the connection
+/// tables of the router and of the host until it times out, and those tables are everybody's.
+const BEGINNING: &str = "limit rate over 200/second burst 1000 packets";
+
+/// Who began flows of late: a family's set, the type of its keys, and where a packet has the key. An idle member's
+/// allowance is whole again after five seconds, so forgetting it after ten gives nothing away. There is room for all
+/// members, since whoever did not fit in would not be limited.
+const BEGINNERS: [(&str, &str, &str); 2] =
+    [("beginners4", "ipv4_addr", "ip saddr"), ("beginners6", "ipv6_addr", "ip6 saddr")];
+const OF_BEGINNERS: &str = "size 65535; flags dynamic; timeout 10s;";
 
 /// The whole content of a router namespace; loading it replaces whatever was there, in one transaction.
 pub(crate) fn router(installation: &InstallationId, spec: &NetworkSpec, members: &[MemberSpec], kept: &Kept) -> String {
@@ -63,6 +75,11 @@ pub(crate) fn router(installation: &InstallationId, spec: &NetworkSpec, members:
         }
         for set in [Set::EgressSent6, Set::EgressReceived6] {
             push(&mut text, &format!("set {} {{ type ipv6_addr; counter; {}}}", set.name(), elements(set)));
+        }
+        push(&mut text, &format!("counter flooded {{ {} }}", counter(kept.flooded)));
+        push(&mut text, "# who began flows to the internet of late, and how many");
+        for (set, kind, _) in BEGINNERS {
+            push(&mut text, &format!("set {set} {{ type {kind}; {OF_BEGINNERS} }}"));
         }
         text.push_str(&not_global());
     }
@@ -166,7 +183,8 @@ pub(crate) fn router(installation: &InstallationId, spec: &NetworkSpec, members:
             "	chain to_internet {{
 {refusals}		# what masquerade would not touch must not leave with its private source
 		ct state invalid drop
-		ip saddr @egress_sent4 accept
+		# what is not in the table yet and would come into it; not every packet that nobody answered
+{beginnings}		ip saddr @egress_sent4 accept
 		ip6 saddr @egress_sent6 accept
 		drop
 	}}
@@ -188,6 +206,7 @@ pub(crate) fn router(installation: &InstallationId, spec: &NetworkSpec, members:
 	}}
 ",
             refusals = refusals(),
+            beginnings = beginnings(),
         );
     }
     let _ = write!(
@@ -220,6 +239,12 @@ fn prelude(installation: &InstallationId, egress: Egress, members: &[MemberSpec]
         for chain in ["to_internet", "from_internet", "answering", "leaving"] {
             let _ = writeln!(text, "delete chain inet {table} {chain}");
         }
+        // Declared first, since a table that an earlier release loaded has none of them.
+        for (set, kind, _) in BEGINNERS {
+            let _ = writeln!(text, "add set inet {table} {set} {{ type {kind}; {OF_BEGINNERS} }}");
+            let _ = writeln!(text, "delete set inet {table} {set}");
+        }
+        let _ = writeln!(text, "add counter inet {table} flooded\ndelete counter inet {table} flooded");
     }
     if before == Egress::Open {
         let action = if closing { "delete" } else { "flush" };
@@ -323,6 +348,16 @@ fn refusals() -> String {
 		ip6 daddr @not_global6 reject with icmpx admin-prohibited
 "
     )
+}
+
+fn beginnings() -> String {
+    BEGINNERS
+        .map(|(set, _, key)| {
+            format!(
+                "		ct state new ct status ! confirmed update @{set} {{ {key} {BEGINNING} }} counter name flooded drop\n"
+            )
+        })
+        .concat()
 }
 
 fn elements(installation: &InstallationId, set: Set, members: &[MemberSpec], kept: &Listing) -> String {

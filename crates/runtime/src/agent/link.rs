@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
-use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
+use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{Method, Request};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -33,6 +32,10 @@ const PIECES: usize = 64 << 20;
 
 /// Requests that wait for a place longer than this are refused.
 const WAIT_FOR_PLACE: Duration = Duration::from_secs(5);
+
+/// While something is under way, the other end is asked this often whether it is there (PING: RFC 9113, section 6.7),
+/// and has as long again to answer. A machine that is short of CPU time needs some.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// The longest release name.
 const LONGEST_VERSION: usize = 64;
@@ -71,23 +74,25 @@ impl Link {
             .enable_push(false)
             .handshake(FloodGuard::new(stream))
             .await;
-        let (requests, connection) = handshake.map_err(unavailable)?;
+        let (requests, mut connection) = handshake.map_err(unavailable)?;
         let over = CancellationToken::new();
-        let mut link = Self {
-            machine,
-            requests,
-            places: Arc::new(Semaphore::new(protocol::MOST_STREAMS as usize)),
-            version: String::new(),
-            over: over.clone(),
-        };
+        let places = Arc::new(Semaphore::new(protocol::MOST_STREAMS as usize));
+        let silence = silence(connection.ping_pong(), Arc::clone(&places));
+        let mut link = Self { machine, requests, places, version: String::new(), over: over.clone() };
         let mut moving = Box::pin(async move {
             tokio::select! {
+                // In this order: after a halt of this process, an answer that is there is taken before it counts as late.
+                biased;
                 ended = connection => {
                     if let Err(error) = ended {
                         tracing::debug!(%machine, %error, "an agent's connection ended");
                     }
                 }
                 () = over.cancelled() => {}
+                () = silence => {
+                    tracing::warn!(%machine, "an agent's connection was dropped: it has not answered for {KEEPALIVE:?}");
+                    over.cancel();
+                }
             }
         });
         let hello = tokio::select! {
@@ -164,6 +169,25 @@ impl Link {
         match hello {
             Ok(_) => AccessError::new(Code::DeadlineExceeded, format!("the machine did not do it within {within:?}")),
             Err(error) => self.broken(error.detail),
+        }
+    }
+}
+
+/// Ends when something is under way, and the other end does not answer. A process that is stopped keeps its connection
+/// and would otherwise hold up its callers for ever.
+async fn silence(pings: Option<PingPong>, places: Arc<Semaphore>) {
+    // There is one for each connection, and this is the first to take it.
+    let Some(mut pings) = pings else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(KEEPALIVE).await;
+        if places.available_permits() == protocol::MOST_STREAMS as usize {
+            continue;
+        }
+        match tokio::time::timeout(KEEPALIVE, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection is over, and says so itself.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
         }
     }
 }

@@ -59,6 +59,12 @@ async fn what_cannot_run_says_why() {
     };
     assert_eq!(code(&|c| c.argv = vec!["no-such-program".into()]).await, Code::CommandNotFound);
     assert_eq!(code(&|c| c.argv = vec!["/no/such/program".into()]).await, Code::CommandNotFound);
+    // Longer than an answer may be.
+    let long = "n".repeat(200_000);
+    assert_eq!(code(&|c| c.argv = vec![long.clone()]).await, Code::CommandNotExecutable);
+    assert_eq!(code(&|c| c.user = Some(long.clone())).await, Code::UserNotFound);
+    assert_eq!(code(&|c| c.cwd = Some(long.clone())).await, Code::DirectoryNotFound);
+    assert!(lab.hub.is_connected(lab.machine));
     assert_eq!(code(&|c| c.argv = vec!["/tmp/text".into()]).await, Code::CommandNotExecutable);
     assert_eq!(code(&|c| c.argv = vec!["/tmp".into()]).await, Code::CommandNotExecutable);
     assert_eq!(code(&|c| c.argv = vec!["/tmp/script".into()]).await, Code::CommandNotExecutable);

@@ -140,3 +140,19 @@ async fn orphans_are_reaped() {
     assert_eq!(finish(session).await.exit.status, 0, "also without an end of stdin");
     assert!(lab.hub.stat(lab.machine, "/").await.is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_agent_is_noticed_and_met_again_and_a_quiet_command_goes_on() {
+    let signal = |lab: &Lab, signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(lab.init), signal).unwrap();
+    let (lab, healthy) = (Lab::start().await, Lab::start().await);
+    let quiet = healthy.exec(command(&["sh", "-c", "sleep 21; echo there"])).await.unwrap();
+    let mut held = lab.exec(command(&["sleep", "600"])).await.unwrap();
+    signal(&lab, nix::sys::signal::Signal::SIGSTOP);
+    let told = tokio::time::timeout(Duration::from_secs(25), held.output.recv()).await.expect("the caller is told");
+    assert!(told.is_none(), "{told:?}");
+    eventually("the loss is seen", async || !lab.hub.is_connected(lab.machine)).await;
+    signal(&lab, nix::sys::signal::Signal::SIGCONT);
+    lab.hub.connected(lab.machine, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(lab.sh("echo back").await.stdout, "back\n");
+    assert_eq!(finish(quiet).await.stdout, "there\n");
+}

@@ -195,6 +195,19 @@ fn start_machine(root: &Path, agent: &Path) -> Child {
     unshare.args(["--", "/bin/sh", "-c", SCRIPT, "sh"]).arg(root).arg(agent);
     unshare.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     unshare.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+    // Whoever starts the agent may ignore signals, also those that the C library hides.
+    let ignore = || {
+        const IGNORE: [u64; 4] = [1, 0, 0, 0];
+        for signal in [libc::SIGPIPE, 32] {
+            // SAFETY: the buffer is as large as the kernel's `struct sigaction`; the call is async-signal-safe.
+            unsafe {
+                libc::syscall(libc::SYS_rt_sigaction, signal, IGNORE.as_ptr(), std::ptr::null_mut::<u64>(), 8);
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls only.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut unshare, ignore) };
     unshare.spawn().expect("unshare runs as root")
 }
 

@@ -218,6 +218,37 @@ async fn file_content_that_breaks_off_is_an_error_and_not_an_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_falls_silent_loses_its_connection_and_its_callers_are_told() {
+    let liar = Liar::new().await;
+    let stream = liar.dial().await;
+    let silent = tokio::spawn(async move {
+        let mut connection = h2::server::Builder::new().handshake::<_, Bytes>(stream).await.unwrap();
+        let mut commands = Vec::new();
+        while let Ok(Some(Ok((request, mut respond)))) = timeout(Duration::from_secs(1), connection.accept()).await {
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            if request.uri().path() == operation::HELLO {
+                body.send_data(r#"{"protocol":1,"version":"1"}"#.into(), true).unwrap();
+            } else {
+                commands.push((request, body));
+            }
+        }
+        // Not even a ping is answered any more, and nothing is closed.
+        tokio::time::sleep(3 * SOON).await;
+        drop((connection, commands));
+    });
+    liar.hub.connected(liar.machine, SOON).await.unwrap();
+    let mut session = soon(liar.hub.exec(liar.machine, command(&["x"]))).await.unwrap();
+    let begun = Instant::now();
+    let item = timeout(Duration::from_secs(25), session.output.recv()).await.expect("the caller is told");
+    assert!(item.is_none(), "{item:?}");
+    assert!(begun.elapsed() > Duration::from_secs(5), "it was given time");
+    eventually("the connection is dropped", async || !liar.hub.is_connected(liar.machine)).await;
+    let error = soon(liar.hub.stat(liar.machine, "/x")).await.unwrap_err();
+    assert_eq!(error.code, Code::AgentUnavailable);
+    silent.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_who_does_not_read_bounds_what_a_peer_can_send() {
     static SENT: AtomicU64 = AtomicU64::new(0);
     let liar = Liar::new().await;

@@ -34,7 +34,7 @@ use super::render::{bytes, printable};
 #[command(after_help = "\
 One side is MACHINE:/path; the other is a path here, another MACHINE:/path, or - for stdin or stdout. A directory is copied \
 with everything below it. As with cp, a destination that is a directory gets the copy inside. Symbolic links are followed \
-to files; those to directories are left out.
+to files; those to directories are left out, and so are names that are not UTF-8; `exec` tar takes everything.
 
 Examples:
   warren cp notes.txt worker:/srv/notes.txt
@@ -127,7 +127,13 @@ async fn tree(from: Place, to: Place, bar: &ProgressBar) -> Result<Tally, Failur
         to.make_directory().await?;
         tally.directories += 1;
         for entry in from.entries().await? {
+            let in_machine = matches!(from, Place::Remote { .. });
             let (from, to) = (from.join(&entry.name), to.join(&entry.name));
+            // The replacement character is what JSON has in place of bytes that are not UTF-8: nothing opens by it.
+            if in_machine && entry.name.contains(char::REPLACEMENT_CHARACTER) {
+                skip(&from, "its name is not UTF-8", &mut tally, bar);
+                continue;
+            }
             match entry.kind {
                 Kind::Directory => waiting.push((from, to)),
                 Kind::File => file(&from, &to, &mut tally, bar).await?,

@@ -121,7 +121,7 @@ pub async fn exec(context: &Context, args: ExecArgs) -> Result<i32, Failure> {
     }
     let (end, _) = stream(context, &machine, exec, stdin, Sink::streams()).await?;
     if end.timed_out {
-        note("warren: the command's time was over");
+        note("warren: the command was ended: its time limit was over");
     }
     Ok(status(&end))
 }

@@ -53,7 +53,7 @@ const ALLOWED: &[&str] = &[
      timer_gettime64 timer_settime timer_settime64 times",
     // Sockets.
     "accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg \
-     recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketpair",
+     recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown",
     // Between processes.
     "ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend \
      mq_timedsend_time64 mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop \
@@ -68,8 +68,10 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x20000, 0x20008, 0xffff_ffff];
 /// `CLONE_NEWTIME | NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET`. For clone(2) the lowest byte is
 /// the exit signal, so `CLONE_NEWTIME` (0x80) cannot be asked for there.
 const NEW_NAMESPACES: u64 = 0x7e02_0000;
-/// `AF_VSOCK`: reaches the hypervisor under the host, past every network namespace.
-const VSOCK: u64 = 40;
+/// The families of sockets that programs on a network use: `AF_UNIX`, `AF_INET`, `AF_INET6`, `AF_NETLINK`, `AF_PACKET`.
+/// For others the kernel loads modules that hardly anybody uses (`AF_ALG`, `AF_RDS`, `AF_TIPC`, `AF_CAN`), and
+/// `AF_VSOCK` reaches the hypervisor under the host, past every network namespace.
+const FAMILIES: [u64; 5] = [1, 2, 10, 16, 17];
 /// A subvolume inside a machine would have a quota of its own, so that the disk's limit would not count for it:
 /// `BTRFS_IOC_SNAP_CREATE`, `SUBVOL_CREATE`, and their second versions.
 const SUBVOLUME_REQUESTS: [u64; 4] = [0x5000_9401, 0x5000_940e, 0x5000_9417, 0x5000_9418];
@@ -83,7 +85,6 @@ const ENOSYS: u32 = libc::ENOSYS as u32;
 pub fn profile() -> Value {
     let mut rules = vec![
         json!({ "names": allowed(), "action": "SCMP_ACT_ALLOW" }),
-        json!({ "names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [argument(0, VSOCK, "SCMP_CMP_NE")] }),
         json!({ "names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [masked(0, NEW_NAMESPACES, 0)] }),
         // Their arguments are in memory, where a filter cannot look; the C library falls back to clone, and to the
         // calls of their own that sockets have on 32-bit x86 since Linux 4.3.
@@ -91,6 +92,11 @@ pub fn profile() -> Value {
         json!({ "names": ["io_uring_setup", "io_uring_enter", "io_uring_register"],
                 "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }),
     ];
+    for family in FAMILIES {
+        // The kernel looks at the lower half of it.
+        rules.push(json!({ "names": ["socket", "socketpair"], "action": "SCMP_ACT_ALLOW",
+                           "args": [masked(0, u64::from(u32::MAX), family)] }));
+    }
     for personality in PERSONALITIES {
         rules.push(json!({ "names": ["personality"], "action": "SCMP_ACT_ALLOW",
                            "args": [argument(0, personality, "SCMP_CMP_EQ")] }));
@@ -196,6 +202,7 @@ mod tests {
             "clone",
             "clone3",
             "socket",
+            "socketpair",
             "socketcall",
             "ioctl",
             "personality",

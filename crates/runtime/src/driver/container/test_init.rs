@@ -9,6 +9,7 @@ unsafe extern "C" {
     fn signal(signal: c_int, handler: extern "C" fn(c_int)) -> *mut c_void;
     fn syscall(number: c_long, ...) -> c_long;
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn socketpair(domain: c_int, kind: c_int, protocol: c_int, descriptors: *mut c_int) -> c_int;
     fn ioctl(descriptor: c_int, request: c_ulong, ...) -> c_int;
     fn unshare(flags: c_int) -> c_int;
     fn mount(source: *const u8, target: *const u8, kind: *const u8, flags: c_ulong, data: *const u8) -> c_int;
@@ -79,6 +80,19 @@ fn main() {
         );
         say("device", outcome(mknod(b"/tmp/sda\0".as_ptr(), 0o60666, 0x800).into()));
         say("vsock", outcome(socket(40, 1, 0).into()));
+        // With bits that the kernel throws away.
+        say("vsock_high", outcome(syscall(41, 0x1_0000_0028_u64, 1_u64, 0_u64)));
+        for (name, family, kind) in
+            [("appletalk", 5, 2), ("rds", 21, 5), ("can", 29, 3), ("tipc", 30, 5), ("bluetooth", 31, 3), ("alg", 38, 5)]
+        {
+            say(name, outcome(socket(family, kind, 0).into()));
+        }
+        let mut pair = [0; 2];
+        say("pair_tipc", outcome(socketpair(30, 5, 0, pair.as_mut_ptr()).into()));
+        say("pair_unix", outcome(socketpair(1, 1, 0, pair.as_mut_ptr()).into()));
+        say("unix", outcome(socket(1, 1, 0).into()));
+        say("tcp6", outcome(socket(10, 1, 0).into()));
+        say("netlink", outcome(socket(16, 3, 0).into()));
         #[cfg(target_arch = "x86_64")]
         say("socketcall", (-socketcall()).to_string());
         say("ping", outcome(socket(2, 2, 1).into()));

@@ -181,15 +181,18 @@ async fn a_machine_is_its_own_root_and_nothing_of_the_host() {
     is("write_run", "true");
     // Loopback, and whatever devices the kernel puts into every namespace by itself.
     assert_ne!(report["sysfs_net"], "99");
-    for refused in ["unshare", "mount", "device", "vsock", "subvolume", "subvolume_high", "bpf"] {
+    for refused in ["unshare", "mount", "device", "subvolume", "subvolume_high", "bpf"] {
         is(refused, &eperm);
+    }
+    for family in ["vsock", "vsock_high", "appletalk", "rds", "can", "tipc", "bluetooth", "alg", "pair_tipc"] {
+        is(family, &eperm);
     }
     is("clone3", &enosys);
     #[cfg(target_arch = "x86_64")]
     is("socketcall", &enosys);
     is("io_uring", &enosys);
     assert_eq!(report["unknown_ioctl"], libc::ENOTTY.to_string());
-    for allowed in ["ping", "raw", "packet"] {
+    for allowed in ["ping", "raw", "packet", "unix", "pair_unix", "tcp6", "netlink"] {
         is(allowed, "ok");
     }
     is("port_80", "true");
