@@ -67,6 +67,13 @@ fn directories_are_copied_with_what_is_in_them() {
     std::fs::create_dir(&back).unwrap();
     server.ok(&["cp", "b:/srv/tree", back.to_str().unwrap()]);
     assert_eq!(std::fs::read_to_string(back.join("tree/deep/er/two")).unwrap(), "2");
+
+    // What is left out is named, and the copy does not pass for a whole one.
+    std::os::unix::fs::symlink("/nowhere", tree.join("dangling")).unwrap();
+    let output = server.run(&["cp", tree.to_str().unwrap(), "a:/root"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("dangling"), "{}", text(&output.stderr));
+    assert_eq!(server.exec("a", "cat /root/tree/one /root/tree/deep/er/two"), "12");
 }
 
 #[test]

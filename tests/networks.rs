@@ -101,6 +101,9 @@ fn a_network_with_members_is_deleted_only_by_force() {
     server.ok(&["network", "rm", "n", "--force"]);
     server.refused_as("not_found", &["machine", "show", "a"]);
     server.refused_as("not_found", &["network", "show", "n"]);
+    // An account's own network has the same range whenever it is made.
+    server.ok(&["network", "rm", "default"]);
+    assert_eq!(server.json(&["network", "create", "default"])["cidr"], "10.0.0.0/16");
     let left = Server::traces(&server.installation());
     assert!(!left.iter().any(|trace| trace.ends_with("-n2")), "{left:?}");
 }

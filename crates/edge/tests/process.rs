@@ -132,6 +132,17 @@ async fn it_outlives_the_process_that_started_it() {
 }
 
 #[tokio::test]
+async fn an_edge_that_hangs_up_before_it_answers_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let control = directory.path().join("edge.sock");
+    let ending = tokio::net::UnixListener::bind(&control).unwrap();
+    let (client, ()) = tokio::join!(EdgeClient::connect(&control), async {
+        drop(ending.accept().await.unwrap());
+    });
+    assert!(client.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn a_crash_is_noticed_closes_everything_and_a_new_edge_takes_over() {
     let (mut edge, client) = Edge::start().await;
     let (sockets, at) = loopback();

@@ -96,6 +96,8 @@ pub(crate) async fn create(
         }
         let cidr = match cidr {
             Some(cidr) => cidr,
+            // The account's own one is the same whenever it is made.
+            None if name.as_str() == bootstrap::DEFAULT => NetworkCidr::default_range(),
             None => derive_cidr(&api, caller.account).await?,
         };
         let number = numbers::choose(&api).await?;

@@ -120,7 +120,12 @@ impl EdgeClient {
         let (ended, closed) = watch::channel(false);
         tokio::spawn(carry(Channel::new(stream), queue, ended));
         let mut client = Self { jobs, closed, pid: listener.unwrap_or(0) };
-        match client.request(&Request::Hello { protocol: PROTOCOL }, Vec::new()).await? {
+        let hello = match client.request(&Request::Hello { protocol: PROTOCOL }, Vec::new()).await {
+            // An edge that is just ending takes connections for a moment longer than it answers.
+            Err(EdgeError::Closed) => return Ok(None),
+            hello => hello?,
+        };
+        match hello {
             Reply::Hello { protocol: PROTOCOL, pid } => {
                 client.pid = listener.unwrap_or(pid);
                 Ok(Some(client))

@@ -34,7 +34,8 @@ use super::render::{bytes, printable};
 #[command(after_help = "\
 One side is MACHINE:/path; the other is a path here, another MACHINE:/path, or - for stdin or stdout. A directory is copied \
 with everything below it. As with cp, a destination that is a directory gets the copy inside. Symbolic links are followed \
-to files; those to directories are left out, and so are names that are not UTF-8; `exec` tar takes everything.
+to files; those to directories are left out, and so are names that are not UTF-8 (the exit status is 1
+then); `exec` tar takes everything.
 
 Examples:
   warren cp notes.txt worker:/srv/notes.txt
@@ -71,16 +72,18 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<(), Failure> {
         return Ok(());
     }
     if context.output.json {
-        return context.output.json(&json!({
+        context.output.json(&json!({
             "files": tally.files,
             "directories": tally.directories,
             "skipped": tally.skipped,
             "bytes": total,
-        }));
+        }))?;
+    } else {
+        let files = if tally.files == 1 { "1 file".to_owned() } else { format!("{} files", tally.files) };
+        note(&format!("copied {files}, {}", bytes(total)));
     }
-    let files = if tally.files == 1 { "1 file".to_owned() } else { format!("{} files", tally.files) };
-    note(&format!("copied {files}, {}", bytes(total)));
-    Ok(())
+    // Each was named; a script must not take the copy for a whole one.
+    if tally.skipped > 0 { Err(Failure::Silent(1)) } else { Ok(()) }
 }
 
 async fn between(context: &Context, source: End, destination: End) -> Result<Tally, Failure> {
