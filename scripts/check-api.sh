@@ -78,13 +78,14 @@ given show_network '"path.network" = "probe"'
 given show_account '"path.account" = "default"'
 given show_image '"path.image" = "debian"'
 
+# One worker: Python 3.11 parses source in two threads at once and mixes up their depths (CPython issue 106905).
 check() {
     for_seconds="$1"
     shift
     if ! timeout --signal=INT --kill-after=10 "$((for_seconds + 40))" nsenter --net="/run/netns/$namespace" \
         "$venv/bin/schemathesis" --config-file "$work/schemathesis.toml" run "$document" --url "$url" \
         --header "Authorization: Bearer $key" --checks "$checks" --phases examples,coverage,fuzzing --mode all \
-        --max-time "$for_seconds" --request-timeout 20 --workers 2 --continue-on-failure --no-shrink --warnings off \
+        --max-time "$for_seconds" --request-timeout 20 --workers 1 --continue-on-failure --no-shrink --warnings off \
         "$@" >"$work/report" 2>&1; then
         cat "$work/report" >&2
         echo "the server's log:" >&2
