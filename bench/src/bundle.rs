@@ -38,12 +38,16 @@ impl Bundle {
             format!("there is no bundle of {} below {}", machine.id, server.run_directory().display())
         })?;
         let mut config: Value = serde_json::from_slice(&std::fs::read(&found)?)?;
-        // A relative root belongs to the directory of the machine's own bundle.
-        let root = config["root"]["path"].as_str().context("the bundle names no root")?;
-        config["root"]["path"] = json!(found.with_file_name(root));
+        // The mapped mount of a running machine is the machine's own by now; its disk is the same tree.
+        let disk = server.pool.join("fs/disks").join(&server.installation).join(bare);
         let directory = tempfile::Builder::new().prefix("warren-bench-bundle-").tempdir_in("/run")?;
         // The container's root is another user, who has to get as far as its mounts.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o711))?;
+        let root = directory.path().join("root");
+        std::fs::create_dir(&root)?;
+        let bound = Command::new("mount").arg("--bind").args([&disk, &root]).status()?;
+        anyhow::ensure!(bound.success(), "cannot bind {} for the bare runtime", disk.display());
+        config["root"]["path"] = json!(root);
         share_nothing(&mut config, &directory.path().join("agent"))?;
         let prefix = format!("warren-bench-{}", server.installation);
         Ok(Self { directory, config, prefix, count: 0, create: Vec::new(), start: Vec::new(), present: None })
@@ -115,6 +119,8 @@ impl Drop for Bundle {
         if let Err(error) = self.remove() {
             eprintln!("the benchmark's container could not be removed: {error:#}");
         }
+        // Before the directory goes, and with it whatever would still be bound there.
+        let _ = Command::new("umount").args(["--lazy"]).arg(self.directory.path().join("root")).status();
     }
 }
 

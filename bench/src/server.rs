@@ -24,6 +24,8 @@ pub struct Server {
     directory: TempDir,
     process: Option<Owned>,
     pub installation: String,
+    /// Where images and disks are.
+    pub pool: PathBuf,
 }
 
 impl Server {
@@ -38,7 +40,8 @@ impl Server {
         // Not the temporary directory, which may be in memory: a commit has to reach a disk, as it does for everybody.
         let directory = tempfile::Builder::new().prefix("warren-bench-").tempdir_in("/var/tmp")?;
         let namespace = Namespace::new()?;
-        let mut server = Self { program, namespace, directory, process: None, installation: String::new() };
+        let mut server =
+            Self { program, namespace, directory, process: None, installation: String::new(), pool: pool.clone() };
         server.run(&pool)?;
         Ok(server)
     }
