@@ -78,7 +78,7 @@ given show_network '"path.network" = "probe"'
 given show_account '"path.account" = "default"'
 given show_image '"path.image" = "debian"'
 
-# One worker: Python 3.11 parses source in two threads at once and mixes up their depths (CPython issue 106905).
+# One worker: with two, Python 3.11's parser failed inside the tool ("AST constructor recursion depth mismatch").
 check() {
     for_seconds="$1"
     shift
