@@ -22,7 +22,7 @@ demo: build
 
 test: deps lint
 	cargo build -p warren
-	target/debug/warren image build debian --pool-dir "$(POOL)"
+	target/debug/warren demo --pool-dir "$(POOL)"
 	WARREN_TEST_POOL="$(POOL)" cargo test --workspace
 	$(MAKE) api-check deny
 

@@ -25,9 +25,6 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the demo starts a server, which has to run as root: run it with sudo");
     }
-    // From here on nothing can touch the host's own network.
-    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-    run_tool("ip", &["link", "set", "lo", "up"])?;
     let temporary = tempfile::Builder::new().prefix("warren-demo-").tempdir()?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
     let pool_dir = args.pool_dir.clone().unwrap_or_else(|| data_dir.join("pool"));
@@ -50,7 +47,11 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
 fn play(stage: &mut Stage) -> anyhow::Result<()> {
     title("An image and a server");
     let pool = stage.pool_dir.clone();
+    // The only step that needs the host's network: packages are downloaded.
     stage.say_and_run(&["image", "build", "debian", "--pool-dir", path_text(&pool)?])?;
+    // From here on nothing can touch the host's own network.
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    run_tool("ip", &["link", "set", "lo", "up"])?;
     stage.start_server()?;
 
     title("A network and two machines");
