@@ -167,6 +167,13 @@ impl UlaPrefix {
         self.compose(network.get(), member.get())
     }
 
+    /// The range from which a network's resolver answers for names outside, a /80; its proxy takes what goes there.
+    pub fn names(&self, network: NetworkNumber) -> Ipv6Net {
+        let mut octets = self.compose(network.get(), 0).octets();
+        octets[8..10].copy_from_slice(&[0xff, 0xff]);
+        Ipv6Net::new_assert(Ipv6Addr::from(octets), 80)
+    }
+
     fn compose(&self, subnet: u16, member: u32) -> Ipv6Addr {
         let mut octets = [0u8; 16];
         octets[0] = 0xfd;

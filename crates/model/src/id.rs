@@ -99,6 +99,10 @@ typed_id!(
     MachineId, "mch", "a machine id"
 );
 typed_id!(
+    /// A refusal by policy.
+    DenialId, "dny", "a denial id"
+);
+typed_id!(
     /// An entry of the event stream or of the audit log.
     EventId, "evt", "an event id"
 );

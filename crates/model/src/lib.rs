@@ -15,12 +15,14 @@
 //! | [`wire`] | what the API says |
 //! | [`problem`] | how a refusal is said |
 //! | [`access`] | what may be done inside a machine |
-//! | [`policy`] | which addresses `open` egress never reaches |
+//! | [`policy`] | what may talk to what |
+//! | [`denial`] | what a refusal by policy says |
 
 pub mod access;
 pub mod address;
 pub mod allocate;
 pub mod cidr;
+pub mod denial;
 pub mod id;
 pub mod name;
 pub mod policy;
@@ -31,7 +33,7 @@ pub mod wire;
 
 pub use address::{MacAddress, MemberAddress, MemberNumber, NetworkNumber};
 pub use cidr::{NetworkCidr, UlaPrefix};
-pub use id::{AccountId, EventId, InstallationId, KeyId, MachineId, NetworkId};
+pub use id::{AccountId, DenialId, EventId, InstallationId, KeyId, MachineId, NetworkId};
 pub use name::{ImageName, Label, LabelKey, LabelValue, Tag};
 pub use problem::{Code, Problem};
 pub use reference::ImageReference;
