@@ -53,6 +53,9 @@ pub enum Name {
     Exec,
     AddMember,
     Names,
+    PolicyThroughput,
+    PolicyRoundTrip,
+    PolicyChange,
 }
 
 impl Options {

@@ -16,6 +16,8 @@ pub enum Wanted {
     RatioAtMost(f64),
     /// Warren's side alone, in the row's unit.
     AtMost(f64),
+    /// The slowest of a hundred on Warren's side, in the row's unit.
+    P99AtMost(f64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -83,6 +85,7 @@ impl Row {
             Wanted::RatioAtLeast(least) => ratio >= *least,
             Wanted::RatioAtMost(most) => ratio <= *most,
             Wanted::AtMost(most) => self.warren.median() <= *most,
+            Wanted::P99AtMost(most) => self.warren.percentile(99.0) <= *most,
         })
     }
 
@@ -103,6 +106,7 @@ impl Row {
                 Wanted::RatioAtLeast(least) => format!(">= {least:.2}"),
                 Wanted::RatioAtMost(most) => format!("<= {most:.2}"),
                 Wanted::AtMost(most) => format!("<= {most} {}", self.unit.name()),
+                Wanted::P99AtMost(most) => format!("p99 <= {most} {}", self.unit.name()),
             })
             .collect();
         [

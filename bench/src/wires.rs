@@ -4,11 +4,13 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde::de::DeserializeOwned;
 use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
+use warren_model::policy::NetworkRules;
 use warren_model::record::Egress;
 use warren_model::{InstallationId, MemberNumber, NetworkCidr, NetworkNumber, UlaPrefix};
 
@@ -92,6 +94,8 @@ impl DataPlane {
             cidr,
             cidr6: self.ula.network(number),
             egress: Egress::Deny,
+            rules: Arc::new(NetworkRules::unrestricted(Egress::Deny)),
+            names6: self.ula.names(number),
         };
         let mut network = Network { kernel: self.kernel.clone(), ula: self.ula, spec, members: Vec::new() };
         let specs: Vec<MemberSpec> = (0..members).map(|index| network.member(index)).collect::<Result<_, _>>()?;

@@ -4,6 +4,8 @@
 //! shared through the pool that `WARREN_TEST_POOL` names, so that they are built once.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod policy;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -29,7 +29,7 @@ pub fn measure(options: &Options, network: &mut Network) -> anyhow::Result<Row> 
         let member = network.member(network.members.len())?;
         let namespace = Namespace::bare()?;
         let began = Instant::now();
-        network.kernel.admit(network.spec.number, std::slice::from_ref(&member))?;
+        network.kernel.admit(&network.spec, std::slice::from_ref(&member))?;
         let after_admit = Instant::now();
         network.kernel.attach(&network.spec, &member, namespace.as_fd())?;
         let after_attach = Instant::now();

@@ -4,6 +4,7 @@ mod add_member;
 mod create;
 mod exec;
 mod names;
+mod policy;
 mod round_trip;
 mod throughput;
 
@@ -20,9 +21,14 @@ const MANY: usize = 1000;
 pub fn measure(options: &Options, report: &mut Report) {
     let wants = |names: &[Name]| names.iter().any(|name| options.wants(*name));
     // The large network comes last: its removal keeps the kernel busy for seconds.
-    let parts: [(&str, &[Name], Part); 3] = [
+    let parts: [(&str, &[Name], Part); 4] = [
         ("machines", &[Name::Create, Name::Exec], machines),
         ("two members", &[Name::Throughput1, Name::Throughput4, Name::RoundTrip], two_members),
+        (
+            "10,000 rules",
+            &[Name::PolicyThroughput, Name::PolicyRoundTrip, Name::PolicyChange],
+            many_rules,
+        ),
         ("a network of 1,000", &[Name::RoundTrip1000, Name::AddMember, Name::Names], many_members),
     ];
     for (what, names, part) in parts {
@@ -83,6 +89,30 @@ fn many_members(options: &Options, report: &mut Report) -> anyhow::Result<()> {
         add(report, "adding a member", add_member::measure(options, &mut large));
     }
     eprintln!("removing the network of {MANY} members");
+    Ok(())
+}
+
+fn many_rules(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let plane = DataPlane::new()?;
+    eprintln!("making two networks of {MANY} members");
+    let without = plane.network(1, MANY)?;
+    let mut with = plane.network(2, MANY)?;
+    let members: Vec<_> = with.members.iter().map(|(member, _)| member.clone()).collect();
+    with.spec.rules = std::sync::Arc::new(policy::rules(&with, &members)?);
+    with.kernel.apply_policy(&with.spec, &members)?;
+    if options.wants(Name::PolicyThroughput) {
+        add(report, "throughput under a policy", policy::measure_throughput(options, &with, &without));
+    }
+    if options.wants(Name::PolicyRoundTrip) {
+        add(report, "round trip under a policy", policy::measure_round_trip(options, &with, &without));
+    }
+    if options.wants(Name::PolicyChange) {
+        match policy::measure_change(options, &mut with) {
+            Ok(rows) => rows.into_iter().for_each(|row| report.add(row)),
+            Err(error) => report.fail("a change of policy", &error),
+        }
+    }
+    eprintln!("removing two networks of {MANY} members");
     Ok(())
 }
 

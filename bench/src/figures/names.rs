@@ -1,5 +1,6 @@
 //! Names in `.internal`, against dnsmasq with the same names, both one veth away from who asks.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -9,8 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use ulid::Ulid;
 use warren_edge::load::{self, Load, LoadReport};
 use warren_edge::{EdgeClient, EdgeLog, NameRecord, NetworkView, Sockets, SpawnConfig};
+use warren_model::policy::Member;
+use warren_model::{AccountId, MachineId, NetworkId};
 
 use crate::namespace::Namespace;
 use crate::options::Options;
@@ -59,6 +63,21 @@ fn records(network: &Network) -> Vec<NameRecord> {
     network.members.iter().enumerate().map(record).collect()
 }
 
+fn members(network: &Network) -> anyhow::Result<Vec<Member>> {
+    let member = |(index, (member, _)): (usize, &(warren_kernel::MemberSpec, Namespace))| {
+        Ok(Member {
+            machine: MachineId::from_ulid(Ulid::from_parts(1, index as u128)),
+            network: "bench".parse()?,
+            name: format!("worker-{index}").parse()?,
+            number: member.number,
+            ipv4: member.ipv4,
+            ipv6: member.ipv6,
+            tags: BTreeSet::new(),
+        })
+    };
+    network.members.iter().enumerate().map(member).collect()
+}
+
 fn ask(namespace: &Namespace, server: SocketAddr, names: &[String], duration: Duration) -> anyhow::Result<LoadReport> {
     namespace.enter(|| {
         // Whoever asks has one processor; whoever answers takes what it finds.
@@ -104,8 +123,20 @@ impl Edge {
         };
         let spec = &network.spec;
         let sockets = network.kernel.gateway_sockets(spec)?;
-        let sockets = Sockets { udp4: sockets.udp4, udp6: sockets.udp6, tcp4: sockets.tcp4, tcp6: sockets.tcp6 };
+        let sockets = Sockets {
+            udp4: sockets.udp4,
+            udp6: sockets.udp6,
+            tcp4: sockets.tcp4,
+            tcp6: sockets.tcp6,
+            transparent4: sockets.transparent4,
+            transparent6: sockets.transparent6,
+            proxy4: sockets.proxy4,
+            proxy6: sockets.proxy6,
+        };
         let view = NetworkView {
+            account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
+            network: NetworkId::from_ulid(Ulid::from_parts(1, 1)),
+            name: "bench".parse()?,
             number: spec.number,
             generation: 1,
             gateway4: spec.gateway4,
@@ -114,6 +145,12 @@ impl Edge {
             cidr6: spec.cidr6,
             names,
             forward: Vec::new(),
+            names6: spec.names6,
+            members: members(network)?,
+            groups: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            resolvers: Vec::new(),
+            policy: String::new(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = runtime.block_on(EdgeClient::spawn(&config)).context("the edge did not start")?;

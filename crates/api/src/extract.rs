@@ -12,18 +12,19 @@ use warren_model::Code;
 use crate::error::{Answer, ApiError};
 use crate::state::Shared;
 
-/// A JSON object, and the bytes it came in. No body at all counts as `{}`.
-pub(crate) struct JsonBody<T> {
+/// A JSON object, and the bytes it came in. No body at all counts as `{}`. It may be so many times as large as bodies
+/// usually are.
+pub(crate) struct JsonBody<T, const TIMES: usize = 1> {
     pub value: T,
     pub bytes: Bytes,
 }
 
-impl<T: DeserializeOwned> FromRequest<Shared> for JsonBody<T> {
+impl<T: DeserializeOwned, const TIMES: usize> FromRequest<Shared> for JsonBody<T, TIMES> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, api: &Shared) -> Answer<Self> {
         let media_type = request.headers().get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?").to_owned());
-        let limit = api.config.body_limit;
+        let limit = api.config.body_limit * TIMES;
         let announced =
             request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > limit as u64) {

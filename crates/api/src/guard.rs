@@ -14,7 +14,7 @@ use http::request::Parts;
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
 use warren_model::record::ApiKey;
-use warren_model::{AccountId, Code, KeyId};
+use warren_model::{AccountId, Code, KeyId, Label};
 use warren_store::{Typed, schema};
 
 use crate::error::{Answer, ApiError};
@@ -32,6 +32,8 @@ pub(crate) const ACCOUNT_HEADER: &str = "x-warren-account";
 pub(crate) struct Caller {
     pub account: AccountId,
     pub key: KeyId,
+    /// The key's name; it may own tags.
+    pub key_name: Option<Label>,
     pub root: bool,
     pub request_id: RequestId,
 }
@@ -126,7 +128,7 @@ async fn identify(api: &Api, row: &Row, headers: &HeaderMap, request_id: Request
         None => key.account,
         Some(named) => acting_account(api, key, named.to_str().unwrap_or_default()).await?,
     };
-    Ok(Caller { account, key: key.id, root: key.root, request_id })
+    Ok(Caller { account, key: key.id, key_name: key.name.clone(), root: key.root, request_id })
 }
 
 /// The secret that was sent. No secret, two different ones and an unreadable one get the same answer as a wrong one.

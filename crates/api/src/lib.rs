@@ -35,6 +35,13 @@
 //! | `GET /v1/machines/{machine}/traffic` | counters |
 //! | `GET /v1/images`, `GET PUT DELETE /v1/images/{image}` | `PUT` imports an archive: NDJSON of `ImageEvent`; `PUT` and `DELETE` root key only |
 //! | `POST /v1/images/{image}/build`, `POST /v1/images/{image}/pull` | NDJSON of `ImageEvent`; `pull` root key only |
+//! | `GET PUT /v1/policy` | what may talk to what; `PUT` takes a text, and `"dry_run": true` |
+//! | `GET /v1/policy/versions`, `GET /v1/policy/versions/{version}`, `GET /v1/policy/diff?from=&to=` | |
+//! | `POST /v1/policy/rollback` `/test` | |
+//! | `POST /v1/explain`, `GET /v1/reach?network=` | what the policy in force says |
+//! | `GET /v1/denials?machine=&after=` | what it refused; `?follow=true` is SSE, resumable with `Last-Event-ID` |
+//! | `POST /v1/audit`, `GET /v1/audit/key` | NDJSON of `AuditEvent`; the key of reports |
+//! | `GET PUT DELETE /v1/audit/schedule`, `GET /v1/audit-log?after=` | root key only |
 //! | `GET /v1/topology` | every network with what is in it |
 //! | `GET /v1/events?after=REVISION` | SSE, resumable with `Last-Event-ID`; `?follow=false` gives a JSON page |
 //!
@@ -55,13 +62,17 @@
 //!   transaction; a machine cannot be made in a network that is being deleted. Once `member/{network}/` is empty and
 //!   nothing of it is left on the host, the reconciler deletes, in one transaction, `network/{id}`,
 //!   `network-name/{account}/{name}`, `network-number/{n}`, `next-member/{id}` and everything below `address/{id}/`.
-//! - **Events.** The API writes `account_created`, `key_*`, `network_*`, `machine_created`, `machine_renamed` and
-//!   `machine_deleted` (when it was asked for). `machine_running`, `machine_stopped`, `machine_failed` and
+//! - **Policy.** The API writes a version below `policy/{account}/` and its number at `policy-now/{account}` in one
+//!   transaction, and then waits in [`Boundaries::enforced`]. A version never changes; none at all is the empty policy.
+//! - **Events.** The API writes `account_created`, `key_*`, `network_*`, `machine_created`, `machine_renamed`,
+//!   `machine_deleted` (when it was asked for) and `policy_applied`. `machine_running`, `machine_stopped`, `machine_failed` and
 //!   `drift_repaired` are the reconciler's.
 
 pub mod bootstrap;
+mod boundaries;
 mod config;
 mod cursor;
+mod directory;
 mod error;
 mod extract;
 mod guard;
@@ -74,6 +85,7 @@ mod numbers;
 mod openapi;
 mod outer;
 mod places;
+mod policies;
 mod resolve;
 mod routes;
 mod secret;
@@ -82,6 +94,7 @@ mod sweep;
 pub mod table;
 mod wait;
 
+pub use boundaries::{Boundaries, DenialFilter};
 pub use config::ApiConfig;
 pub use host::Host;
 pub use openapi::openapi;

@@ -11,6 +11,7 @@ use utoipa::openapi::{
     ContentBuilder, Object, OpenApi, Ref, RefOr, Required, ResponseBuilder, Schema, Type, schema::SchemaType,
 };
 use utoipa::{OpenApi as _, ToSchema};
+use warren_model::problem::TextError;
 use warren_model::wire::{ExecControl, ExecEvent, ImageEvent};
 use warren_model::{Code, Problem};
 
@@ -26,16 +27,17 @@ use crate::table::{self, CallerKind, Row};
                        named by its id or its name. Refusals are problem documents (RFC 9457) with a stable `code`.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
-    components(schemas(Problem, Code, ExecControl, ExecEvent, ImageEvent)),
+    components(schemas(Problem, TextError, Code, ExecControl, ExecEvent, ImageEvent)),
     tags(
         (name = "server"), (name = "accounts"), (name = "keys"), (name = "networks"), (name = "machines"),
         (name = "exec"), (name = "files"), (name = "images"), (name = "events"),
+        (name = "policy"), (name = "audit"),
     )
 )]
 struct Base;
 
 /// Requests whose body may be left out, because nothing in it has to be said.
-const BODY_OPTIONAL: [&str; 3] = ["create_machine", "create_key", "update_machine"];
+const BODY_OPTIONAL: [&str; 5] = ["create_machine", "create_key", "update_machine", "test_policy", "run_audit"];
 
 /// The document of the whole API.
 pub fn openapi() -> OpenApi {

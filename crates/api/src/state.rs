@@ -7,15 +7,18 @@ use axum::Router;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use utoipa_axum::router::UtoipaMethodRouterExt;
 use warren_model::access::{Images, MachineAccess};
+use warren_model::audit::Audits;
 use warren_model::{AccountId, Code};
 use warren_store::Store;
 
+use crate::boundaries::Boundaries;
 use crate::config::ApiConfig;
 use crate::error::ApiError;
 use crate::host::Host;
 use crate::keys::KeyCache;
 use crate::metrics::Metrics;
 use crate::places::Places;
+use crate::policies::PolicyCache;
 use crate::{guard, keys, outer, sweep, table};
 
 pub(crate) type Shared = Arc<Api>;
@@ -26,6 +29,9 @@ pub(crate) struct Api {
     pub access: Arc<dyn MachineAccess>,
     pub images: Arc<dyn Images>,
     pub host: Arc<dyn Host>,
+    pub boundaries: Arc<dyn Boundaries>,
+    pub audits: Arc<dyn Audits>,
+    pub policies: PolicyCache,
     pub keys: Arc<KeyCache>,
     pub requests: Arc<Places>,
     pub streams: Arc<Places>,
@@ -59,6 +65,8 @@ pub fn router(
     access: Arc<dyn MachineAccess>,
     images: Arc<dyn Images>,
     host: Arc<dyn Host>,
+    boundaries: Arc<dyn Boundaries>,
+    audits: Arc<dyn Audits>,
 ) -> Router {
     let background = CancellationToken::new();
     let keys = Arc::new(KeyCache::default());
@@ -72,6 +80,9 @@ pub fn router(
         access,
         images,
         host,
+        boundaries,
+        audits,
+        policies: PolicyCache::default(),
         keys,
         metrics: Metrics::default(),
         turns: Turns::default(),

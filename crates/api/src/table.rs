@@ -6,8 +6,10 @@
 use utoipa_axum::router::UtoipaMethodRouter;
 use utoipa_axum::routes;
 
+use crate::routes::policy::{apply, explain, history, reach};
 use crate::routes::{
-    accounts, create, events, exec, files, images, inside, keys, machines, networks, power, server, topology,
+    accounts, audit, create, denials, events, exec, files, images, inside, keys, machines, networks, policy, power,
+    server, topology,
 };
 use crate::state::Shared;
 
@@ -133,6 +135,22 @@ table! {
     DELETE "/v1/images/{image}"                            Write  root    => images::remove;
     POST   "/v1/images/{image}/build"                      Stream account => images::build;
     POST   "/v1/images/{image}/pull"                       Stream root    => images::pull;
+    GET    "/v1/policy"                                    Read   account => policy::show;
+    PUT    "/v1/policy"                                    Write  account => apply::apply;
+    GET    "/v1/policy/versions"                           Read   account => history::list;
+    GET    "/v1/policy/versions/{version}"                 Read   account => history::show;
+    GET    "/v1/policy/diff"                               Read   account => history::diff;
+    POST   "/v1/policy/rollback"                           Write  account => apply::roll_back;
+    POST   "/v1/policy/test"                               Read   account => apply::test;
+    POST   "/v1/explain"                                   Read   account => explain::explain;
+    GET    "/v1/reach"                                     Read   account => reach::list;
+    GET    "/v1/denials"                                   Stream account => denials::list;
+    POST   "/v1/audit"                                     Stream account => audit::run;
+    GET    "/v1/audit/key"                                 Read   account => audit::key;
+    GET    "/v1/audit/schedule"                            Read   root    => audit::schedule;
+    PUT    "/v1/audit/schedule"                            Write  root    => audit::set_schedule;
+    DELETE "/v1/audit/schedule"                            Write  root    => audit::remove_schedule;
+    GET    "/v1/audit-log"                                 Stream root    => audit::log;
     GET    "/v1/topology"                                  Read   account => topology::show;
     GET    "/v1/events"                                    Stream account => events::follow;
 }

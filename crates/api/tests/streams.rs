@@ -82,6 +82,27 @@ async fn a_streamed_exec_carries_stdin_output_signals_and_the_end() {
 }
 
 #[tokio::test]
+async fn a_streamed_exec_tells_what_was_refused_before_it_ends() {
+    let lab = lab_with_machine().await;
+    let shown = lab.get(&lab.root, "/v1/machines/m").await;
+    let account = lab.get(&lab.root, "/v1/whoami").await.at("/account/id");
+    let denial = json!({
+        "id": "dny_00000000000000000000000001", "time": "2200-01-01T00:00:00Z", "account": account,
+        "network": shown.at("/network/id"), "machine": shown.at("/id"), "to": null, "name": "api.example.com",
+        "port": 443, "protocol": "tcp", "layer": "dns", "rule": null, "reason": "no rule allows it",
+        "suggested_rule": null, "count": 2,
+    });
+    lab.boundaries.refuse(serde_json::from_value(denial).unwrap());
+    let mut socket = open(&lab).await;
+    socket.send(text(json!({ "type": "start", "exec": { "command": ["true"] } }))).await.unwrap();
+    let told: Value = serde_json::from_str(next(&mut socket).await.to_text().unwrap()).unwrap();
+    assert_eq!((&told["type"], &told["denials"][0]["machine"]), (&json!("denials"), &json!("m")));
+    assert_eq!((&told["denials"][0]["count"], &told["denials"][0]["rule"]), (&json!(2), &Value::Null));
+    let end: Value = serde_json::from_str(next(&mut socket).await.to_text().unwrap()).unwrap();
+    assert_eq!((&end["type"], &end["status"]), (&json!("exit"), &json!(7)));
+}
+
+#[tokio::test]
 async fn a_streamed_exec_says_what_was_wrong() {
     let lab = lab_with_machine().await;
     for (frames, code) in [

@@ -1,8 +1,8 @@
 //! How the edge gives up every privilege, before it reads a single byte from a machine.
 //!
 //! Afterwards it is an unprivileged user in a session of its own, with no capability and no way to one, in an empty
-//! root directory that nothing can be put into, and with a system call filter: it can use the sockets it holds and
-//! is handed, make Internet sockets, and little else.
+//! root directory that nothing can be put into, and with a system call filter: it can use the sockets and files
+//! that it holds and is handed, make Internet sockets, and little else.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-/// Descriptors that the edge may hold: four sockets a network, connections and lookups on top.
+/// Descriptors that the edge may hold: eight sockets a network, connections and lookups on top.
 const DESCRIPTORS: u64 = 1 << 20;
 
 /// Which privilege could not be given up. The process must end.

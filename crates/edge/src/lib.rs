@@ -8,16 +8,31 @@
 //!
 //! ```text
 //!   daemon                          warren edge (uid 65534, no capabilities, empty root directory)
-//!   ┌────────────┐  control socket  ┌────────────────┐    put    ┌──────────────────┐
-//!   │ EdgeClient │ ───────────────▶ │ control::serve │ ────────▶ │ dns::Zone        │ one per network, swapped whole
-//!   └────────────┘  JSON + fds      └────────────────┘           └──────────────────┘
+//!   ┌────────────┐  control socket  ┌────────────────┐    put    ┌─────────────────────────────────┐
+//!   │ EdgeClient │ ───────────────▶ │ control::serve │ ────────▶ │ network::Network                │ one per network
+//!   └────────────┘  JSON + fds      └────────────────┘           │   zone, outside: swapped whole  │
+//!        ▲ status, denials                   ▲                   │   names, flows, resolver        │
+//!        └───────────────────────────────────┘                   └─────────────────────────────────┘
 //!                                                                   ▲ read without a lock
-//!            one task per socket, a thread per core: dns::udp, dns::tcp ── dns::forward ─▶ upstream resolvers
+//!      DNS, a thread per core: dns::udp, dns::tcp ─┬─ dns::listed ─▶ a synthetic address, or a refusal
+//!                                                  └─ dns::forward ─▶ upstream resolvers, in open networks
+//!      connections, a pool of threads: proxy ── outside: allowed? ── resolve ── dial
 //! ```
 //!
-//! | folder | holds |
+//! A name outside that a rule allows gets a synthetic address (`names`) from the resolver; a connection to it reaches
+//! the proxy, which asks policy again (`outside`), resolves for itself (`resolve`) and dials. A new snapshot ends the
+//! connections that it does not allow (`flows`). Everything that is refused is recorded (`denials`) until the daemon
+//! has taken it.
+//!
+//! | module | holds |
 //! | --- | --- |
+//! | `network` | everything of one network while it is served, and the threads that serve it |
 //! | `dns` | the wire format, what a name resolves to, the loops over UDP and TCP, forwarding |
+//! | `proxy` | connections to names outside |
+//! | `outside` | what policy says about names |
+//! | `names` | which synthetic address is which name, over the death of any process |
+//! | `resolve` | where a name leads, checked |
+//! | `flows`, `denials` | open connections; refusals |
 //! | `control` | the protocol between daemon and edge, both ends |
 //! | `confine` | how the process gives up every privilege |
 //! | [`load`] | a load generator for measuring the server |
@@ -28,14 +43,26 @@
 
 mod confine;
 mod control;
+mod denials;
 mod dns;
+mod flows;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod load;
+mod names;
+mod network;
+mod outside;
 mod process;
+mod proxy;
+mod resolve;
 mod view;
 
 pub use confine::ConfineError;
 pub use control::client::{EdgeClient, EdgeError, EdgeLog, SpawnConfig};
 pub use control::message::{EdgeStatus, Refusal, RefusalCode};
+pub use denials::{DenialTotal, TakenDenials};
 pub use dns::stats::QueryCounters;
+pub use flows::{FlowCounters, OpenFlow};
+pub use names::LedgerError;
 pub use process::{EdgeConfig, RunError, run};
-pub use view::{NameRecord, NetworkView, Sockets};
+pub use view::{NameRecord, NetworkView, PROXY_PORT, Sockets, TRANSPARENT_PORT};

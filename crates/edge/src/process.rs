@@ -8,7 +8,8 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::confine::{self, ConfineError};
 use crate::control::server;
-use crate::dns::network::Workers;
+use crate::names::{Ledger, LedgerError};
+use crate::network::{Shared, Workers};
 
 /// What the edge is told on its command line.
 #[derive(Debug, Clone)]
@@ -33,6 +34,8 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Names(#[from] LedgerError),
     #[error("the runtime could not be started")]
     Runtime(#[source] io::Error),
 }
@@ -58,6 +61,9 @@ pub fn run(config: EdgeConfig) -> Result<(), RunError> {
         listen(&config.control).map_err(failed)?.ok_or_else(|| RunError::Occupied(config.control.clone()))?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     let directory = config.control.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Open before the edge can open nothing any more.
+    let stem = config.control.file_stem().unwrap_or_default().to_string_lossy();
+    let shared = Shared::new(Ledger::open(directory, &format!("{stem}-names"))?);
     confine::confine(config.uid, config.gid, directory)?;
 
     let workers = Workers::start(workers).map_err(RunError::Runtime)?;
@@ -67,7 +73,7 @@ pub fn run(config: EdgeConfig) -> Result<(), RunError> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
         tracing::info!(uid = config.uid, gid = config.gid, "the edge is ready");
-        server::serve(listener, daemon_uid, workers).await;
+        server::serve(listener, daemon_uid, workers, shared).await;
         Ok(())
     });
     tracing::info!("the edge ends");

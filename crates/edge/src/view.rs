@@ -1,16 +1,30 @@
 //! What the daemon hands to the edge.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 
 use ipnet::Ipv6Net;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
+};
 use serde::{Deserialize, Serialize};
-use warren_model::{NetworkCidr, NetworkNumber};
+use warren_model::policy::{Group, Member, NameRule};
+use warren_model::{AccountId, Label, NetworkCidr, NetworkId, NetworkNumber};
 
-/// What the resolver of one network answers: a snapshot that replaces the one before it as a whole.
+/// The port of the listeners that take what goes to a synthetic address.
+pub const TRANSPARENT_PORT: u16 = 3129;
+/// The port of the proxy on the gateway.
+pub const PROXY_PORT: u16 = 3128;
+
+/// Everything that the edge knows of one network: a snapshot that replaces the one before it as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkView {
+    pub account: AccountId,
+    pub network: NetworkId,
+    pub name: Label,
     pub number: NetworkNumber,
     /// Chosen by the daemon; the edge only repeats it.
     pub generation: u64,
@@ -22,8 +36,21 @@ pub struct NetworkView {
     pub cidr6: Ipv6Net,
     /// The names in `.internal`. `gateway.internal` is always there and cannot be given to a member.
     pub names: Vec<NameRecord>,
-    /// Where every other name is looked up, in order of preference. Empty: nothing outside is looked up.
+    /// Where every other name is looked up, in order of preference. Empty: nothing outside is looked up, and names that
+    /// a rule allows get synthetic addresses.
     pub forward: Vec<SocketAddr>,
+    /// The range of the synthetic IPv6 addresses ([`warren_model::UlaPrefix::names`]), at most a /96.
+    pub names6: Ipv6Net,
+    /// Who is in the network. Nobody else is answered.
+    pub members: Vec<Member>,
+    /// The groups of the members, by each of their addresses.
+    pub groups: BTreeMap<IpAddr, Group>,
+    /// What each group may reach by name.
+    pub rules: BTreeMap<Group, Vec<NameRule>>,
+    /// Who is asked for the names that a rule allows, in order of preference.
+    pub resolvers: Vec<SocketAddr>,
+    /// The hash of the policy that `groups` and `rules` follow from.
+    pub policy: String,
 }
 
 /// One name of a network and the two addresses behind it.
@@ -36,39 +63,134 @@ pub struct NameRecord {
     pub ipv6: Ipv6Addr,
 }
 
-/// The sockets of one network, bound to port 53 of its gateway addresses inside its namespace; the TCP ones listen.
+/// The sockets of one network, made inside its namespace; the TCP ones listen.
 #[derive(Debug)]
 pub struct Sockets {
+    /// Port 53 of the gateway's addresses.
     pub udp4: OwnedFd,
     pub udp6: OwnedFd,
     pub tcp4: OwnedFd,
     pub tcp6: OwnedFd,
+    /// [`TRANSPARENT_PORT`] of every address, with `IP_TRANSPARENT`: the local address of a connection is the one that
+    /// the machine dialled.
+    pub transparent4: OwnedFd,
+    pub transparent6: OwnedFd,
+    /// [`PROXY_PORT`] of the gateway's addresses.
+    pub proxy4: OwnedFd,
+    pub proxy6: OwnedFd,
 }
 
 impl Sockets {
     /// How many descriptors travel with a view.
-    pub(crate) const COUNT: usize = 4;
+    pub(crate) const COUNT: usize = 8;
 
     pub(crate) fn into_descriptors(self) -> [OwnedFd; Self::COUNT] {
-        [self.udp4, self.udp6, self.tcp4, self.tcp6]
+        let Self { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 } = self;
+        [udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6]
     }
 
     /// The inverse of [`Self::into_descriptors`].
     pub(crate) fn from_descriptors(descriptors: [OwnedFd; Self::COUNT]) -> Self {
-        let [udp4, udp6, tcp4, tcp6] = descriptors;
-        Self { udp4, udp6, tcp4, tcp6 }
+        let [udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6] = descriptors;
+        Self { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 }
     }
 
-    /// Binds all four to these addresses and this port in the network namespace of the calling thread.
+    /// Binds all of them in the network namespace of the calling thread, which needs `CAP_NET_ADMIN` there.
     ///
-    /// Port 0 lets the kernel choose one for each socket. Fails like `bind(2)`.
-    pub fn bind(gateway4: Ipv4Addr, gateway6: Ipv6Addr, port: u16) -> std::io::Result<Self> {
-        let (v4, v6) = (SocketAddr::new(IpAddr::V4(gateway4), port), SocketAddr::new(IpAddr::V6(gateway6), port));
+    /// `port` is where DNS is answered. Port 0 lets the kernel choose one for each socket, and puts the transparent
+    /// listeners on the gateway's addresses. Fails like `bind(2)`.
+    pub fn bind(gateway4: Ipv4Addr, gateway6: Ipv6Addr, port: u16) -> io::Result<Self> {
+        let (v4, v6) = (IpAddr::V4(gateway4), IpAddr::V6(gateway6));
+        let (any4, any6, transparent, proxy) = match port {
+            0 => (v4, v6, 0, 0),
+            _ => (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into(), TRANSPARENT_PORT, PROXY_PORT),
+        };
         Ok(Self {
-            udp4: UdpSocket::bind(v4)?.into(),
-            udp6: UdpSocket::bind(v6)?.into(),
-            tcp4: TcpListener::bind(v4)?.into(),
-            tcp6: TcpListener::bind(v6)?.into(),
+            udp4: UdpSocket::bind((v4, port))?.into(),
+            udp6: UdpSocket::bind((v6, port))?.into(),
+            tcp4: TcpListener::bind((v4, port))?.into(),
+            tcp6: TcpListener::bind((v6, port))?.into(),
+            transparent4: bind_transparent(any4, transparent)?,
+            transparent6: bind_transparent(any6, transparent)?,
+            proxy4: TcpListener::bind((v4, proxy))?.into(),
+            proxy6: TcpListener::bind((v6, proxy))?.into(),
         })
+    }
+}
+
+/// A listener whose connections keep the address that was dialled (ip(7), `IP_TRANSPARENT`). The option of the IPv4
+/// level counts for IPv6 sockets, too: it is one flag of the socket.
+fn bind_transparent(address: IpAddr, port: u16) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(family, SockType::Stream, flags, None)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    setsockopt(&fd, sockopt::IpTransparent, &true)?;
+    if address.is_ipv6() {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+    }
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, port)))?;
+    listen(&fd, Backlog::new(1024)?)?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use ulid::Ulid;
+    use warren_model::{MachineId, MemberNumber};
+
+    /// A member with this number, 2 to 255, and so with 10.0.1.{number}.
+    pub fn member(number: u32, name: &str) -> Member {
+        Member {
+            machine: MachineId::from_ulid(Ulid::from_parts(1, number.into())),
+            network: "lab".parse().unwrap(),
+            name: name.parse().unwrap(),
+            number: MemberNumber::new(number).unwrap(),
+            ipv4: Ipv4Addr::from(0x0a00_0100 + number),
+            ipv6: Ipv6Addr::from(0xfd12_3456_789a_0001_u128 << 64 | u128::from(number)),
+            tags: Default::default(),
+        }
+    }
+
+    /// A sealed network with nobody in it.
+    pub fn network_view() -> NetworkView {
+        NetworkView {
+            account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
+            network: NetworkId::from_ulid(Ulid::from_parts(1, 2)),
+            name: "lab".parse().unwrap(),
+            number: NetworkNumber::FIRST,
+            generation: 7,
+            gateway4: "10.0.0.1".parse().unwrap(),
+            gateway6: "fd12:3456:789a:1::1".parse().unwrap(),
+            cidr: "10.0.0.0/16".parse().unwrap(),
+            cidr6: "fd12:3456:789a:1::/80".parse().unwrap(),
+            names: vec![],
+            forward: vec![],
+            names6: "fd12:3456:789a:1:ffff::/80".parse().unwrap(),
+            members: vec![],
+            groups: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            resolvers: vec![],
+            policy: "0".repeat(64),
+        }
+    }
+
+    #[test]
+    fn a_view_reads_back_as_written() {
+        let mut view = network_view();
+        view.members = vec![member(2, "web")];
+        view.groups = [(view.members[0].ipv6.into(), Group(7))].into();
+        let rule = NameRule {
+            id: "gh".parse().unwrap(),
+            forbid: false,
+            pattern: "*.github.com".parse().unwrap(),
+            ports: vec!["tcp/443".parse().unwrap()],
+            application: None,
+        };
+        view.rules = [(Group(7), vec![rule])].into();
+        let text = serde_json::to_string(&view).unwrap();
+        assert_eq!(serde_json::from_str::<NetworkView>(&text).unwrap(), view);
     }
 }

@@ -7,8 +7,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Edge, addresses, loopback, question, record, try_udp, udp, view};
+use common::{Edge, addresses, error_text, loopback, question, record, try_udp, udp, view, with_rules};
 use hickory_proto::rr::RecordType;
+use nix::sys::signal::Signal;
 use warren_edge::{EdgeClient, EdgeError, EdgeLog, RefusalCode, SpawnConfig};
 
 const NAME: &str = "worker.vm.internal";
@@ -59,7 +60,8 @@ async fn it_holds_no_privilege_and_nothing_that_it_inherited() {
     for descriptor in std::fs::read_dir(format!("{process}/fd")).unwrap() {
         let target = std::fs::read_link(descriptor.unwrap().path()).unwrap().to_string_lossy().into_owned();
         let expected = ["socket:[", "anon_inode:", "/dev/null"].iter().any(|kind| target.starts_with(kind));
-        assert!(expected || target.ends_with("edge.log"), "{target}");
+        let own = ["edge.log", "edge-names-a", "edge-names-b"].iter().any(|name| target.ends_with(name));
+        assert!(expected || own, "{target}");
     }
 }
 
@@ -143,6 +145,28 @@ async fn an_edge_that_hangs_up_before_it_answers_is_none() {
 }
 
 #[tokio::test]
+async fn an_edge_of_another_version_is_asked_to_end_and_is_none() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let directory = tempfile::tempdir().unwrap();
+    let control = directory.path().join("edge.sock");
+    let older = tokio::net::UnixListener::bind(&control).unwrap();
+    let (client, asked) = tokio::join!(EdgeClient::connect(&control), async {
+        let (mut stream, _) = older.accept().await.unwrap();
+        let mut asked = Vec::new();
+        for answer in [r#"{"hello":{"protocol":1,"pid":1}}"#, r#""done""#] {
+            let mut request = vec![0; stream.read_u32().await.unwrap() as usize];
+            stream.read_exact(&mut request).await.unwrap();
+            asked.push(String::from_utf8(request).unwrap());
+            stream.write_u32(answer.len() as u32).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+        asked
+    });
+    assert!(client.unwrap().is_none());
+    assert_eq!(asked, [r#"{"hello":{"protocol":2}}"#, r#""shutdown""#]);
+}
+
+#[tokio::test]
 async fn a_crash_is_noticed_closes_everything_and_a_new_edge_takes_over() {
     let (mut edge, client) = Edge::start().await;
     let (sockets, at) = loopback();
@@ -161,6 +185,83 @@ async fn a_crash_is_noticed_closes_everything_and_a_new_edge_takes_over() {
     let (sockets, at) = loopback();
     client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
     assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
+}
+
+#[tokio::test]
+async fn an_edge_that_hangs_is_found_out_and_can_be_killed() {
+    let (edge, client) = Edge::start().await;
+    client.status().await.unwrap();
+    let begun = Instant::now();
+    edge.signal(Signal::SIGSTOP);
+    assert!(matches!(client.status().await, Err(EdgeError::TimedOut)));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    client.kill().await.unwrap();
+    assert!(EdgeClient::connect(&edge.control()).await.unwrap().is_none());
+    client.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_edge_that_hangs_while_it_is_watched_is_ended() {
+    let (edge, client) = Edge::start().await;
+    let watched = tokio::time::timeout(Duration::from_millis(2500), client.ended()).await;
+    assert!(watched.is_err(), "an edge that answers goes on");
+    edge.signal(Signal::SIGSTOP);
+    tokio::time::timeout(Duration::from_secs(20), client.ended()).await.expect("it is ended");
+    assert!(EdgeClient::connect(&edge.control()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_edge_that_does_not_even_greet_is_none() {
+    let (mut edge, client) = Edge::start().await;
+    edge.signal(Signal::SIGSTOP);
+    drop(client);
+    assert!(EdgeClient::connect(&edge.control()).await.unwrap().is_none());
+    let next = EdgeClient::spawn(&edge.config()).await.unwrap();
+    edge.pid = next.pid();
+    next.status().await.unwrap();
+}
+
+#[tokio::test]
+async fn synthetic_addresses_and_refusals_outlive_who_gave_them() {
+    let (mut edge, client) = Edge::start().await;
+    let listed = with_rules(view(1, 1, &[]), &[("api", "*.example.com", &["tcp/443"])]);
+    let (sockets, at) = loopback();
+    client.put_network(&listed, Some(sockets)).await.unwrap();
+    let names: Vec<String> = (0..50).map(|index| format!("n{index}.example.com.")).collect();
+    let given: Vec<_> = names.iter().map(|name| addresses(&udp(at.udp4, name, RecordType::A))).collect();
+    assert!(given.iter().all(|addresses| addresses.len() == 1), "{given:?}");
+    let refused = udp(at.udp6, "evil.example.", RecordType::A);
+    let taken = client.take_denials(0).await.unwrap();
+    let [denial] = &taken.denials[..] else { panic!("{taken:?}") };
+    let reason = "no rule allows lab/agent to reach evil.example";
+    assert_eq!(error_text(&refused), format!("18 {}: {reason}", denial.id));
+    assert_eq!((denial.network, denial.machine), (listed.network, Some(listed.members[0].machine)));
+    assert!(denial.suggested_rule.is_some());
+
+    // The daemon that took it dies; the next one finds it again, and acknowledges it.
+    drop(client);
+    let client = EdgeClient::connect(&edge.control()).await.unwrap().expect("the edge is still there");
+    assert_eq!(client.take_denials(0).await.unwrap(), taken);
+    let rest = client.take_denials(taken.last).await.unwrap();
+    assert_eq!((rest.denials.len(), rest.totals.len()), (0, 1));
+
+    // Both die. The order in which names are asked for is another one, and the addresses are the same.
+    drop(client);
+    edge.kill();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while EdgeClient::connect(&edge.control()).await.unwrap().is_some() {
+        assert!(Instant::now() < deadline, "the edge is still there");
+    }
+    let client = EdgeClient::spawn(&edge.config()).await.unwrap();
+    edge.pid = client.pid();
+    let (sockets, at) = loopback();
+    client.put_network(&listed, Some(sockets)).await.unwrap();
+    assert_eq!(client.status().await.unwrap().names, 50);
+    for (name, before) in names.iter().zip(&given).rev() {
+        assert_eq!(addresses(&udp(at.udp4, name, RecordType::A)), *before, "{name}");
+    }
+    client.remove_network(listed.number).await.unwrap();
+    assert_eq!(client.status().await.unwrap().names, 0);
 }
 
 #[tokio::test]

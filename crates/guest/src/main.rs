@@ -16,6 +16,7 @@
 //! | [`files`] | reading, writing and listing |
 //! | [`configure`] | host name and the files that the host keeps |
 //! | [`procfs`], [`ports`] | processes and sockets |
+//! | [`probe`] | the same program as a command in a machine: the audit's probe |
 //!
 //! When the host's daemon dies, its commands cannot hand over their results any more. A command that holds a
 //! terminal or whose stdin is still open is ended, since what it waits for can never come; any other command runs on
@@ -28,6 +29,7 @@ mod console;
 mod exec;
 mod files;
 mod ports;
+mod probe;
 mod procfs;
 mod reaper;
 mod serve;
@@ -66,6 +68,9 @@ impl Agent {
 
 fn main() -> std::process::ExitCode {
     if std::process::id() != 1 {
+        if std::env::args_os().nth(1).is_some_and(|argument| argument == warren_model::probe::COMMAND) {
+            return probe::run();
+        }
         eprintln!("warren-guest is the first process of a machine and does nothing elsewhere");
         return std::process::ExitCode::from(2);
     }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use nix::errno::Errno;
 
 use crate::error::KernelError;
@@ -23,6 +23,9 @@ pub(crate) const LOOPBACK: u32 = 1;
 pub(crate) const METRIC: u32 = 1024;
 /// Of the routes that refuse what has no other way.
 const LAST: u32 = 1_000_000;
+
+/// [`warren_model::policy::NAMES_V4`].
+const NAMES_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 15);
 
 /// Forwarding; no redirects, source routes, router advertisements or addresses that the kernel makes up. Reverse path
 /// filtering is off: every source is pinned to its link by the rules, more strictly and in one lookup. Every refusal is
@@ -78,15 +81,29 @@ fn addresses(spec: &NetworkSpec) -> impl Iterator<Item = IpNet> {
     [IpAddr::from(spec.gateway4), NEXT_HOP_V4.into(), spec.gateway6.into()].into_iter().map(single)
 }
 
-/// An address of the network that nobody has is unreachable; everything else without a way is prohibited.
-fn routes(spec: &NetworkSpec) -> [Route; 4] {
+/// An address of the network that nobody has is unreachable; everything else without a way is prohibited. The addresses
+/// that stand for names outside are the router's own, so that its proxy can have them.
+fn routes(spec: &NetworkSpec) -> [Route; 6] {
     let nobody = |to: IpNet| Route { kind: RouteKind::Unreachable, to, via: None, link: 0, metric: METRIC };
     let outside =
         |family: IpAddr| Route { kind: RouteKind::Prohibit, to: everything(family), via: None, link: 0, metric: LAST };
+    let local = |to: IpNet| Route { kind: RouteKind::Local, to, via: None, link: LOOPBACK, metric: METRIC };
     [
+        local(NAMES_V4.into()),
+        local(spec.names6.into()),
         nobody(spec.cidr.net().into()),
         nobody(spec.cidr6.into()),
         outside(spec.gateway4.into()),
         outside(spec.gateway6.into()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_range_of_names_is_that_of_the_policy() {
+        assert_eq!(NAMES_V4.to_string(), warren_model::policy::NAMES_V4);
+    }
 }

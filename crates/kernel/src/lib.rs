@@ -8,20 +8,24 @@
 //!
 //! All functions block for as long as the kernel works (tenths of a millisecond to some tens of milliseconds) and may
 //! be called from any thread; async callers use `spawn_blocking`. Work on one network is done one call after the
-//! other, work on different networks at the same time. Each network keeps five descriptors open.
+//! other, work on different networks at the same time. Each network keeps five descriptors open, and two more once
+//! [`Kernel::denied`] was called.
 //!
-//! The one thread of this crate listens for changes that others make, once [`Kernel::changes`] was called.
+//! The one thread of this crate listens for changes that others make and for refused packets, once [`Kernel::changes`]
+//! or [`Kernel::denied`] was called.
 //!
 //! | module | holds |
 //! | --- | --- |
 //! | [`names`] | what the kernel shows by name |
 //! | `namespace` | making, pinning and entering namespaces |
 //! | `netlink`, `route` | messages to the kernel, in process |
-//! | `gateway`, `member`, `sockets` | what a router namespace consists of |
+//! | `gateway`, `member`, `peer`, `sockets` | what a router namespace consists of |
 //! | `firewall` | the rules, their members and counters |
+//! | [`denied`] | the packets that were refused, as the kernel reports them |
 //! | `host` | uplinks, the host's rules and forwarding |
 //! | `network` | one router namespace: sockets, knowledge, observation |
 
+pub mod denied;
 mod error;
 mod firewall;
 mod gateway;
@@ -31,27 +35,30 @@ pub mod names;
 mod namespace;
 mod netlink;
 mod network;
+mod peer;
 mod record;
 mod route;
 mod sockets;
 mod spec;
 mod watch;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
-use tokio::sync::broadcast;
-use warren_model::record::Egress;
+use tokio::sync::{broadcast, mpsc};
 use warren_model::{InstallationId, MemberNumber, NetworkNumber, UlaPrefix};
 
+pub use denied::{DeniedLosses, DeniedPacket};
 pub use error::KernelError;
-pub use firewall::{Flow, MemberCounters, MemberSpec, RulesState, Traffic};
+pub use firewall::{Flow, MemberCounters, MemberSpec, Refusal, RulesState, Traffic, UnknownRefusal};
 pub use gateway::{NEXT_HOP_V4, NEXT_HOP_V6};
 pub use host::{ForwardingState, HostForwarding};
-pub use spec::{GatewaySockets, NetworkSpec, ObservedLink, ObservedNetwork};
+pub use sockets::{PROXY_PORT, TRANSPARENT_PORT};
+pub use spec::{GatewaySockets, NFLOG_GROUP, NetworkSpec, ObservedLink, ObservedNetwork};
 
 use host::Host;
 use network::Network;
@@ -71,6 +78,7 @@ struct Inner {
     host: Host,
     networks: Mutex<BTreeMap<NetworkNumber, Arc<Network>>>,
     hints: broadcast::Sender<NetworkNumber>,
+    denied: Arc<denied::Sink>,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -89,7 +97,7 @@ impl Kernel {
     fn of(host: Host) -> Self {
         let (hints, _) = broadcast::channel(HINTS);
         let networks = Mutex::new(BTreeMap::new());
-        Self { inner: Arc::new(Inner { host, networks, hints, waker: Mutex::new(None) }) }
+        Self { inner: Arc::new(Inner { host, networks, hints, denied: Arc::default(), waker: Mutex::new(None) }) }
     }
 
     /// The networks of this installation that have a namespace, also half-made ones.
@@ -100,7 +108,7 @@ impl Kernel {
     }
 
     /// Makes the network, or completes a half-made one: afterwards exactly these members are admitted, and the uplink
-    /// is there just if egress is open. What is as wanted is not touched.
+    /// is there just if something may leave. What is as wanted is not touched.
     pub fn create_network(&self, spec: &NetworkSpec, members: &[MemberSpec]) -> Result<(), KernelError> {
         let path = names::namespace_path(self.inner.installation(), spec.number);
         namespace::ensure(&path)?;
@@ -108,14 +116,17 @@ impl Kernel {
         let mut operation = network.operate();
         gateway::apply(&mut operation.route, network.inside(), spec)?;
         let wanted: BTreeSet<MemberSpec> = members.iter().cloned().collect();
-        let (rules, admitted) = operation.rules(spec)?;
-        if rules != RulesState::Intact {
+        let seen = operation.see(spec)?;
+        if seen.state != RulesState::Intact {
             operation.load_rules(spec, members)?;
         } else {
-            let stale: Vec<_> = admitted.difference(&wanted).cloned().collect();
-            let new: Vec<_> = wanted.difference(&admitted).cloned().collect();
-            operation.expel(&stale)?;
-            operation.admit(&new)?;
+            let stale: Vec<_> = seen.admitted.difference(&wanted).cloned().collect();
+            let new: Vec<_> = wanted.difference(&seen.admitted).cloned().collect();
+            if !stale.is_empty() {
+                operation.expel(&stale)?;
+            }
+            // What the policy says, too.
+            operation.admit(spec, &new)?;
         }
         self.fit_uplink(&mut operation.route, spec)
     }
@@ -147,9 +158,9 @@ impl Kernel {
             other => other?,
         };
         let host = &self.inner.host;
-        let observed = network.observe(spec, |router| match spec.egress {
-            Egress::Open => host.is_connected(router, spec.number),
-            Egress::Deny => host.has_uplink(spec.number),
+        let observed = network.observe(spec, |router| match spec.rules.exits {
+            true => host.is_connected(router, spec.number, &spec.rules.private_exits),
+            false => host.has_uplink(spec.number),
         })?;
         Ok(Some(observed))
     }
@@ -161,10 +172,10 @@ impl Kernel {
         gateway::apply(&mut operation.route, network.inside(), spec)
     }
 
-    /// Makes good the uplink of an open network, or removes that of a sealed one.
+    /// Makes good the uplink of a network from which something may leave, or removes that of a sealed one.
     ///
     /// # Errors
-    /// [`KernelError::ForwardingOff`] for an open network on a host that does not forward.
+    /// [`KernelError::ForwardingOff`] for the former on a host that does not forward.
     pub fn repair_uplink(&self, spec: &NetworkSpec) -> Result<(), KernelError> {
         self.fit_uplink(&mut self.network(spec.number)?.operate().route, spec)
     }
@@ -175,9 +186,16 @@ impl Kernel {
         self.network(spec.number)?.operate().load_rules(spec, members)
     }
 
-    /// Lets the members' packets pass, all at once. Members that are admitted keep their counters.
-    pub fn admit(&self, number: NetworkNumber, members: &[MemberSpec]) -> Result<(), KernelError> {
-        self.network(number)?.operate().admit(members)
+    /// Makes the rules say what the specification says, at once for every packet. Where only who and what is named in
+    /// them changed, those elements are changed and nothing else; otherwise all rules are replaced, with these members.
+    pub fn apply_policy(&self, spec: &NetworkSpec, members: &[MemberSpec]) -> Result<(), KernelError> {
+        self.network(spec.number)?.operate().apply_policy(spec, members)
+    }
+
+    /// Lets the members' packets pass, all at once and together with what the policy says about them. Members that are
+    /// admitted keep their counters.
+    pub fn admit(&self, spec: &NetworkSpec, members: &[MemberSpec]) -> Result<(), KernelError> {
+        self.network(spec.number)?.operate().admit(spec, members)
     }
 
     /// Stops the members' packets, all at once. Fine for those that are not admitted.
@@ -213,7 +231,49 @@ impl Kernel {
         }
     }
 
-    /// Opens sockets on port 53 of the gateway. Only one set can be open at a time.
+    /// Links the routers of two networks, with routes to the ranges that the rules of each list for the other. An
+    /// existing link is made good, a wrong one replaced; what is right is not touched.
+    ///
+    /// # Errors
+    /// [`KernelError::NoNetwork`] with the number of a network that is not made yet: to be tried again when it is.
+    pub fn link_networks(&self, one: &NetworkSpec, other: &NetworkSpec) -> Result<(), KernelError> {
+        let failed = network::refused(one.number, "link it to another network");
+        // In the same order whoever calls, so that two calls never wait for each other.
+        let (one, other) = match one.number.cmp(&other.number) {
+            Ordering::Less => (one, other),
+            Ordering::Greater => (other, one),
+            Ordering::Equal => return Err(failed(Errno::ELOOP)),
+        };
+        let (network, peer) = (self.network(one.number)?, self.network(other.number)?);
+        let (mut router, mut other_router) = (network.operate(), peer.operate());
+        let ranges = |of: &'_ NetworkSpec, to: NetworkNumber| of.rules.links.get(&to).cloned().unwrap_or_default();
+        let (ranges, other_ranges) = (ranges(one, other.number), ranges(other, one.number));
+        let mut here =
+            peer::End { number: one.number, router: &mut router.route, inside: network.inside(), ranges: &ranges };
+        let mut there = peer::End {
+            number: other.number,
+            router: &mut other_router.route,
+            inside: peer.inside(),
+            ranges: &other_ranges,
+        };
+        peer::link(self.inner.installation(), &mut here, &mut there).map_err(failed)
+    }
+
+    /// Removes the link between two networks, whichever of them are there. Fine if absent.
+    pub fn unlink_networks(&self, one: NetworkNumber, other: NetworkNumber) -> Result<(), KernelError> {
+        for (number, to) in [(one, other), (other, one)] {
+            let network = match self.network(number) {
+                Err(KernelError::NoNetwork(_)) => continue,
+                other => other?,
+            };
+            let name = names::peer_link(self.inner.installation(), to);
+            peer::remove(&mut network.operate().route, &name)
+                .map_err(network::refused(number, "remove its link to another network"))?;
+        }
+        Ok(())
+    }
+
+    /// Opens the sockets on which the edge serves the network. Only one set can be open at a time.
     pub fn gateway_sockets(&self, spec: &NetworkSpec) -> Result<GatewaySockets, KernelError> {
         sockets::open(self.network(spec.number)?.inside(), spec)
     }
@@ -221,6 +281,11 @@ impl Kernel {
     /// What each admitted member sent and received since it was admitted.
     pub fn counters(&self, number: NetworkNumber) -> Result<BTreeMap<MemberNumber, MemberCounters>, KernelError> {
         self.network(number)?.operate().counters()
+    }
+
+    /// The packets of each admitted member that were refused since it was admitted, whatever for.
+    pub fn refused(&self, number: NetworkNumber) -> Result<BTreeMap<MemberNumber, Traffic>, KernelError> {
+        self.network(number)?.operate().refused()
     }
 
     /// What was dropped because its sender was not who it said it was (IP, ARP and neighbour discovery).
@@ -232,19 +297,22 @@ impl Kernel {
     /// one may be lost while an operation of our own runs: observe now and then without one, too.
     pub fn changes(&self) -> Result<broadcast::Receiver<NetworkNumber>, KernelError> {
         let hints = self.inner.hints.subscribe();
-        {
-            let mut waker = self.inner.waker.lock().unwrap_or_else(PoisonError::into_inner);
-            if waker.is_none() {
-                *waker = Some(watch::start(Arc::downgrade(&self.inner), self.inner.hints.clone())?);
-            }
-        }
-        for number in self.networks()? {
-            match self.network(number) {
-                Ok(_) | Err(KernelError::NoNetwork(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.watch()?;
         Ok(hints)
+    }
+
+    /// The packets that the rules refused, of all networks, from now on; an earlier receiver gets nothing more. Whoever
+    /// is slow misses some; [`Kernel::denied_losses`] counts them. The rules' own counters miss nothing.
+    pub fn denied(&self) -> Result<mpsc::Receiver<DeniedPacket>, KernelError> {
+        let packets = self.inner.denied.open();
+        self.watch()?;
+        self.inner.wake();
+        Ok(packets)
+    }
+
+    /// What [`Kernel::denied`] did not report, and which networks it cannot read.
+    pub fn denied_losses(&self) -> DeniedLosses {
+        self.inner.denied.losses()
     }
 
     /// IP forwarding of the host, which open networks need.
@@ -257,10 +325,27 @@ impl Kernel {
         host::routes_here()
     }
 
+    /// Starts the thread that listens, unless it runs, and opens all networks for it.
+    fn watch(&self) -> Result<(), KernelError> {
+        {
+            let mut waker = self.inner.waker.lock().unwrap_or_else(PoisonError::into_inner);
+            if waker.is_none() {
+                *waker = Some(watch::start(Arc::downgrade(&self.inner), self.inner.hints.clone())?);
+            }
+        }
+        for number in self.networks()? {
+            match self.network(number) {
+                Ok(_) | Err(KernelError::NoNetwork(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn fit_uplink(&self, router: &mut netlink::Socket, spec: &NetworkSpec) -> Result<(), KernelError> {
-        match spec.egress {
-            Egress::Open => self.inner.host.connect(router, spec.number),
-            Egress::Deny => self.inner.host.disconnect(spec.number),
+        match spec.rules.exits {
+            true => self.inner.host.connect(router, spec.number, &spec.rules.private_exits),
+            false => self.inner.host.disconnect(spec.number),
         }
     }
 

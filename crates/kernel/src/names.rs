@@ -55,6 +55,16 @@ pub fn uplink_prefix(installation: &InstallationId) -> String {
     format!("w{installation}u")
 }
 
+/// `w{installation}p{number}`: a router's end of its link to the router of that other network.
+pub fn peer_link(installation: &InstallationId, other: NetworkNumber) -> String {
+    format!("w{installation}p{other}")
+}
+
+/// The other network, whose link has this name in a router namespace.
+pub fn parse_peer_link(installation: &InstallationId, name: &str) -> Option<NetworkNumber> {
+    decimal(name.strip_prefix('w')?.strip_prefix(installation.as_str())?.strip_prefix('p')?)
+}
+
 /// `warren_{installation}`: the table in the host's namespace.
 pub fn host_table(installation: &InstallationId) -> String {
     format!("warren_{installation}")
@@ -77,6 +87,10 @@ mod tests {
             assert_eq!(parse_namespace(&installation, &namespace(&installation, network)), Some(network));
             assert_eq!(parse_uplink(&installation, &uplink(&installation, network)), Some(network));
             assert!(uplink(&installation, network).len() <= 15);
+            let peer = peer_link(&installation, network);
+            assert!(peer.len() <= 15);
+            assert_eq!(parse_peer_link(&installation, &peer), Some(network));
+            assert_eq!(parse_uplink(&installation, &peer), None);
         }
         for number in [2, 0xabcd, u32::MAX] {
             let member = MemberNumber::new(number).unwrap();
@@ -94,6 +108,9 @@ mod tests {
         }
         for name in ["eth0", "wabcdem0000000", "wabcdem0000000G", "wabcdem00000000", "wabcdem+0000001"] {
             assert_eq!(parse_member_link(&installation, name), None, "{name}");
+        }
+        for name in ["eth0", "wabcdep", "wabcdep0", "wabcdep01", "wabcdep65536", "wabcdfp1", "wabcdeu1", "wabcdep+1"] {
+            assert_eq!(parse_peer_link(&installation, name), None, "{name}");
         }
     }
 }

@@ -37,6 +37,17 @@ pub(crate) fn current() -> Result<OwnedFd, KernelError> {
     File::open(OWN).map(OwnedFd::from).map_err(file("open", Path::new(OWN)))
 }
 
+/// A new namespace that goes with the descriptor.
+pub(crate) fn fresh() -> Result<OwnedFd, KernelError> {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(namespace("make", Path::new("of its own")))?;
+            current()
+        });
+        inside.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
 /// The pinned namespace, or `None` when there is none: also when the file is only what a crash left behind.
 pub(crate) fn open(path: &Path) -> Result<Option<OwnedFd>, KernelError> {
     let opened = match File::open(path) {

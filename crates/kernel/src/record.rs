@@ -5,31 +5,40 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use warren_model::record::Egress;
-
 use crate::error::KernelError;
 use crate::firewall::digest::Digest;
+use crate::firewall::shape::Shape;
 use crate::namespace::file;
 
-const OPEN: &str = "open";
-const SEALED: &str = "sealed";
-
+/// What the network's rules were when they were loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// A hash of the text without members: what was asked for.
+    /// A hash of what was asked for, without members and policy.
+    base: String,
+    /// A hash of the fixed rules.
     text: String,
     /// What the kernel made of it.
     kernel: Digest,
-    pub(crate) egress: Egress,
+    pub(crate) shape: Shape,
 }
 
 impl Record {
-    pub(crate) fn new(text: &str, kernel: Digest, egress: Egress) -> Self {
-        Self { text: blake3::hash(text.as_bytes()).to_hex().to_string(), kernel, egress }
+    pub(crate) fn new(base: &str, text: &str, kernel: Digest, shape: Shape) -> Self {
+        Self { base: hash(base), text: hash(text), kernel, shape }
+    }
+
+    /// Whether this network was asked for, of this version of Warren, whatever its policy.
+    pub(crate) fn is_based_on(&self, base: &str) -> bool {
+        self.base == hash(base)
     }
 
     pub(crate) fn is_of(&self, text: &str) -> bool {
-        self.text == blake3::hash(text.as_bytes()).to_hex().to_string()
+        self.text == hash(text)
+    }
+
+    /// Whether the kernel has what was loaded, elements of members and policy aside.
+    pub(crate) fn is_in(&self, found: &Digest) -> bool {
+        self.kernel == *found
     }
 
     /// Whether tables, chains and sets are still those that were made.
@@ -40,20 +49,14 @@ impl Record {
     /// `None` when there is none, or none that can be read: then the rules are loaded again, which harms nobody.
     pub(crate) fn read(path: &Path) -> Option<Self> {
         let content = fs::read_to_string(path).ok()?;
-        let [text, skeleton, whole, egress] = content.lines().collect::<Vec<_>>()[..] else { return None };
-        let egress = match egress {
-            OPEN => Egress::Open,
-            SEALED => Egress::Deny,
-            _ => return None,
-        };
+        let [base, text, skeleton, whole, shape] = content.lines().collect::<Vec<_>>()[..] else { return None };
         let kernel = Digest { skeleton: skeleton.to_owned(), whole: whole.to_owned() };
-        Some(Self { text: text.to_owned(), kernel, egress })
+        Some(Self { base: base.to_owned(), text: text.to_owned(), kernel, shape: shape.parse().ok()? })
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<(), KernelError> {
-        let egress = if self.egress == Egress::Open { OPEN } else { SEALED };
-        let Digest { skeleton, whole } = &self.kernel;
-        write_file(path, &format!("{}\n{skeleton}\n{whole}\n{egress}\n", self.text))
+        let Self { base, text, kernel: Digest { skeleton, whole }, shape } = self;
+        write_file(path, &format!("{base}\n{text}\n{skeleton}\n{whole}\n{shape}\n"))
     }
 
     /// Fine if absent.
@@ -78,4 +81,8 @@ pub(crate) fn write_file(path: &Path, content: &str) -> Result<(), KernelError> 
     }
     fs::write(&new, content).map_err(file("write", &new))?;
     fs::rename(&new, path).map_err(file("replace", path))
+}
+
+fn hash(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().to_string()
 }

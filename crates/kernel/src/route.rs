@@ -38,6 +38,8 @@ const ONLINK: u32 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum RouteKind {
     Unicast = 1,
+    /// What goes there is for the namespace itself.
+    Local = 2,
     Unreachable = 7,
     Prohibit = 8,
 }
@@ -47,7 +49,7 @@ pub(crate) struct Route {
     pub(crate) kind: RouteKind,
     pub(crate) to: IpNet,
     pub(crate) via: Option<IpAddr>,
-    /// The link's index; for unreachable and prohibit routes 0.
+    /// The link's index; for unreachable and prohibit routes 0, for local ones that of `lo`.
     pub(crate) link: u32,
     /// 0 leaves it to the kernel (IPv6: 1024).
     pub(crate) metric: u32,
@@ -126,13 +128,29 @@ pub(crate) fn address(link: u32, address: IpNet) -> Message {
 }
 
 pub(crate) fn route(route: &Route) -> Message {
-    let scope = if route.to.addr().is_ipv4() && route.via.is_none() && route.link != 0 { 253 } else { 0 };
+    // RT_SCOPE_HOST, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE; IPv6 has none.
+    let scope = match route.kind {
+        _ if route.to.addr().is_ipv6() => 0,
+        RouteKind::Local => 254,
+        _ if route.via.is_none() && route.link != 0 => 253,
+        _ => 0,
+    };
+    route_message(24, CREATE | REPLACE, route, STATIC, scope)
+}
+
+/// Deletes the route, whoever made it.
+pub(crate) fn delete_route(route: &Route) -> Message {
+    // RTPROT_UNSPEC and RT_SCOPE_NOWHERE match every protocol and scope.
+    route_message(25, 0, route, 0, 255)
+}
+
+fn route_message(kind: u16, flags: u16, route: &Route, protocol: u8, scope: u8) -> Message {
     let to = route.to;
-    let mut fixed = [family(to.addr()), to.prefix_len(), 0, 0, MAIN, STATIC, scope, route.kind as u8, 0, 0, 0, 0];
+    let mut fixed = [family(to.addr()), to.prefix_len(), 0, 0, MAIN, protocol, scope, route.kind as u8, 0, 0, 0, 0];
     if route.via.is_some() {
         fixed[8..].copy_from_slice(&ONLINK.to_ne_bytes());
     }
-    let mut message = Message::new(24, CREATE | REPLACE, &fixed);
+    let mut message = Message::new(kind, flags, &fixed);
     if to.prefix_len() > 0 {
         message = message.put(1, &octets(to.addr()));
     }
@@ -159,6 +177,15 @@ pub(crate) fn neighbour(neighbour: &Neighbour) -> Message {
 /// One link by name, `None` when there is none.
 pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, Errno> {
     match socket.get(Message::new(18, 0, &[0; LINK]).put_text(3, name)) {
+        Ok(reply) => Ok(parse_link(&reply)),
+        Err(Errno::ENODEV) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// One link by its index, `None` when there is none.
+pub(crate) fn link_by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, Errno> {
+    match socket.get(Message::new(18, 0, &link_header(index, 0, 0))) {
         Ok(reply) => Ok(parse_link(&reply)),
         Err(Errno::ENODEV) => Ok(None),
         Err(errno) => Err(errno),
@@ -221,7 +248,7 @@ pub(crate) fn addresses(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, Errno>
         .collect())
 }
 
-/// The unicast, unreachable and prohibit routes of the main table.
+/// The unicast, local, unreachable and prohibit routes of the main table.
 pub(crate) fn routes(socket: &mut Socket) -> Result<Vec<Route>, Errno> {
     let mut fixed = [0u8; ROUTE];
     fixed[4] = MAIN;
@@ -314,6 +341,7 @@ fn parse_route(reply: &Reply) -> Option<Route> {
     }
     let kind = match fixed[7] {
         1 => RouteKind::Unicast,
+        2 => RouteKind::Local,
         7 => RouteKind::Unreachable,
         8 => RouteKind::Prohibit,
         _ => return None,
@@ -327,7 +355,10 @@ fn parse_route(reply: &Reply) -> Option<Route> {
         Some(address) => IpNet::new(address, fixed[1]).ok()?,
         None => any,
     };
-    let link = if kind == RouteKind::Unicast { attributes.find(4).and_then(native32).unwrap_or(0) } else { 0 };
+    let link = match kind {
+        RouteKind::Unicast | RouteKind::Local => attributes.find(4).and_then(native32).unwrap_or(0),
+        RouteKind::Unreachable | RouteKind::Prohibit => 0,
+    };
     Some(Route {
         kind,
         to,

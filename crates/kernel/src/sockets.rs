@@ -1,6 +1,6 @@
-//! Sockets on the gateway's address, opened in the router namespace and handed to whoever answers there.
+//! Sockets on the gateway, opened in the router namespace and handed to whoever answers there.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -14,23 +14,54 @@ use crate::namespace;
 use crate::spec::{GatewaySockets, NetworkSpec};
 
 const DNS: u16 = 53;
+/// Where tools that want a proxy find one, on the gateway's addresses.
+pub const PROXY_PORT: u16 = 3128;
+/// Where the rules hand over connections to synthetic addresses.
+pub const TRANSPARENT_PORT: u16 = 3129;
 const WAITING: i32 = 1024;
 
 pub(crate) fn open(inside: BorrowedFd<'_>, spec: &NetworkSpec) -> Result<GatewaySockets, KernelError> {
     let network = spec.number;
-    let (four, six) = (IpAddr::from(spec.gateway4), IpAddr::from(spec.gateway6));
+    let [dns4, dns6] = [spec.gateway4.into(), spec.gateway6.into()].map(|gateway: IpAddr| (gateway, DNS));
+    let [proxy4, proxy6] = [dns4.0, dns6.0].map(|gateway| (gateway, PROXY_PORT));
+    let [any4, any6] =
+        [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()].map(|any: IpAddr| (any, TRANSPARENT_PORT));
     namespace::enter(inside, || {
         Ok(GatewaySockets {
-            udp4: bound(four, SockType::Datagram).map_err(refused(network, "UDP, IPv4"))?,
-            udp6: bound(six, SockType::Datagram).map_err(refused(network, "UDP, IPv6"))?,
-            tcp4: bound(four, SockType::Stream).map_err(refused(network, "TCP, IPv4"))?,
-            tcp6: bound(six, SockType::Stream).map_err(refused(network, "TCP, IPv6"))?,
+            udp4: bound(dns4, SockType::Datagram).map_err(refused(network, "UDP, IPv4"))?,
+            udp6: bound(dns6, SockType::Datagram).map_err(refused(network, "UDP, IPv6"))?,
+            tcp4: bound(dns4, SockType::Stream).map_err(refused(network, "TCP, IPv4"))?,
+            tcp6: bound(dns6, SockType::Stream).map_err(refused(network, "TCP, IPv6"))?,
+            transparent4: transparent(any4).map_err(refused(network, "transparent, IPv4"))?,
+            transparent6: transparent(any6).map_err(refused(network, "transparent, IPv6"))?,
+            proxy4: bound(proxy4, SockType::Stream).map_err(refused(network, "proxy, IPv4"))?,
+            proxy6: bound(proxy6, SockType::Stream).map_err(refused(network, "proxy, IPv6"))?,
         })
     })
     .map_err(refused(network, "entering its namespace"))?
 }
 
-fn bound(address: IpAddr, kind: SockType) -> Result<OwnedFd, Errno> {
+fn bound((address, port): (IpAddr, u16), kind: SockType) -> Result<OwnedFd, Errno> {
+    let fd = made(address, kind)?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, port)))?;
+    if kind == SockType::Stream {
+        listen(&fd, Backlog::new(WAITING)?)?;
+    }
+    Ok(fd)
+}
+
+/// A listener that takes connections to addresses that are not the router's own, as `tproxy` hands them over (the
+/// kernel's `tproxy.rst`).
+fn transparent((address, port): (IpAddr, u16)) -> Result<OwnedFd, Errno> {
+    let fd = made(address, SockType::Stream)?;
+    // One flag of the socket for both families; `IP_TRANSPARENT` sets it on an IPv6 socket, too (`ipv6_setsockopt`).
+    setsockopt(&fd, sockopt::IpTransparent, &true)?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, port)))?;
+    listen(&fd, Backlog::new(WAITING)?)?;
+    Ok(fd)
+}
+
+fn made(address: IpAddr, kind: SockType) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     if kind == SockType::Stream {
@@ -39,10 +70,6 @@ fn bound(address: IpAddr, kind: SockType) -> Result<OwnedFd, Errno> {
     }
     if address.is_ipv6() {
         setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
-    }
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, DNS)))?;
-    if kind == SockType::Stream {
-        listen(&fd, Backlog::new(WAITING)?)?;
     }
     Ok(fd)
 }

@@ -11,6 +11,7 @@ use warren_model::record::Egress;
 fn is_whole(seen: &ObservedNetwork, members: usize) -> bool {
     seen.gateway_intact
         && seen.rules == RulesState::Intact
+        && seen.policy
         && seen.admitted.len() == members
         && seen.links.len() == members
         && seen.links.values().all(|link| link.up && link.routed)
@@ -130,14 +131,17 @@ fn a_restarted_daemon_finds_everything_as_it_was() {
     let seen = again.observe(&spec).unwrap().unwrap();
     assert!(is_whole(&seen, 2), "{seen:?}");
     let third = fixture.member(&spec, 9);
-    again.admit(spec.number, std::slice::from_ref(&third)).unwrap();
+    again.admit(&spec, std::slice::from_ref(&third)).unwrap();
     assert_eq!(again.observe(&spec).unwrap().unwrap().rules, RulesState::Intact);
     let seen = fixture.kernel.observe(&spec).unwrap().unwrap();
     assert!(seen.rules == RulesState::Intact && seen.admitted.contains(&third), "{seen:?}");
     assert!(talks(&machine_a, &machine_b, b.ipv4.into()));
 
     let open = fixture.spec(1, "10.0.0.0/16", Egress::Open);
-    assert_eq!(again.observe(&open).unwrap().unwrap().rules, RulesState::Altered, "other rules are wanted");
+    let seen = again.observe(&open).unwrap().unwrap();
+    assert!(seen.rules == RulesState::Intact && !seen.policy, "another policy is wanted: {seen:?}");
+    let elsewhere = fixture.spec(1, "10.1.0.0/16", Egress::Deny);
+    assert_eq!(again.observe(&elsewhere).unwrap().unwrap().rules, RulesState::Altered, "another network is wanted");
     again.create_network(&spec, &[a, b]).unwrap();
     assert!(is_whole(&again.observe(&spec).unwrap().unwrap(), 2), "who is not wanted is expelled");
 }
@@ -182,7 +186,7 @@ fn half_made_networks_are_completed_and_removal_leaves_nothing() {
 
     fixture.host.run(&format!("ip netns delete {}", fixture.router(&spec)));
     assert!(kernel.observe(&spec).unwrap().is_none());
-    assert!(matches!(kernel.admit(spec.number, std::slice::from_ref(&a)), Err(KernelError::NoNetwork(_))));
+    assert!(matches!(kernel.admit(&spec, std::slice::from_ref(&a)), Err(KernelError::NoNetwork(_))));
     kernel.create_network(&spec, &[a.clone(), b.clone()]).unwrap();
     kernel.attach(&spec, &a, machine_a.fd()).unwrap();
     kernel.attach(&spec, &b, machine_b.fd()).unwrap();
@@ -214,7 +218,7 @@ fn changes_of_others_are_hinted_and_own_ones_are_not() {
     while hints.try_recv().is_ok() {}
     fixture.kernel.load_rules(&spec, &[a.clone(), b.clone()]).unwrap();
     fixture.kernel.expel(spec.number, std::slice::from_ref(&b)).unwrap();
-    fixture.kernel.admit(spec.number, std::slice::from_ref(&b)).unwrap();
+    fixture.kernel.admit(&spec, std::slice::from_ref(&b)).unwrap();
     fixture.kernel.repair_gateway(&spec).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     assert!(hints.try_recv().is_err(), "own changes were hinted at");
@@ -240,7 +244,7 @@ fn a_thousand_members_and_one_more() {
     for number in 2000..2005 {
         let member = fixture.member(&spec, number);
         let machine = fixture.lab.namespace(&format!("late{number}"));
-        timed("  admit one more", &mut || fixture.kernel.admit(spec.number, std::slice::from_ref(&member)).unwrap());
+        timed("  admit one more", &mut || fixture.kernel.admit(&spec, std::slice::from_ref(&member)).unwrap());
         timed("  attach it", &mut || fixture.kernel.attach(&spec, &member, machine.fd()).unwrap());
         assert!(talks(&machine, &first, members[0].ipv4.into()));
     }

@@ -213,6 +213,35 @@ fn a_member_that_begins_flows_without_end_leaves_room_for_the_others() {
     assert_eq!(fixture.in_router(&spec, "nft list counter inet warren flooded"), dropped);
 }
 
+#[test]
+fn a_network_has_no_more_than_its_share_of_the_connections_that_the_host_tracks() {
+    let (_internet, fixture) = online();
+    fixture.kernel.forwarding().enable(true).unwrap();
+    let spec = fixture.spec(1, "10.0.0.0/16", Egress::Open);
+    let members: Vec<_> = (2..8).map(|number| fixture.member(&spec, number)).collect();
+    fixture.kernel.create_network(&spec, &members).unwrap();
+    let [(_, other), _] = fixture.pair(&fixture.spec(2, "10.0.0.0/16", Egress::Open));
+    for member in &members {
+        // As many as one member may begin at once.
+        fixture.machine(&spec, member).enter(|| {
+            let (four, six) = (UdpSocket::bind("0.0.0.0:0").unwrap(), UdpSocket::bind("[::]:0").unwrap());
+            for port in 1..=1000 {
+                four.send_to(b"x", (PUBLIC_V4, port)).unwrap();
+                six.send_to(b"x", (PUBLIC_V6, port)).unwrap();
+            }
+        });
+    }
+    let count = fixture.host.run("cat /proc/sys/net/netfilter/nf_conntrack_count");
+    let count: u32 = count.trim().parse().unwrap();
+    // A few of the last tick may still be on their way out.
+    assert!(count < 8300, "{count} flows are there");
+    let table = warren_kernel::names::host_table(&fixture.installation);
+    let crowded = fixture.host.run(&format!("nft list counter inet {table} crowded"));
+    assert!(!crowded.contains("packets 0 "), "{crowded}");
+    assert!(other.enter(|| fetch(PUBLIC_V4)).is_some() && other.enter(|| fetch(PUBLIC_V6)).is_some());
+    assert!(fixture.kernel.observe(&spec).unwrap().unwrap().uplink, "counting passed for a change by others");
+}
+
 /// Begins flows to as many ports as there are, of both families, and says how many.
 fn flood(stop: &AtomicBool) -> u64 {
     let (four, six) = (UdpSocket::bind("0.0.0.0:0").unwrap(), UdpSocket::bind("[::]:0").unwrap());

@@ -147,7 +147,7 @@ fn an_expelled_member_is_cut_off_and_the_others_are_not() {
     let spec = fixture.spec(1, "10.0.0.0/16", Egress::Deny);
     let [(a, machine_a), (b, machine_b)] = fixture.pair(&spec);
     let third = fixture.member(&spec, 4);
-    fixture.kernel.admit(spec.number, std::slice::from_ref(&third)).unwrap();
+    fixture.kernel.admit(&spec, std::slice::from_ref(&third)).unwrap();
     let machine_c = fixture.machine(&spec, &third);
     assert!(talks(&machine_c, &machine_a, a.ipv4.into()));
     for _ in 0..2 {
@@ -157,7 +157,7 @@ fn an_expelled_member_is_cut_off_and_the_others_are_not() {
     assert!(!machine_a.pings(&b.ipv4.to_string()));
     assert!(machine_c.pings(&a.ipv6.to_string()));
     for _ in 0..2 {
-        fixture.kernel.admit(spec.number, std::slice::from_ref(&b)).unwrap();
+        fixture.kernel.admit(&spec, std::slice::from_ref(&b)).unwrap();
     }
     assert!(talks(&machine_b, &machine_a, a.ipv6.into()));
 }

@@ -9,6 +9,8 @@
 //! host.run("ping -c1 -W1 1.1.1.1");
 //! ```
 //!
+//! [`Internet`] is small: a few addresses and an HTTP server. [`outside::Outside`] is the one to test boundaries against.
+//!
 //! Every namespace is named `lab-{pid}-{random}-{name}` and goes when its handle goes, also when the test panics. What
 //! a killed test left behind is swept by the next one. Nothing here ever touches the root namespace's links, routes or
 //! rules: a link is created inside one of the lab's namespaces, with its other end in another one.
@@ -17,6 +19,7 @@
 
 mod internet;
 mod namespace;
+pub mod outside;
 mod sweep;
 
 pub use internet::{Internet, NOT_GLOBAL, PUBLIC_V4, PUBLIC_V6, fetch};

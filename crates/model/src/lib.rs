@@ -17,15 +17,18 @@
 //! | [`access`] | what may be done inside a machine |
 //! | [`policy`] | what may talk to what |
 //! | [`denial`] | what a refusal by policy says |
+//! | [`audit`], [`probe`] | the proof that policy holds: what is asked for, and what a probe in a machine says |
 
 pub mod access;
 pub mod address;
 pub mod allocate;
+pub mod audit;
 pub mod cidr;
 pub mod denial;
 pub mod id;
 pub mod name;
 pub mod policy;
+pub mod probe;
 pub mod problem;
 pub mod record;
 pub mod reference;

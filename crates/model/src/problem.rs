@@ -94,6 +94,16 @@ codes! {
     RuntimeMissing = "runtime_missing", 503, "The OCI runtime is not installed";
     KernelFeatureMissing = "kernel_feature_missing", 503, "The kernel lacks something that is needed";
     ToolMissing = "tool_missing", 503, "The host lacks a program that is needed";
+    PolicyInvalid = "policy_invalid", 422, "The policy is not valid";
+    PolicyTestFailed = "policy_test_failed", 422, "A test of the policy fails";
+    PolicyConflict = "policy_conflict", 409, "Another policy was applied in between";
+    PolicyVersionNotFound = "policy_version_not_found", 404, "There is no such version of the policy";
+    NetworkInPolicy = "network_in_policy", 409, "The policy names the network";
+    TagNotOwned = "tag_not_owned", 403, "This key may not give that tag";
+    PolicyDenied = "denied_by_policy", 403, "Policy does not allow it";
+    ProxyRequestInvalid = "proxy_request_invalid", 400, "The proxy does not take this request";
+    UpstreamFailed = "upstream_failed", 502, "The server outside could not be reached";
+    UpstreamTimeout = "upstream_timeout", 504, "The server outside did not answer in time";
     NotReady = "not_ready", 503, "The server is not ready";
     Internal = "internal", 500, "Something went wrong inside Warren";
 }
@@ -119,6 +129,19 @@ pub struct Problem {
     /// Names this request in the server's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// Everything that is wrong with a document that was sent, and where.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<TextError>))]
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub errors: Box<[TextError]>,
+}
+
+/// Something wrong in a document that was sent. Lines and columns count from 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TextError {
+    pub line: usize,
+    pub column: usize,
+    pub message: String,
 }
 
 impl Problem {
@@ -130,6 +153,7 @@ impl Problem {
             code,
             detail: detail.into(),
             request_id: None,
+            errors: Box::default(),
         }
     }
 }

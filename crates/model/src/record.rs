@@ -11,6 +11,7 @@ use crate::allocate::{Hold, MemberKind};
 use crate::cidr::{NetworkCidr, UlaPrefix};
 use crate::id::{AccountId, EventId, InstallationId, KeyId, MachineId, NetworkId};
 use crate::name::{ImageName, Label, LabelKey, LabelValue, Tag};
+use crate::policy::Policy;
 use crate::problem::Code;
 
 /// What makes this installation different from every other one.
@@ -238,6 +239,12 @@ pub enum EventKind {
     MachineDeleted,
     /// Somebody changed what Warren keeps, and it was put right.
     DriftRepaired,
+    /// Another policy is in force, or an earlier one again.
+    PolicyApplied,
+    /// An audit that ran by itself did not pass, or could not run.
+    AuditFailed,
+    /// An audit that ran by itself saw something else than the one before.
+    AuditDiffered,
     ServerStarted,
 }
 
@@ -270,6 +277,24 @@ pub struct AuditEntry {
     pub request_id: String,
     /// What was asked for, without secrets.
     pub request: serde_json::Value,
+}
+
+/// A policy that was applied. Never changes; the one in force is named by its version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    /// Counts up from 1 in each account. 0 is the empty policy, which has no record.
+    pub version: u64,
+    /// [`Policy::hash`].
+    pub hash: String,
+    /// As it was written.
+    pub text: String,
+    pub policy: Policy,
+    pub applied_at: Timestamp,
+    /// The key that applied it.
+    pub key: KeyId,
+    /// The version whose text this is, when it was rolled back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back_from: Option<u64>,
 }
 
 /// What an idempotency key was used for.

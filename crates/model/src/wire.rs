@@ -21,6 +21,14 @@ macro_rules! shape {
     };
 }
 
+mod policy;
+
+pub use policy::{
+    AppliedPolicy, ApplyPolicy, BuiltinRule, ChangedNetwork, ChangedRule, Denial, Explain, Explanation, LiveFlow,
+    Passage, Passages, PolicyChange, PolicyDiff, PolicyInForce, PolicyRule, PolicySummary, Reach, ReachedMachine,
+    ReachedName, ReachedPort, RollBackPolicy, TestPolicy, TestedPolicy,
+};
+
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(ToSchema))]
@@ -297,6 +305,9 @@ shape! {
         pub timed_out: bool,
         /// More was written than an answer holds (1 MiB each); stream to get all of it.
         pub truncated: bool,
+        /// What was refused to the machine between start and end of the command.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub denials: Vec<Denial>,
     }
 }
 
@@ -324,8 +335,18 @@ pub enum ExecControl {
 #[cfg_attr(feature = "openapi", derive(ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ExecEvent {
-    Exit { status: i32, signal: Option<i32>, timed_out: bool },
-    Failed { problem: crate::Problem },
+    /// What was refused to the machine while the command ran; before `exit`, and only when there is any.
+    Denials {
+        denials: Vec<Denial>,
+    },
+    Exit {
+        status: i32,
+        signal: Option<i32>,
+        timed_out: bool,
+    },
+    Failed {
+        problem: crate::Problem,
+    },
 }
 
 shape! {
@@ -411,6 +432,30 @@ shape! {
         /// Make the directories above it, and accept one that is there.
         #[serde(default)]
         pub parents: bool,
+    }
+}
+
+shape! {
+    /// What an audit is about.
+    #[derive(Default)]
+    #[serde(deny_unknown_fields)]
+    pub struct RunAudit {
+        /// Only flows from machines of this network, by its id or name; of the whole account when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub network: Option<String>,
+    }
+}
+
+shape! {
+    #[serde(deny_unknown_fields)]
+    pub struct ScheduleAudit {
+        /// Seconds from one audit to the next, 60 to 31,536,000.
+        #[cfg_attr(feature = "openapi", schema(minimum = 60, maximum = 31_536_000))]
+        pub every_seconds: u64,
+        /// A directory on the server's host, as an absolute path, into which every report is written.
+        #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub report: Option<std::path::PathBuf>,
     }
 }
 

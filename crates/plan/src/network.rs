@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use warren_model::MemberNumber;
+use warren_model::{MemberNumber, NetworkNumber};
 
 /// A member as the rules know it. Its MAC follows from its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,7 +22,10 @@ pub struct DesiredNetwork {
     pub members: BTreeSet<Member>,
     /// Members on their way out: their links and admission are still theirs until their own plan removes them.
     pub leaving: BTreeSet<Member>,
-    pub open: bool,
+    /// Something may leave through the kernel.
+    pub exits: bool,
+    /// Networks with which policy allows traffic in either direction.
+    pub peers: BTreeSet<NetworkNumber>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,10 +43,14 @@ pub struct ObservedRouter {
     /// Addresses, routes and settings of the gateway are as they should be.
     pub gateway: bool,
     pub rules: Rules,
+    /// The rules say what the policy says.
+    pub policy: bool,
     pub admitted: BTreeSet<Member>,
     /// Links by member, and whether each is as it should be.
     pub links: BTreeMap<MemberNumber, bool>,
     pub uplink: bool,
+    /// Links to other networks, and whether each is as it should be.
+    pub peers: BTreeMap<NetworkNumber, bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,10 +69,15 @@ pub enum NetworkStep {
     RepairGateway,
     /// Replaces all rules and elements in one transaction.
     LoadRules,
+    /// Makes the rules say what the policy says now.
+    ApplyPolicy,
     Admit(BTreeSet<Member>),
     Expel(BTreeSet<Member>),
     /// Removes a link that belongs to no member.
     DetachStray(MemberNumber),
+    /// Joins this network to another one, or mends what joins them.
+    Link(NetworkNumber),
+    Unlink(NetworkNumber),
     /// The edge gets this network's sockets and names.
     Publish,
     /// The edge forgets this network.
@@ -81,9 +93,12 @@ impl NetworkStep {
         "create",
         "repair-gateway",
         "load-rules",
+        "apply-policy",
         "admit",
         "expel",
         "detach-stray",
+        "link",
+        "unlink",
         "publish",
         "withdraw",
         "remove",
@@ -95,9 +110,12 @@ impl NetworkStep {
             Self::Create => "create",
             Self::RepairGateway => "repair-gateway",
             Self::LoadRules => "load-rules",
+            Self::ApplyPolicy => "apply-policy",
             Self::Admit(_) => "admit",
             Self::Expel(_) => "expel",
             Self::DetachStray(_) => "detach-stray",
+            Self::Link(_) => "link",
+            Self::Unlink(_) => "unlink",
             Self::Publish => "publish",
             Self::Withdraw => "withdraw",
             Self::Remove => "remove",
@@ -107,7 +125,10 @@ impl NetworkStep {
 
     /// Whether the step mends what somebody else changed, in the life of a network that was whole before.
     pub fn repairs(&self) -> bool {
-        !matches!(self, Self::Admit(_) | Self::Publish | Self::Withdraw | Self::Remove | Self::Forget)
+        matches!(
+            self,
+            Self::Create | Self::RepairGateway | Self::LoadRules | Self::Expel(_) | Self::DetachStray(_)
+        )
     }
 }
 
@@ -120,6 +141,8 @@ impl fmt::Display for NetworkStep {
             Self::Admit(members) => write!(f, "admit {}", list(members)),
             Self::Expel(members) => write!(f, "expel {}", list(members)),
             Self::DetachStray(member) => write!(f, "detach-stray {member}"),
+            Self::Link(network) => write!(f, "link {network}"),
+            Self::Unlink(network) => write!(f, "unlink {network}"),
             other => f.write_str(other.as_str()),
         }
     }
@@ -156,11 +179,17 @@ fn plan_kept(desired: &DesiredNetwork, observed: &ObservedNetwork) -> Vec<Networ
     if !observed.published || observed.router.is_none() {
         steps.push(NetworkStep::Publish);
     }
+    // Last, since it waits for the other network.
+    let linked = |peer: &&NetworkNumber| {
+        observed.router.as_ref().is_some_and(|router| router.peers.get(peer) == Some(&true))
+    };
+    steps.extend(desired.peers.iter().filter(|peer| !linked(peer)).map(|peer| NetworkStep::Link(*peer)));
     steps
 }
 
 fn plan_router(desired: &DesiredNetwork, router: &ObservedRouter, steps: &mut Vec<NetworkStep>) {
-    if router.uplink != desired.open {
+    steps.extend(router.peers.keys().filter(|peer| !desired.peers.contains(peer)).map(|peer| NetworkStep::Unlink(*peer)));
+    if router.uplink != desired.exits {
         steps.push(NetworkStep::Create);
         return;
     }
@@ -180,6 +209,9 @@ fn plan_router(desired: &DesiredNetwork, router: &ObservedRouter, steps: &mut Ve
         }
         if !missing.is_empty() {
             steps.push(NetworkStep::Admit(missing));
+        }
+        if !router.policy {
+            steps.push(NetworkStep::ApplyPolicy);
         }
     } else {
         steps.push(NetworkStep::LoadRules);

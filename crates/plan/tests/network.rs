@@ -21,7 +21,7 @@ fn members(numbers: &[u32]) -> BTreeSet<Member> {
 }
 
 fn desired(numbers: &[u32]) -> DesiredNetwork {
-    DesiredNetwork { deleting: false, members: members(numbers), leaving: BTreeSet::new(), open: false }
+    DesiredNetwork { deleting: false, members: members(numbers), leaving: BTreeSet::new(), exits: false, peers: BTreeSet::new() }
 }
 
 fn observed(numbers: &[u32]) -> ObservedNetwork {
@@ -32,6 +32,8 @@ fn observed(numbers: &[u32]) -> ObservedNetwork {
             admitted: members(numbers),
             links: numbers.iter().map(|n| (MemberNumber::new(*n).unwrap(), true)).collect(),
             uplink: false,
+            policy: true,
+            peers: BTreeMap::new(),
         }),
         published: true,
         at_edge: true,
@@ -53,6 +55,8 @@ fn scenario(title: &str, desired: &DesiredNetwork, observed: &ObservedNetwork) -
 fn plans_are_as_written_down() {
     let two = desired(&[2, 3]);
     let none = ObservedNetwork { router: None, published: false, at_edge: false };
+    let number = |n| NetworkNumber::new(n).unwrap();
+    let linked = |peers: &[u16]| DesiredNetwork { peers: peers.iter().map(|n| number(*n)).collect(), ..desired(&[2, 3]) };
     let deleting = |numbers: &[u32]| DesiredNetwork { deleting: true, ..desired(numbers) };
     let text = [
         scenario("a new network", &two, &none),
@@ -80,7 +84,23 @@ fn plans_are_as_written_down() {
             &two,
             &ObservedNetwork { published: false, at_edge: false, ..observed(&[2, 3]) },
         ),
-        scenario("egress is to be open", &DesiredNetwork { open: true, ..two.clone() }, &observed(&[2, 3])),
+        scenario("egress is to be open", &DesiredNetwork { exits: true, ..two.clone() }, &observed(&[2, 3])),
+        scenario("the policy changed", &two, &router(|r| r.policy = false)),
+        scenario(
+            "a member joined and the policy changed",
+            &desired(&[2, 3, 4]),
+            &router(|r| r.policy = false),
+        ),
+        scenario("the policy links it to another network", &linked(&[5]), &observed(&[2, 3])),
+        scenario("a link is broken", &linked(&[5]), &router(|r| r.peers = [(number(5), false)].into())),
+        scenario(
+            "the policy links it to another network than before",
+            &linked(&[6]),
+            &router(|r| {
+                r.peers = [(number(5), true)].into();
+                r.policy = false
+            }),
+        ),
         scenario("it is to go and has members", &deleting(&[2]), &observed(&[2])),
         scenario("it is to go", &deleting(&[]), &observed(&[])),
         scenario("it is half removed", &deleting(&[]), &none),
@@ -122,6 +142,8 @@ fn a_hundred_thousand_members_are_planned() {
             admitted: BTreeSet::new(),
             links: BTreeMap::new(),
             uplink: false,
+            policy: true,
+            peers: BTreeMap::new(),
         }),
         published: true,
         at_edge: true,

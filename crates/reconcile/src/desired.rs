@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use warren_model::record::{Machine, Network, Power};
-use warren_model::{MachineId, NetworkId, NetworkNumber};
+use warren_model::record::{Machine, Network, PolicyVersion, Power};
+use warren_model::{AccountId, MachineId, NetworkId, NetworkNumber};
 use warren_store::schema::{self, Record};
 use warren_store::{Change, Revision, Store, StoreError, Typed, Watch, decode};
 
@@ -17,8 +17,11 @@ pub struct Desired {
     networks: HashMap<NetworkId, Arc<Network>>,
     machines: HashMap<MachineId, Arc<Machine>>,
     members: HashMap<NetworkId, BTreeMap<MachineId, Arc<Machine>>>,
+    policies: HashMap<AccountId, Arc<PolicyVersion>>,
     /// Counts what a network's members can see of each other.
     versions: HashMap<NetworkId, u64>,
+    /// Counts what policy can tell apart in an account: its policy, its networks, who is in them.
+    account_versions: HashMap<AccountId, u64>,
 }
 
 impl Desired {
@@ -56,16 +59,40 @@ impl Desired {
         self.versions.get(&network).copied().unwrap_or(0)
     }
 
+    pub fn networks_of(&self, account: AccountId) -> impl Iterator<Item = &Arc<Network>> {
+        self.networks.values().filter(move |network| network.account == account)
+    }
+
+    /// The policy that the account applied last; `None` when it never did.
+    pub fn policy(&self, account: AccountId) -> Option<Arc<PolicyVersion>> {
+        self.policies.get(&account).cloned()
+    }
+
+    /// Changes whenever the account's policy, or anything that it can speak of, changes.
+    pub fn account_version(&self, account: AccountId) -> u64 {
+        self.account_versions.get(&account).copied().unwrap_or(0)
+    }
+
+    /// Versions only grow: the highest is in force.
+    pub fn insert_policy(&mut self, account: AccountId, policy: PolicyVersion) {
+        if self.policies.get(&account).is_none_or(|known| known.version < policy.version) {
+            self.policies.insert(account, Arc::new(policy));
+            self.touch_account(account);
+        }
+    }
+
     pub fn insert_network(&mut self, network: Network) {
         self.touch(network.id);
+        self.touch_account(network.account);
         self.networks.insert(network.id, Arc::new(network));
     }
 
     pub fn insert_machine(&mut self, machine: Machine) {
-        let visible = |m: &Machine| (m.name.clone(), m.ports.clone(), m.power == Power::Gone);
+        let visible = |m: &Machine| (m.name.clone(), m.ports.clone(), m.tags.clone(), m.power == Power::Gone);
         let seen_alike = self.machines.get(&machine.id).is_some_and(|old| visible(old) == visible(&machine));
         if !seen_alike {
             self.touch(machine.network);
+            self.touch_account(machine.account);
         }
         let machine = Arc::new(machine);
         self.members.entry(machine.network).or_default().insert(machine.id, Arc::clone(&machine));
@@ -73,7 +100,9 @@ impl Desired {
     }
 
     pub fn remove_network(&mut self, id: NetworkId) {
-        self.networks.remove(&id);
+        if let Some(network) = self.networks.remove(&id) {
+            self.touch_account(network.account);
+        }
         self.members.remove(&id);
         self.versions.remove(&id);
     }
@@ -85,7 +114,12 @@ impl Desired {
             members.remove(&id);
         }
         self.touch(machine.network);
+        self.touch_account(machine.account);
         Some(machine.network)
+    }
+
+    fn touch_account(&mut self, account: AccountId) {
+        *self.account_versions.entry(account).or_insert(0) += 1;
     }
 
     fn touch(&mut self, network: NetworkId) {
@@ -117,17 +151,34 @@ pub(crate) async fn load(store: &dyn Store) -> Result<(SharedDesired, Box<dyn Wa
 async fn refill(store: &dyn Store, desired: &SharedDesired) -> Result<Box<dyn Watch>, StoreError> {
     let (networks, from): (_, Revision) = store.list_all(&schema::networks()).await?;
     let (machines, _) = store.list_all(&schema::machines()).await?;
+    let policies = policies(store).await?;
     let mut fresh = Desired::default();
     networks.into_iter().for_each(|network| fresh.insert_network(network.record));
     machines.into_iter().for_each(|machine| fresh.insert_machine(machine.record));
+    policies.into_iter().for_each(|(account, policy)| fresh.insert_policy(account, policy));
     {
         let mut now = desired.write();
         // Versions must not repeat, or a view made before would pass for one made after.
         let highest = now.versions.values().copied().max().unwrap_or(0);
         fresh.versions.values_mut().for_each(|version| *version += highest);
+        let highest = now.account_versions.values().copied().max().unwrap_or(0);
+        fresh.account_versions.values_mut().for_each(|version| *version += highest);
         *now = fresh;
     }
     store.watch("", from + 1).await
+}
+
+/// The policy in force of every account.
+async fn policies(store: &dyn Store) -> Result<Vec<(AccountId, PolicyVersion)>, StoreError> {
+    let (current, _) = store.list_all(&schema::policies_now()).await?;
+    let mut policies = Vec::new();
+    for now in current {
+        let Some(account) = schema::account_of(&now.key) else { continue };
+        if let Some(policy) = store.read(&schema::policy(account, now.record)).await? {
+            policies.push((account, policy.record));
+        }
+    }
+    Ok(policies)
 }
 
 /// Applies changes for ever and wakes the workers they concern.
@@ -170,7 +221,13 @@ fn apply(world: &World, change: &Change) {
         world.queue.push(Item::Machine(id));
         if let Some(network) = network {
             world.members_changed(network);
+            world.linked_networks_changed(network);
         }
+    } else if let Some(account) = schema::account_of_policy(&change.key)
+        && let Some(policy) = parse::<PolicyVersion>(change)
+    {
+        world.desired.write().insert_policy(account, policy);
+        world.enqueue_networks_of(account);
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
-use warren_edge::{EdgeClient, EdgeStatus, NetworkView, Sockets, SpawnConfig};
+use warren_edge::{EdgeClient, EdgeStatus, NetworkView, OpenFlow, Sockets, SpawnConfig, TakenDenials};
 use warren_kernel::GatewaySockets;
 use warren_model::NetworkNumber;
 
@@ -42,6 +42,10 @@ impl EdgeLink {
             udp6: sockets.udp6,
             tcp4: sockets.tcp4,
             tcp6: sockets.tcp6,
+            transparent4: sockets.transparent4,
+            transparent6: sockets.transparent6,
+            proxy4: sockets.proxy4,
+            proxy6: sockets.proxy6,
         });
         client.put_network(view, sockets).await?;
         lock(&self.generations).insert(view.number, view.generation);
@@ -52,6 +56,16 @@ impl EdgeLink {
         self.client().await?.remove_network(network).await?;
         lock(&self.generations).remove(&network);
         Ok(())
+    }
+
+    /// What was refused after the records that are already here.
+    pub async fn take_denials(&self, after: u64) -> Result<TakenDenials, ReconcileError> {
+        Ok(self.client().await?.take_denials(after).await?)
+    }
+
+    /// The proxied connections that are open.
+    pub async fn open_flows(&self) -> Result<Vec<OpenFlow>, ReconcileError> {
+        Ok(self.client().await?.open_flows().await?)
     }
 
     /// How the edge is doing.

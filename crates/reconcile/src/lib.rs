@@ -14,15 +14,19 @@
 //! | `queue` | which networks and machines are to be looked at; one worker at a time for each |
 //! | `machine`, `network` | observe, plan and execute for one of them |
 //! | `names` | the files and DNS views that follow from the records; pure |
+//! | `policy` | policies, compiled for their networks; what of them is enforced |
+//! | `denials` | what kernel and edge refused, as records |
 //! | `edge` | the connection to the edge process; starts it anew when it ends |
 //! | `drift` | what wakes workers besides the store: netlink, exits, a timer |
 //! | `leftovers` | removes what nothing desires |
 //! | `status` | statuses and events |
 //! | `audit`, `housekeeping` | the audit log; addresses that have rested |
+//! | `proof` | the audit: probes in machines, canaries, reports, the schedule |
 //! | `crash` | the points at which tests end the process |
 
 mod audit;
 pub mod crash;
+mod denials;
 mod desired;
 mod drift;
 mod edge;
@@ -33,11 +37,14 @@ mod machine;
 mod metrics;
 mod names;
 mod network;
+mod policy;
+mod proof;
 mod queue;
 mod status;
 mod world;
 
 pub use error::ReconcileError;
+pub use proof::{AuditSettings, Auditor};
 pub use world::{Parts, World};
 
 use std::panic::AssertUnwindSafe;
@@ -73,6 +80,9 @@ pub async fn start(parts: Parts) -> Result<(Arc<World>, JoinSet<()>), ReconcileE
     tasks.spawn(edge::keep(Arc::clone(&world)));
     tasks.spawn(audit::keep(Arc::clone(&world)));
     tasks.spawn(housekeeping::keep(Arc::clone(&world)));
+    tasks.spawn(denials::from_kernel(Arc::clone(&world)));
+    tasks.spawn(denials::from_edge(Arc::clone(&world)));
+    tasks.spawn(denials::write(Arc::clone(&world)));
     world.enqueue_everything();
     Ok((world, tasks))
 }

@@ -211,7 +211,8 @@ async fn execute_on_network(
             if known.router.is_none() {
                 return Err(ReconcileError::NetworkMissing(network.id));
             }
-            blocking(move || kernel.admit(number, &[spec])).await?;
+            let network_spec = world.network_spec(network);
+            blocking(move || kernel.admit(&network_spec, &[spec])).await?;
             if let Some(router) = &mut known.router {
                 router.admitted.insert(member);
             }

@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use warren_edge::{NameRecord, NetworkView};
 use warren_model::UlaPrefix;
 use warren_model::record::{Egress, Machine, Network, Power};
 use warren_runtime::agent::{GuestConfig, GuestFile};
+
+use crate::policy::AccountPolicy;
 
 /// How many members the facts list by name; more are counted, and found through DNS.
 pub const FACTS_LIST: usize = 200;
@@ -74,12 +76,13 @@ pub fn guest_config(machine: &Machine, network: &Network, ula: UlaPrefix, networ
     }
 }
 
-/// What the edge answers for a network. The generation is a hash of the content, so that a daemon that comes back can
-/// tell whether the edge already has it.
-pub fn network_view<'a>(
+/// What the edge answers for a network, and whom it lets reach what by name. The generation is a hash of the content, so
+/// that a daemon that comes back can tell whether the edge already has it.
+pub(crate) fn network_view<'a>(
     network: &Network,
     ula: UlaPrefix,
     members: impl Iterator<Item = &'a Machine>,
+    policy: &AccountPolicy,
     resolvers: &[SocketAddr],
 ) -> NetworkView {
     let names: Vec<NameRecord> = members
@@ -94,21 +97,33 @@ pub fn network_view<'a>(
         Egress::Deny => Vec::new(),
         Egress::Open => resolvers.to_vec(),
     };
-    let mut hasher = DefaultHasher::new();
-    (network.number, network.cidr, ula, &forward).hash(&mut hasher);
-    for name in &names {
-        (&name.name, name.ipv4, name.ipv6).hash(&mut hasher);
-    }
-    NetworkView {
+    let rules = policy.rules(network.id);
+    let members: Vec<_> = policy.directory.members.iter().filter(|member| member.network == network.name).collect();
+    let groups = members.iter().flat_map(|member| [IpAddr::V4(member.ipv4), IpAddr::V6(member.ipv6)]);
+    let mut view = NetworkView {
+        account: network.account,
+        network: network.id,
+        name: network.name.clone(),
         number: network.number,
-        generation: hasher.finish(),
+        generation: 0,
         gateway4: network.cidr.gateway(),
         gateway6: ula.gateway(network.number),
         cidr: network.cidr,
         cidr6: ula.network(network.number),
         names,
         forward,
-    }
+        names6: ula.names(network.number),
+        groups: groups.filter_map(|address| Some((address, *rules.groups.get(&address)?))).collect(),
+        members: members.into_iter().cloned().collect(),
+        rules: rules.names.clone(),
+        resolvers: resolvers.to_vec(),
+        policy: policy.hash.clone(),
+    };
+    let mut hasher = DefaultHasher::new();
+    // Everything in a view can be written as JSON, and in one way only.
+    serde_json::to_vec(&view).unwrap_or_default().hash(&mut hasher);
+    view.generation = hasher.finish();
+    view
 }
 
 #[cfg(test)]
@@ -179,15 +194,18 @@ mod tests {
     fn a_view_names_who_is_there_and_changes_its_generation_with_them() {
         let members = [machine(2, "agent", Power::On), machine(4, "old", Power::Gone)];
         let resolvers = ["192.0.2.53:53".parse().unwrap()];
-        let sealed = network_view(&network(Egress::Deny), ula(), members.iter(), &resolvers);
-        assert_eq!(sealed.names.len(), 1);
+        let view = |egress, members: &[Machine]| {
+            let network = network(egress);
+            let policy = AccountPolicy::of(&network, members, ula());
+            network_view(&network, ula(), members.iter(), &policy, &resolvers)
+        };
+        let sealed = view(Egress::Deny, &members);
+        assert_eq!((sealed.names.len(), sealed.members.len()), (1, 1));
         assert!(sealed.forward.is_empty(), "a sealed network asks nobody");
-        let same = network_view(&network(Egress::Deny), ula(), members.iter(), &resolvers);
-        assert_eq!(sealed.generation, same.generation);
-        let open = network_view(&network(Egress::Open), ula(), members.iter(), &resolvers);
+        assert_eq!(sealed.generation, view(Egress::Deny, &members).generation);
+        let open = view(Egress::Open, &members);
         assert_eq!(open.forward, resolvers);
         assert_ne!(open.generation, sealed.generation);
-        let fewer = network_view(&network(Egress::Deny), ula(), [].iter(), &resolvers);
-        assert_ne!(fewer.generation, sealed.generation);
+        assert_ne!(view(Egress::Deny, &[]).generation, sealed.generation);
     }
 }

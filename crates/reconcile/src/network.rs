@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use warren_kernel::RulesState;
-use warren_model::record::{Egress, Network, Power};
+use warren_model::record::{Network, Power};
 use warren_model::{MemberNumber, NetworkId, NetworkNumber};
 use warren_plan::machine::Container;
 use warren_plan::network::{DesiredNetwork, Member, NetworkStep, ObservedNetwork, ObservedRouter, Rules, plan};
@@ -36,6 +36,8 @@ pub(crate) async fn reconcile_locked(
     network: &Network,
     known: &mut KnownNetwork,
 ) -> Result<(), ReconcileError> {
+    // Before anything is looked at: what is done below holds for this version at least.
+    let version = world.policy(network.account).version;
     let desired = desired_of(world, network);
     known.router = observe_router(world, network).await?;
     let observed = ObservedNetwork {
@@ -60,6 +62,7 @@ pub(crate) async fn reconcile_locked(
         status::repaired(world, network.id, None, format!("{}: {}", network.name, mended.join(", "))).await?;
     }
     known.settled = !network.deleting;
+    world.policies.is_enforced(network.id, version);
     wake_machines_without_link(world, network, known);
     Ok(())
 }
@@ -102,7 +105,8 @@ pub(crate) fn is_published(world: &World, network: &Network) -> bool {
     world.edge.generation(network.number) == Some(derived.view.generation)
 }
 
-fn desired_of(world: &World, network: &Network) -> DesiredNetwork {
+pub(crate) fn desired_of(world: &World, network: &Network) -> DesiredNetwork {
+    let rules = world.policy(network.account).rules(network.id);
     let desired = world.desired.read();
     let select = |gone: bool| -> BTreeSet<Member> {
         desired
@@ -115,11 +119,12 @@ fn desired_of(world: &World, network: &Network) -> DesiredNetwork {
         deleting: network.deleting,
         members: select(false),
         leaving: select(true),
-        open: network.egress == Egress::Open,
+        exits: rules.exits,
+        peers: rules.links.keys().copied().collect(),
     }
 }
 
-async fn observe_router(world: &World, network: &Network) -> Result<Option<ObservedRouter>, ReconcileError> {
+pub(crate) async fn observe_router(world: &World, network: &Network) -> Result<Option<ObservedRouter>, ReconcileError> {
     let (kernel, spec) = (world.kernel.clone(), world.network_spec(network));
     let observed = blocking(move || kernel.observe(&spec)).await?;
     Ok(observed.map(|router| ObservedRouter {
@@ -131,7 +136,9 @@ async fn observe_router(world: &World, network: &Network) -> Result<Option<Obser
         },
         admitted: router.admitted.iter().map(member_of).collect(),
         links: router.links.iter().map(|(number, link)| (*number, link.up && link.routed)).collect(),
+        policy: router.policy,
         uplink: router.uplink,
+        peers: router.peers,
     }))
 }
 
@@ -161,9 +168,22 @@ async fn execute(
             let members = member_specs(desired.members.union(&desired.leaving));
             blocking(move || kernel.load_rules(&spec, &members)).await
         }
+        NetworkStep::ApplyPolicy => {
+            let members = member_specs(desired.members.union(&desired.leaving));
+            blocking(move || kernel.apply_policy(&spec, &members)).await
+        }
+        NetworkStep::Link(peer) => {
+            let Some(other) = world.desired.read().network_by_number(*peer) else { return Ok(()) };
+            let other = world.network_spec(&other);
+            blocking(move || kernel.link_networks(&spec, &other)).await
+        }
+        NetworkStep::Unlink(peer) => {
+            let peer = *peer;
+            blocking(move || kernel.unlink_networks(number, peer)).await
+        }
         NetworkStep::Admit(members) => {
             let specs = member_specs(members);
-            blocking(move || kernel.admit(number, &specs)).await?;
+            blocking(move || kernel.admit(&spec, &specs)).await?;
             if let Some(router) = &mut known.router {
                 router.admitted.extend(members);
             }

@@ -10,7 +10,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use warren_edge::{NetworkView, SpawnConfig};
 use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
 use warren_model::record::{Installation, Machine, MachineStatus, Network};
-use warren_model::{MachineId, NetworkId};
+use warren_model::{AccountId, MachineId, NetworkId};
 use warren_plan::machine::Container;
 use warren_plan::network::{Member, ObservedRouter};
 use warren_runtime::agent::AgentHub;
@@ -19,11 +19,14 @@ use warren_runtime::driver::{Driver, DriverState};
 use warren_store::{Store, Typed, Watch, schema};
 
 use crate::ReconcileError;
+use crate::audit::AuditLog;
 use crate::desired::{self, SharedDesired};
 use crate::edge::EdgeLink;
+use crate::denials::Denials;
 use crate::machine;
 use crate::metrics::Metrics;
 use crate::names;
+use crate::policy::Policies;
 use crate::queue::{Item, Queue};
 
 /// How long changes of a network's members are gathered before its machines are told.
@@ -43,6 +46,8 @@ pub struct Parts {
     /// A directory that does not survive a reboot of the host.
     pub run_directory: PathBuf,
     pub audit_log: PathBuf,
+    /// Where refusals are logged.
+    pub denials_log: PathBuf,
 }
 
 /// The parts, and what is known of the host.
@@ -58,7 +63,11 @@ pub struct World {
     pub(crate) desired: SharedDesired,
     pub(crate) edge: EdgeLink,
     pub(crate) resolvers: Vec<SocketAddr>,
-    pub(crate) audit_log: PathBuf,
+    pub(crate) audit_log: Arc<AuditLog>,
+    /// Whoever moves entries to the log.
+    pub(crate) audit_turn: AsyncMutex<()>,
+    pub(crate) policies: Policies,
+    pub denials: Denials,
     boots: PathBuf,
     machines: Mutex<HashMap<MachineId, KnownMachine>>,
     statuses: Mutex<HashMap<MachineId, MachineStatus>>,
@@ -91,7 +100,8 @@ pub(crate) struct KnownNetwork {
 
 /// What follows from the records of a network and its members.
 pub(crate) struct Derived {
-    version: u64,
+    /// Of the network and of its account.
+    versions: (u64, u64),
     pub view: NetworkView,
     pub facts: String,
 }
@@ -122,7 +132,10 @@ impl World {
             metrics,
             edge: EdgeLink::new(parts.edge),
             resolvers: parts.resolvers,
-            audit_log: parts.audit_log,
+            audit_log: Arc::new(AuditLog::new(parts.audit_log)),
+            audit_turn: AsyncMutex::default(),
+            policies: Policies::default(),
+            denials: Denials::open(parts.denials_log)?,
             boots,
             machines: Mutex::default(),
             statuses: Mutex::new(statuses),
@@ -183,6 +196,21 @@ impl World {
         desired.members(network).for_each(|machine| self.queue.push(Item::Machine(machine.id)));
     }
 
+    pub(crate) fn enqueue_networks_of(&self, account: AccountId) {
+        let desired = self.desired.read();
+        desired.networks_of(account).for_each(|network| self.queue.push(Item::Network(network.id)));
+    }
+
+    /// Who is in a network has changed, which networks that policy links to it know as well.
+    pub(crate) fn linked_networks_changed(&self, network: NetworkId) {
+        let network = self.desired.read().network(network);
+        if let Some(network) = network
+            && self.policy(network.account).version > 0
+        {
+            self.enqueue_networks_of(network.account);
+        }
+    }
+
     /// The members of a network can see something new of each other.
     pub(crate) fn members_changed(&self, network: NetworkId) {
         self.queue.push(Item::Network(network));
@@ -207,6 +235,7 @@ impl World {
     pub(crate) fn forget_machine(&self, id: MachineId) {
         lock(&self.machines).remove(&id);
         lock(&self.statuses).remove(&id);
+        self.denials.forget(id);
     }
 
     pub(crate) fn known_machines(&self) -> Vec<(MachineId, KnownMachine)> {
@@ -220,6 +249,7 @@ impl World {
     pub(crate) fn forget_network(&self, id: NetworkId) {
         lock(&self.networks).remove(&id);
         lock(&self.derived).remove(&id);
+        self.policies.forget(id);
     }
 
     pub(crate) fn shown(&self, id: MachineId) -> Option<MachineStatus> {
@@ -231,16 +261,17 @@ impl World {
     }
 
     pub(crate) fn derived(&self, network: &Network) -> Arc<Derived> {
+        let policy = self.policy(network.account);
         let desired = self.desired.read();
-        let version = desired.version(network.id);
-        if let Some(derived) = lock(&self.derived).get(&network.id).filter(|derived| derived.version == version) {
+        let versions = (desired.version(network.id), policy.compiled_at());
+        if let Some(derived) = lock(&self.derived).get(&network.id).filter(|derived| derived.versions == versions) {
             return Arc::clone(derived);
         }
         let ula = self.installation.ula;
         let members = || desired.members(network.id).map(Arc::as_ref);
         let derived = Arc::new(Derived {
-            version,
-            view: names::network_view(network, ula, members(), &self.resolvers),
+            versions,
+            view: names::network_view(network, ula, members(), &policy, &self.resolvers),
             facts: names::network_facts(network, ula, members()),
         });
         lock(&self.derived).insert(network.id, Arc::clone(&derived));
@@ -261,6 +292,8 @@ impl World {
             cidr: network.cidr,
             cidr6: ula.network(network.number),
             egress: network.egress,
+            rules: self.policy(network.account).rules(network.id),
+            names6: ula.names(network.number),
         }
     }
 

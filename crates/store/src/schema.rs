@@ -13,6 +13,8 @@
 //! | `uid-slot/{slot}` | the machine that has it |
 //! | `event/{id}` | [`Event`] |
 //! | `audit/{id}` | [`AuditEntry`], until it is in the log |
+//! | `policy/{account}/{version}`, `policy-now/{account}` | [`PolicyVersion`], the version in force |
+//! | `audit-schedule/{account}` | [`AuditSchedule`] |
 //! | `idempotency/{account}/{key}` | [`IdempotencyRecord`] |
 
 use std::net::Ipv4Addr;
@@ -20,8 +22,10 @@ use std::net::Ipv4Addr;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
+use warren_model::audit::AuditSchedule;
 use warren_model::record::{
     Account, AddressHold, ApiKey, AuditEntry, Event, IdempotencyRecord, Installation, Machine, MachineStatus, Network,
+    PolicyVersion,
 };
 use warren_model::{AccountId, EventId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber};
 
@@ -201,6 +205,44 @@ pub fn audit(id: EventId) -> Key<AuditEntry> {
 
 pub fn audits() -> Prefix<AuditEntry> {
     Prefix::new("audit/".into())
+}
+
+pub fn policy(account: AccountId, version: u64) -> Key<PolicyVersion> {
+    Key::new(format!("policy/{account}/{version:08}"))
+}
+
+/// Every version of an account's policy, the oldest first.
+pub fn policies(account: AccountId) -> Prefix<PolicyVersion> {
+    Prefix::new(format!("policy/{account}/"))
+}
+
+/// The account in a key made by [`policy`].
+pub fn account_of_policy(key: &str) -> Option<AccountId> {
+    key.strip_prefix("policy/")?.split('/').next()?.parse().ok()
+}
+
+/// The version that is in force; absent before the first.
+pub fn policy_now(account: AccountId) -> Key<u64> {
+    Key::new(format!("policy-now/{account}"))
+}
+
+/// Which version is in force in every account.
+pub fn policies_now() -> Prefix<u64> {
+    Prefix::new("policy-now/".into())
+}
+
+/// The account in a key made by [`policy_now`] or [`audit_schedule`].
+pub fn account_of(key: &str) -> Option<AccountId> {
+    key.rsplit('/').next()?.parse().ok()
+}
+
+pub fn audit_schedule(account: AccountId) -> Key<AuditSchedule> {
+    Key::new(format!("audit-schedule/{account}"))
+}
+
+/// The schedule of every account; [`account_of`] reads the account from its key.
+pub fn audit_schedules() -> Prefix<AuditSchedule> {
+    Prefix::new("audit-schedule/".into())
 }
 
 pub fn idempotency(account: AccountId, key: &str) -> Key<IdempotencyRecord> {

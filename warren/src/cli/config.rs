@@ -27,6 +27,8 @@ pub struct UpArgs {
     /// Consent to switching IP forwarding on in the namespace that Warren runs in.
     pub forwarding: bool,
     pub runtime: String,
+    /// Where names outside are resolved; those of the host's own when empty.
+    pub resolvers: Vec<SocketAddr>,
     /// End the machines when the server is told to end.
     pub stop_machines: bool,
     /// How many machines an account may have.
@@ -67,6 +69,10 @@ pub struct UpFlags {
     /// The OCI runtime: runc, crun, youki, or a path [default: runc]
     #[arg(long, value_name = "PROGRAM", env = "WARREN_RUNTIME")]
     pub runtime: Option<String>,
+    /// Where names outside are resolved: IP[:PORT], again for more [default: the host's own resolvers]
+    #[arg(long = "resolver", value_name = "IP[:PORT]", env = "WARREN_RESOLVERS", value_delimiter = ',',
+          value_parser = super::values::resolver)]
+    pub resolvers: Vec<SocketAddr>,
     /// A file with settings; every setting is explained in docs/warren.toml
     #[arg(long, value_name = "FILE", env = "WARREN_CONFIG")]
     pub config: Option<PathBuf>,
@@ -97,6 +103,7 @@ struct File {
     pool_dir: Option<PathBuf>,
     forwarding: Option<bool>,
     runtime: Option<String>,
+    resolvers: Option<Vec<String>>,
     stop_machines: Option<bool>,
     machines_per_account: Option<usize>,
     networks_per_account: Option<usize>,
@@ -119,6 +126,8 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    #[error("resolvers: {0}")]
+    Resolver(String),
     #[error("{setting} must not be empty; leave it out for {default}")]
     Empty { setting: &'static str, default: &'static str },
     #[error("there is no current directory to start {path} from: {source}")]
@@ -154,12 +163,24 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
     if runtime.is_empty() {
         return Err(ConfigError::Empty { setting: "runtime", default: DEFAULT_RUNTIME });
     }
+    let resolvers = match flags.resolvers {
+        given if !given.is_empty() => given,
+        _ => {
+            let named = file.resolvers.unwrap_or_default();
+            named
+                .iter()
+                .map(|text| super::values::resolver(text))
+                .collect::<Result<_, _>>()
+                .map_err(ConfigError::Resolver)?
+        }
+    };
     Ok(UpArgs {
         pool_dir: absolute("pool_dir", "DIR/pool", pool_dir)?,
         data_dir,
         listen: flags.listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
         forwarding: flags.forwarding.or(file.forwarding).unwrap_or(false),
         runtime,
+        resolvers,
         stop_machines: flags.stop_machines.or(file.stop_machines).unwrap_or(false),
         machines_per_account: flags.machines_per_account.or(file.machines_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
         networks_per_account: flags.networks_per_account.or(file.networks_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
@@ -195,6 +216,7 @@ mod tests {
             pool_dir: "/var/lib/warren/pool".into(),
             forwarding: false,
             runtime: "runc".into(),
+            resolvers: vec![],
             stop_machines: false,
             machines_per_account: 1000,
             networks_per_account: 1000,
@@ -216,6 +238,17 @@ mod tests {
         assert!(!settled.forwarding, "a flag can take back what the file says");
         assert_eq!(settled.log_format, LogFormat::Json);
         assert_eq!(settled.runtime, "runc");
+    }
+
+    #[test]
+    fn resolvers_are_addresses_with_or_without_a_port() {
+        let settled = merge(UpFlags::default(), file("resolvers = ['192.0.2.1', '[fd00::1]:5353']").unwrap()).unwrap();
+        assert_eq!(settled.resolvers, ["192.0.2.1:53".parse().unwrap(), "[fd00::1]:5353".parse().unwrap()]);
+        let flags = UpFlags { resolvers: vec!["192.0.2.9:53".parse().unwrap()], ..UpFlags::default() };
+        let settled = merge(flags, file("resolvers = ['192.0.2.1']").unwrap()).unwrap();
+        assert_eq!(settled.resolvers.len(), 1, "a flag wins");
+        assert!(merge(UpFlags::default(), file("resolvers = ['dns.example']").unwrap()).is_err());
+        assert!(file("resolvers = '192.0.2.1'").is_err());
     }
 
     #[test]
@@ -249,9 +282,10 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         let documented = file(&uncommented).unwrap();
-        let File { data_dir, listen, pool_dir, forwarding, runtime, stop_machines, .. } = &documented;
-        let File { machines_per_account, networks_per_account, log_format, log, .. } = &documented;
+        let File { data_dir, listen, pool_dir, forwarding, runtime, resolvers, .. } = &documented;
+        let File { stop_machines, machines_per_account, networks_per_account, log_format, log, .. } = &documented;
         assert!(data_dir.is_some() && listen.is_some() && pool_dir.is_some() && forwarding.is_some());
+        assert!(resolvers.is_some());
         assert!(runtime.is_some() && stop_machines.is_some() && log_format.is_some() && log.is_some());
         assert!(machines_per_account.is_some() && networks_per_account.is_some());
         let defaults = merge(UpFlags::default(), File::default()).unwrap();

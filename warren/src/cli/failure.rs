@@ -110,12 +110,13 @@ impl Failure {
 
 /// The server's advice names routes and fields of the HTTP API; a person at a prompt has commands and flags.
 fn in_commands(detail: &str) -> String {
-    const SAME: [(&str, &str); 9] = [
+    const SAME: [(&str, &str); 10] = [
         ("see GET /v1/machines", "see `warren machine ls`"),
         ("see GET /v1/networks", "see `warren network ls`"),
         ("see GET /v1/images", "see `warren image ls`"),
         ("see GET /v1/accounts", "see `warren account ls`"),
         ("see GET /v1/keys", "see `warren key ls`"),
+        ("see GET /v1/policy/versions", "see `warren policy history`"),
         ("leave private_ip out", "leave --ip out"),
         ("leave 'x-warren-account' out", "leave --account out"),
         ("add ?force=true (--force)", "add --force"),

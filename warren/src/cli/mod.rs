@@ -5,16 +5,21 @@
 //! | [`account`], [`network`], [`machine`], [`image`] | the commands named so |
 //! | [`exec`] | `exec` and `shell`: a command's streams, signals and status |
 //! | [`copy`] | `cp` |
+//! | [`policy`], [`explain`], [`denials`] | `policy`; `explain` and `reach`; `denials` |
+//! | [`audit`] | `audit`: reports, their verification, the log of mutations |
 //! | [`observe`], [`topology`] | `topology`, `events`, `logs`, `ports`, `traffic` |
 //! | `host`, [`config`] | `up`, `doctor`, `demo`, `uninstall` and the server's settings (feature `server`) |
 //! | [`render`], [`output`], [`progress`] | data to text, and where it goes |
 //! | [`failure`] | exit statuses and messages |
 
 pub mod account;
+pub mod audit;
 #[cfg(feature = "server")]
 pub mod config;
 pub mod copy;
+pub mod denials;
 pub mod exec;
+pub mod explain;
 pub mod failure;
 #[cfg(feature = "server")]
 pub mod host;
@@ -23,6 +28,7 @@ pub mod machine;
 pub mod network;
 pub mod observe;
 pub mod output;
+pub mod policy;
 pub mod progress;
 pub mod render;
 pub mod terminal;
@@ -104,6 +110,7 @@ Examples:
   warren up
   warren up --data-dir /srv/warren --listen 127.0.0.1:0
   warren up --forwarding                        lets networks with open egress reach the internet
+  warren up --resolver 9.9.9.9 --resolver [2620:fe::fe]:53
   warren up --config /etc/warren/warren.toml")]
     Up(config::UpFlags),
     /// Accounts: the tenants that own networks and machines (root key only)
@@ -133,6 +140,18 @@ Examples:
     /// Images that machines are made from
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Policies: what may talk to what
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Ask whether the policy in force allows something, and why
+    Explain(explain::ExplainArgs),
+    /// Show what every machine reaches by the policy in force
+    Reach(explain::ReachArgs),
+    /// Show what was refused by policy
+    Denials(denials::DenialsArgs),
+    /// Audits: prove from inside every machine that the policy holds
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Draw every network with what is in it
     Topology(topology::TopologyArgs),
     /// Show what happened
@@ -228,6 +247,11 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
         Command::Demo(args) => host::demo(args)?,
         Command::Completion { shell } => completion(shell)?,
         Command::Image(image::ImageCommand::Build(args)) => image::build(&globals, args)?,
+        Command::Audit(command) => {
+            if let Err(command) = audit::offline(Output { json: globals.json }, command)? {
+                return with_server(globals, Command::Audit(command));
+            }
+        }
         command => return with_server(globals, command),
     }
     Ok(failure::DONE)
@@ -251,6 +275,11 @@ fn with_server(globals: Globals, command: Command) -> Result<i32, Failure> {
             Command::Logs(args) => observe::logs(&context, args).await?,
             Command::Ports(args) => observe::ports(&context, args).await?,
             Command::Traffic(args) => observe::traffic(&context, args).await?,
+            Command::Policy(command) => return policy::run(&context, command).await,
+            Command::Explain(args) => explain::explain(&context, args).await?,
+            Command::Reach(args) => explain::reach(&context, args).await?,
+            Command::Denials(args) => denials::run(&context, args).await?,
+            Command::Audit(command) => return audit::run(&context, command).await,
             Command::Events(args) => observe::events(&context, args).await?,
             Command::Topology(args) => topology::run(&context, args).await?,
             Command::Completion { shell } => completion(shell)?,

@@ -49,6 +49,42 @@ impl Drop for ImageBar {
     }
 }
 
+/// The progress of an audit.
+pub struct AuditBar {
+    bar: ProgressBar,
+    quiet: bool,
+    said: String,
+}
+
+impl AuditBar {
+    /// `quiet` shows nothing.
+    pub fn new(quiet: bool) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(1000), target(quiet));
+        bar.set_style(style("{spinner} audit [{bar:30}] {percent:>3}% {wide_msg}"));
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self { bar, quiet, said: String::new() }
+    }
+
+    pub fn show(&mut self, stage: &str, fraction: f32) {
+        self.bar.set_position((f64::from(fraction.clamp(0.0, 1.0)) * 1000.0) as u64);
+        self.bar.set_message(printable(stage));
+        if !self.quiet && self.bar.is_hidden() && self.said != stage {
+            note(&format!("audit: {}", printable(stage)));
+            stage.clone_into(&mut self.said);
+        }
+    }
+
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for AuditBar {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// The progress of a copy: bytes, out of a total where it is known. Only shown on a terminal.
 pub fn copy_bar(total: Option<u64>, quiet: bool) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(total, target(quiet));

@@ -120,6 +120,44 @@ fn networks() {
 }
 
 #[test]
+fn policies() {
+    use policy::PolicyCommand;
+    let Command::Policy(command) = parse("warren policy apply p.yaml --dry-run") else { panic!() };
+    assert_eq!(command, PolicyCommand::Apply { file: "p.yaml".into(), dry_run: true });
+    let Command::Policy(command) = parse("warren policy diff 3") else { panic!() };
+    assert_eq!(command, PolicyCommand::Diff { a: Some(3), b: None });
+    for line in
+        ["show", "show --version 3", "history --limit 2", "diff", "diff 1 2", "rollback 1", "test", "test -", "apply -"]
+    {
+        assert!(matches!(parse(&format!("warren policy {line}")), Command::Policy(_)), "{line}");
+    }
+    let Command::Explain(args) = parse("warren explain dev/tag:agent net:prod --port tcp/5432 --json") else {
+        panic!()
+    };
+    assert_eq!((args.from.as_str(), args.to.as_str(), args.port.as_str()), ("dev/tag:agent", "net:prod", "tcp/5432"));
+    let Command::Reach(args) = parse("warren reach --network dev") else { panic!() };
+    assert_eq!(args.network.as_deref(), Some("dev"));
+    let Command::Denials(args) = parse("warren denials --machine m --follow") else { panic!() };
+    assert_eq!((args.machine.as_deref(), args.follow, args.limit), (Some("m"), true, None));
+    for line in [
+        "policy",
+        "policy apply",
+        "policy rollback",
+        "policy rollback x",
+        "policy rollback -1",
+        "policy diff a",
+        "policy show --version x",
+        "explain a b",
+        "explain a --port tcp/1",
+        "denials --limit 0",
+        "denials --limit 1001",
+        "denials --follow --limit 5",
+    ] {
+        assert_eq!(refused(&format!("warren {line}")), 2, "{line}");
+    }
+}
+
+#[test]
 fn machines() {
     use machine::MachineCommand;
     use warren_model::wire::CreateMachine;
@@ -253,7 +291,16 @@ fn the_host_commands() {
     assert_eq!((args.data_dir, args.yes), ("/d".into(), true));
     assert!(matches!(parse("warren doctor"), Command::Doctor));
     assert!(matches!(parse("warren demo --pool-dir /p"), Command::Demo(_)));
-    for line in ["up --listen nowhere", "up --log-format xml", "edge", "uninstall"] {
+    let Command::Up(flags) = parse("warren up --resolver 192.0.2.1 --resolver [fd00::1]:5353") else { panic!() };
+    assert_eq!(flags.resolvers, ["192.0.2.1:53".parse().unwrap(), "[fd00::1]:5353".parse().unwrap()]);
+    for line in [
+        "up --resolver dns.example",
+        "up --resolver",
+        "up --listen nowhere",
+        "up --log-format xml",
+        "edge",
+        "uninstall",
+    ] {
         assert_eq!(refused(&format!("warren {line}")), 2, "{line}");
     }
 }

@@ -1,5 +1,6 @@
 //! What people write on a command line, read into what it means.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use warren_model::record::Protocol;
@@ -65,6 +66,21 @@ pub fn port(text: &str) -> Result<Port, String> {
     Ok(Port { name, port, protocol })
 }
 
+/// A resolver: `192.0.2.1`, `192.0.2.1:5353`, `fd00::1` or `[fd00::1]:5353`; port 53 where none is named.
+#[cfg_attr(not(feature = "server"), allow(dead_code))]
+pub fn resolver(text: &str) -> Result<SocketAddr, String> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = match (text.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
+        (Ok(address), _) => address,
+        (_, Ok(address)) => SocketAddr::new(address, 53),
+        _ => return Err(format!("{text:?} is no address; write IP or IP:PORT, such as 9.9.9.9 or [fd00::1]:53")),
+    };
+    if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Err(format!("no resolver can answer at {text}"));
+    }
+    Ok(address)
+}
+
 /// `key=value`, where the value may hold more of `=` or nothing.
 pub fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -117,6 +133,24 @@ mod tests {
         assert_eq!(port("53/udp").unwrap().name, "port-53");
         for bad in ["web", "web=0", "web=65536", "web=80/sctp", "web=", "=80/"] {
             assert!(port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn resolvers_are_read() {
+        for (text, address) in [
+            ("9.9.9.9", "9.9.9.9:53"),
+            ("9.9.9.9:5353", "9.9.9.9:5353"),
+            ("fd00::1", "[fd00::1]:53"),
+            ("[fd00::1]", "[fd00::1]:53"),
+            ("[fd00::1]:54", "[fd00::1]:54"),
+        ] {
+            assert_eq!(resolver(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for bad in
+            ["", "dns.example", "9.9.9", "9.9.9.9:", "9.9.9.9:0", "9.9.9.9:65536", "0.0.0.0", "::", "224.0.0.1", "[::1"]
+        {
+            assert!(resolver(bad).is_err(), "{bad}");
         }
     }
 

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{self, Message};
-use warren_model::wire::{Exec, ExecControl, ExecEvent};
+use warren_model::wire::{Denial, Exec, ExecControl, ExecEvent};
 
 use super::error::ClientError;
 use super::route::Route;
@@ -30,7 +30,13 @@ type Socket = WebSocketStream<TokioIo<Upgraded>>;
 pub enum Output {
     Stdout(Bytes),
     Stderr(Bytes),
-    Exit { status: i32, signal: Option<i32>, timed_out: bool },
+    /// What was refused to the machine while it ran; before `Exit`.
+    Denials(Vec<Denial>),
+    Exit {
+        status: i32,
+        signal: Option<i32>,
+        timed_out: bool,
+    },
 }
 
 /// The way to the command.
@@ -100,6 +106,7 @@ impl Receiver {
                 Message::Text(text) => {
                     return match serde_json::from_str(&text).map_err(ClientError::NotUnderstood)? {
                         ExecEvent::Exit { status, signal, timed_out } => Ok(Output::Exit { status, signal, timed_out }),
+                        ExecEvent::Denials { denials } => Ok(Output::Denials(denials)),
                         ExecEvent::Failed { problem } => Err(problem.into()),
                     };
                 }

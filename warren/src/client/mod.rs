@@ -153,6 +153,11 @@ impl Client {
         self.call(Method::POST, route, None).await
     }
 
+    pub async fn put(&self, route: &Route, body: &impl Serialize) -> Result<Value, ClientError> {
+        let body = serde_json::to_value(body).map_err(ClientError::NotUnderstood)?;
+        self.call(Method::PUT, route, Some(body)).await
+    }
+
     pub async fn patch(&self, route: &Route, body: &impl Serialize) -> Result<Value, ClientError> {
         let body = serde_json::to_value(body).map_err(ClientError::NotUnderstood)?;
         self.call(Method::PATCH, route, Some(body)).await

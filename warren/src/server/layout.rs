@@ -42,6 +42,16 @@ impl Layout {
         self.directory.join("audit.log")
     }
 
+    /// The key that audits are signed with, and their reports.
+    pub fn audits(&self) -> PathBuf {
+        self.directory.join("audit")
+    }
+
+    /// What policies refused of late.
+    pub fn denials_log(&self) -> PathBuf {
+        self.directory.join("denials.log")
+    }
+
     /// What the edge logs; it outlives the daemon, so it cannot share the daemon's stderr.
     pub fn edge_log(&self) -> PathBuf {
         self.directory.join("edge.log")
@@ -108,6 +118,8 @@ impl Layout {
             self.socket(),
             self.root_key(),
             self.audit_log(),
+            self.denials_log(),
+            self.denials_log().with_extension("log.1"),
             self.edge_log(),
             self.traces_file(),
             self.lock_file(),
@@ -121,7 +133,12 @@ impl Layout {
                 _ => {}
             }
         }
-        Ok(())
+        match fs::remove_dir_all(self.audits()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.audits().display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn read_traces(&self) -> anyhow::Result<Option<Traces>> {

@@ -8,6 +8,7 @@ use warren_model::InstallationId;
 
 use crate::cli::host::EdgeArgs;
 
+mod boundaries;
 mod demo;
 mod doctor;
 mod host;

@@ -23,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 use warren_api::{ApiConfig, bootstrap};
 use warren_kernel::Kernel;
 use warren_model::access::{Images, MachineAccess};
-use warren_reconcile::{Parts, World};
+use warren_reconcile::{AuditSettings, Auditor, Parts, World};
 use warren_runtime::agent::AgentHub;
 use warren_runtime::disk::Pool;
 use warren_runtime::driver::{CgroupParent, ContainerConfig, ContainerDriver, Driver};
 use warren_runtime::image::ImageStore;
 use warren_store::{SqliteStore, Store};
 
+use super::boundaries::LiveBoundaries;
 use super::host::LiveHost;
 use super::layout::{Layout, Traces};
 use super::{edge_config, listen, mounts, resolvers};
@@ -53,7 +54,10 @@ pub fn up(args: UpArgs) -> anyhow::Result<()> {
         bail!("the server makes namespaces and mounts, so it has to run as root: run it with sudo");
     }
     // Read before the mount namespace changes: `ip netns exec` puts a namespace's own file there.
-    let resolvers = resolvers::of_this_host();
+    let resolvers = match args.resolvers.is_empty() {
+        true => resolvers::of_this_host(),
+        false => args.resolvers.clone(),
+    };
     let layout = Layout::new(args.data_dir.clone());
     layout.create()?;
     std::fs::create_dir_all(&args.pool_dir)
@@ -129,6 +133,7 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         resolvers,
         run_directory,
         audit_log: layout.audit_log(),
+        denials_log: layout.denials_log(),
     })
     .await?;
 
@@ -139,7 +144,12 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
     config.networks_per_account = args.networks_per_account;
     let access: Arc<dyn MachineAccess> = Arc::new(agents);
     let host = Arc::new(LiveHost::new(Arc::clone(&world), forwarding));
-    let router = warren_api::router(config, store, access, images, host);
+    let boundaries = Arc::new(LiveBoundaries::new(Arc::clone(&world)));
+    let settings =
+        AuditSettings { directory: layout.audits(), api: listener.local_addr()?, version: env!("CARGO_PKG_VERSION") };
+    let auditor = Auditor::new(Arc::clone(&world), settings);
+    tasks.spawn(Arc::clone(&auditor).keep_schedules());
+    let router = warren_api::router(config, store, access, images, host, boundaries, auditor);
     let socket = layout.socket();
     tokio::select! {
         served = serve(router, listener, &socket, shutdown) => served?,

@@ -14,6 +14,8 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use warren_model::{Code, Problem};
 
+mod policy;
+
 pub struct Fake {
     pub url: String,
     /// Ends the server when dropped.
@@ -23,6 +25,7 @@ pub struct Fake {
 #[derive(Default)]
 struct Memory {
     images: Vec<String>,
+    policy: String,
     /// `None` is a directory.
     files: BTreeMap<String, Option<Vec<u8>>>,
 }
@@ -71,6 +74,7 @@ fn router() -> Router {
         .route("/v1/machines/{machine}/files/list", get(list))
         .route("/v1/machines/{machine}/files/directories", post(make_directory))
         .route("/v1/events", get(events))
+        .merge(policy::router())
         .with_state(Arc::new(Mutex::new(memory)))
 }
 
@@ -256,6 +260,12 @@ async fn converse(socket: &mut WebSocket) -> Value {
                 }
             }
             exit(1)
+        }
+        "curl" => {
+            socket.send(Message::Binary(Bytes::from_static(b"\x02curl: (6) no such host\n"))).await.unwrap();
+            let told = json!({"type": "denials", "denials": [policy::a_denial(1)]});
+            socket.send(Message::text(told.to_string())).await.unwrap();
+            exit(6)
         }
         "slow" => json!({"type": "exit", "status": 124, "signal": 9, "timed_out": true}),
         "refused" => failed(Code::CommandNotExecutable),

@@ -21,6 +21,7 @@ use crate::extract::JsonBody;
 use crate::guard::Caller;
 use crate::idempotency::{self, Claim, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
+use crate::policies::{self, InForce};
 use crate::state::{Api, Shared};
 use crate::wait::{self, TooLate};
 use crate::{resolve, secret};
@@ -95,6 +96,8 @@ struct Choice {
     network: Versioned<Network>,
     hold: Option<Versioned<AddressHold>>,
     next_member: Option<Versioned<MemberNumber>>,
+    /// Says who may give the machine's tags; `None` when it has none.
+    policy: Option<InForce>,
 }
 
 async fn choose(api: &Api, caller: &Caller, wanted: &Wanted, limits: Limits, now: Timestamp) -> Answer<Choice> {
@@ -104,6 +107,12 @@ async fn choose(api: &Api, caller: &Caller, wanted: &Wanted, limits: Limits, now
             Code::NotFound,
             format!("network {} is being deleted: name another one", network.record.name),
         ));
+    }
+    let mut policy = None;
+    if !wanted.tags.is_empty() {
+        let in_force = policies::in_force(api, caller.account).await?;
+        policies::refuse_foreign_tags(&in_force.edition.policy, caller, &wanted.tags)?;
+        policy = Some(in_force);
     }
     let quota = api.config.machines_per_account;
     if views::count(&*api.store, schema::machine_names(caller.account).as_str()).await? >= quota {
@@ -138,7 +147,7 @@ async fn choose(api: &Api, caller: &Caller, wanted: &Wanted, limits: Limits, now
         boot: 1,
         created_at: now,
     };
-    Ok(Choice { machine, network, hold, next_member })
+    Ok(Choice { machine, network, hold, next_member, policy })
 }
 
 impl Choice {
@@ -157,7 +166,12 @@ impl Choice {
                 "this network has used up its 4,294,967,294 member numbers: create the machine in another network",
             )
         })?;
-        Ok(TxnBuilder::new()
+        let txn = TxnBuilder::new();
+        let txn = match &self.policy {
+            Some(policy) => policy.same(txn, machine.account),
+            None => txn,
+        };
+        Ok(txn
             .unchanged(&self.network)
             .absent(&name)
             .absent(&slot)

@@ -9,12 +9,14 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::StreamExt;
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use warren_model::access::{ExecCommand, ExecExit, ExecInput, ExecOutput, ExecSession, LONGEST_EXEC};
-use warren_model::wire::{Exec, ExecControl, ExecEvent, ExecResult};
+use warren_model::wire::{Denial, Exec, ExecControl, ExecEvent, ExecResult};
 use warren_model::{Code, MachineId, Problem};
 
+use super::denials::views;
 use super::inside::running;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named};
@@ -34,6 +36,10 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const SILENT_LIMIT: Duration = Duration::from_secs(65);
 /// The largest WebSocket message that a client may send.
 const LARGEST_MESSAGE: usize = 1024 * 1024;
+/// How long a command's answer waits for what was refused to it.
+const GATHER_LIMIT: Duration = Duration::from_secs(1);
+/// How many denials an answer holds.
+const DENIALS: usize = 100;
 /// What the first byte of a binary frame says.
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
@@ -62,18 +68,28 @@ pub(crate) async fn run(
     let command = ExecCommand { timeout_ms: Some(timeout_ms), ..command(value)? };
     let machine = running(&api, &caller, &given).await?;
     let limit = Duration::from_millis(timeout_ms) + GRACE;
+    let since = Timestamp::now();
     let whole = async {
         let ExecSession { input, output } = api.access.exec(machine.id, command).await?;
         let (_, collected) = tokio::join!(feed(input, stdin), collect(output));
         collected
     };
-    tokio::time::timeout(limit, whole).await.map_err(|_| {
+    let mut result = tokio::time::timeout(limit, whole).await.map_err(|_| {
         ApiError::new(
             Code::DeadlineExceeded,
             format!("the command was to end after {timeout_ms} ms and its end was not reported: restart the machine if this persists"),
         )
-    })?
-    .map(Json)
+    })??;
+    result.denials = refused(&api, machine.id, since).await;
+    Ok(Json(result))
+}
+
+/// What was refused to the machine since then, as far as the layers tell in time.
+async fn refused(api: &Api, machine: MachineId, since: Timestamp) -> Vec<Denial> {
+    let gathered = tokio::time::timeout(GATHER_LIMIT, api.boundaries.gather(machine, since)).await;
+    let mut denials = gathered.unwrap_or_default();
+    denials.truncate(DENIALS);
+    views(api, denials).await
 }
 
 async fn feed(input: mpsc::Sender<ExecInput>, mut stdin: Bytes) {
@@ -108,6 +124,7 @@ async fn collect(mut output: mpsc::Receiver<ExecOutput>) -> Answer<ExecResult> {
                     signal,
                     timed_out,
                     truncated,
+                    denials: Vec::new(),
                 });
             }
         }
@@ -165,7 +182,8 @@ fn command(asked: Exec) -> Answer<ExecCommand> {
 ///
 /// A WebSocket. The client sends an `ExecControl` of type `start` as the first text frame, then stdin as binary frames
 /// and further `ExecControl`s as text frames. The server sends output as binary frames whose first byte is 1 for
-/// stdout and 2 for stderr, and at last one `ExecEvent` as a text frame. The command ends with the connection.
+/// stdout and 2 for stderr, `ExecEvent`s as text frames, and at last one of type `exit` or `failed`. The command ends
+/// with the connection.
 #[utoipa::path(get, path = "/v1/machines/{machine}/exec", operation_id = "exec_stream", tag = "exec",
     params(("machine" = String, Path, description = "Id or name")),
     responses((status = 101, description = "Switching to WebSocket")))]
@@ -210,8 +228,19 @@ async fn converse(api: &Api, machine: MachineId, socket: &mut WebSocket) -> Opti
         }
         Err(error) => return failed(*error.problem),
     };
+    let since = Timestamp::now();
     match api.access.exec(machine, command).await {
-        Ok(session) => relay(api, session, socket).await,
+        Ok(session) => {
+            let end = relay(api, session, socket).await?;
+            if matches!(end, ExecEvent::Exit { .. }) {
+                let denials = refused(api, machine, since).await;
+                if !denials.is_empty() {
+                    let text = serde_json::to_string(&ExecEvent::Denials { denials }).unwrap_or_default();
+                    socket.send(Message::text(text)).await.ok()?;
+                }
+            }
+            Some(end)
+        }
         Err(error) => failed(error.into()),
     }
 }

@@ -14,8 +14,8 @@ use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
 use crate::guard::Caller;
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
-use crate::resolve;
 use crate::state::Shared;
+use crate::{policies, resolve};
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -136,6 +136,12 @@ pub(crate) async fn update(
         machine.labels = labels.clone().unwrap_or(machine.labels);
         if machine != read.record {
             let mut txn = TxnBuilder::new().unchanged(&read).put(&schema::machine(machine.id), &machine)?;
+            if machine.tags != read.record.tags {
+                let policy = policies::in_force(&api, caller.account).await?;
+                let changed = machine.tags.symmetric_difference(&read.record.tags);
+                policies::refuse_foreign_tags(&policy.edition.policy, &caller, changed)?;
+                txn = policy.same(txn, caller.account);
+            }
             let mut news = None;
             if machine.name != before {
                 power::refuse_taken_name(&api, caller.account, &machine.name).await?;

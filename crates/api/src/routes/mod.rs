@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::idempotency::REPLAYED;
 
 pub(crate) mod accounts;
+pub(crate) mod audit;
 pub(crate) mod create;
+pub(crate) mod denials;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod files;
@@ -17,6 +19,7 @@ pub(crate) mod inside;
 pub(crate) mod keys;
 pub(crate) mod machines;
 pub(crate) mod networks;
+pub(crate) mod policy;
 pub(crate) mod power;
 pub(crate) mod server;
 pub(crate) mod topology;

@@ -22,7 +22,7 @@ use crate::idempotency::{self, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::{Api, Shared};
 use crate::wait::{self, TooLate};
-use crate::{bootstrap, numbers, resolve, secret};
+use crate::{bootstrap, numbers, policies, resolve, secret};
 
 /// List networks
 #[utoipa::path(get, path = "/v1/networks", operation_id = "list_networks", tag = "networks",
@@ -186,7 +186,10 @@ pub(crate) async fn rename(
         network.name = name.clone();
         if before != name {
             refuse_taken_name(&api, caller.account, &name).await?;
-            let txn = TxnBuilder::new()
+            let policy = policies::in_force(&api, caller.account).await?;
+            policies::refuse_named(&policy.edition.policy, &before, "")?;
+            let txn = policy
+                .same(TxnBuilder::new(), caller.account)
                 .unchanged(&read)
                 .absent(&schema::network_name(caller.account, &name))
                 .delete(&schema::network_name(caller.account, &before))
@@ -208,13 +211,14 @@ pub(crate) async fn rename(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct DeleteQuery {
-    /// Delete the machines in it too.
+    /// Delete the machines in it too, and leave rules of the policy that name it without effect.
     force: Option<bool>,
 }
 
 /// Delete a network
 ///
-/// Refused while something is in it, unless forced. Answers when nothing of it is left on the host.
+/// Refused while something is in it or the policy names it, unless forced. Answers when nothing of it is left on the
+/// host.
 #[utoipa::path(delete, path = "/v1/networks/{network}", operation_id = "delete_network", tag = "networks",
     params(("network" = String, Path, description = "Id or name"), DeleteQuery),
     responses((status = 204, description = "Deleted")))]
@@ -266,12 +270,22 @@ async fn ask_to_delete(api: &Api, caller: &Caller, id: NetworkId, force: bool) -
                 ),
             ));
         }
+        let mut policy = None;
+        if !force {
+            let in_force = policies::in_force(api, caller.account).await?;
+            let advice = ", or add ?force=true (--force) to leave rules in it that mean nobody";
+            policies::refuse_named(&in_force.edition.policy, &read.record.name, advice)?;
+            policy = Some(in_force);
+        }
         let mut network = read.record.clone();
         network.deleting = true;
         // Whoever makes a machine compares the network's record unchanged, so none can slip in.
         let mut txn = TxnBuilder::new().unchanged(&read).put(&schema::network(id), &network)?;
         if members.is_empty() {
             txn = txn.empty(&schema::members(id));
+        }
+        if let Some(policy) = policy {
+            txn = policy.same(txn, caller.account);
         }
         let mut told = Vec::new();
         if !read.record.deleting {

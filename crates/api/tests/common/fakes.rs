@@ -7,17 +7,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
-use warren_api::Host;
+use warren_api::{Boundaries, DenialFilter, Host};
 use warren_model::access::{
     AccessError, ByteStream, ExecCommand, ExecExit, ExecInput, ExecOutput, ExecSession, FileInfo, FileKind,
     HostCapacity, ImageInfo, ImageProgress, Images, ListeningPort, MachineAccess, WriteOptions,
 };
+use warren_model::audit::{AuditKey, AuditProgress, AuditScope, Audits, SignedReport, Verdict};
 use warren_model::allocate::{MemberKind, REST};
+use warren_model::denial::Denial;
 use warren_model::record::{AddressHold, Failure, MachineState, MachineStatus, Power};
 use warren_model::{
-    Code, ImageName, ImageReference, MachineId, MemberNumber, NetworkCidr, NetworkId, NetworkNumber, wire,
+    AccountId, Code, ImageName, ImageReference, MachineId, MemberNumber, NetworkCidr, NetworkId, NetworkNumber, wire,
 };
 use warren_store::{SqliteStore, Store, TxnBuilder, Typed, schema};
 
@@ -50,6 +53,91 @@ impl Host for FakeHost {
 
     fn metrics(&self) -> String {
         "# TYPE host_things gauge\nhost_things 7\n# EOF\n".into()
+    }
+}
+
+/// Boundaries that enforce at once, unless told that they are stuck, and know the denials that a test puts in.
+#[derive(Default)]
+pub struct FakeBoundaries {
+    pub stuck: AtomicBool,
+    pub denials: Mutex<Vec<Denial>>,
+    pub flows: Mutex<Vec<wire::LiveFlow>>,
+    /// The versions that were waited for.
+    pub asked: Mutex<Vec<(AccountId, u64)>>,
+    pub news: Mutex<Vec<mpsc::UnboundedSender<Denial>>>,
+}
+
+impl FakeBoundaries {
+    pub fn refuse(&self, denial: Denial) {
+        self.denials.lock().unwrap().push(denial.clone());
+        self.news.lock().unwrap().retain(|follower| follower.send(denial.clone()).is_ok());
+    }
+}
+
+#[async_trait]
+impl Boundaries for FakeBoundaries {
+    async fn enforced(&self, account: AccountId, version: u64, _: Duration) -> Result<(), String> {
+        self.asked.lock().unwrap().push((account, version));
+        if self.stuck.load(Ordering::Relaxed) { Err("the edge does not answer".into()) } else { Ok(()) }
+    }
+
+    async fn denials(&self, account: AccountId, filter: DenialFilter, limit: usize) -> Vec<Denial> {
+        let all = self.denials.lock().unwrap();
+        let wanted = all.iter().filter(|denial| {
+            denial.account == account
+                && filter.machine.is_none_or(|machine| denial.machine == Some(machine))
+                && filter.after.is_none_or(|after| denial.id > after)
+        });
+        let wanted: Vec<_> = wanted.cloned().collect();
+        match filter.after {
+            Some(_) => wanted.into_iter().take(limit).collect(),
+            None => wanted[wanted.len().saturating_sub(limit)..].to_vec(),
+        }
+    }
+
+    fn follow(&self, account: AccountId) -> BoxStream<'static, Denial> {
+        let (send, receive) = mpsc::unbounded_channel();
+        self.news.lock().unwrap().push(send);
+        let of_account = move |denial: &Denial| std::future::ready(denial.account == account);
+        futures::stream::unfold(receive, |mut receive| async { Some((receive.recv().await?, receive)) })
+            .filter(of_account)
+            .boxed()
+    }
+
+    async fn gather(&self, machine: MachineId, since: Timestamp) -> Vec<Denial> {
+        let all = self.denials.lock().unwrap();
+        all.iter().filter(|denial| denial.machine == Some(machine) && denial.time >= since).cloned().collect()
+    }
+
+    async fn flows(&self, _: AccountId) -> Vec<wire::LiveFlow> {
+        self.flows.lock().unwrap().clone()
+    }
+}
+
+/// Every audit passes; the log has two lines.
+pub struct FakeAudits;
+
+#[async_trait]
+impl Audits for FakeAudits {
+    async fn run(&self, scope: AuditScope, progress: mpsc::Sender<AuditProgress>) -> Result<SignedReport, AccessError> {
+        let _ = progress.send(AuditProgress { stage: "probing".into(), fraction: 0.5 }).await;
+        Ok(SignedReport {
+            result: Verdict::Pass,
+            number: 1,
+            summary: format!("{:?} {}", scope.network, scope.across_accounts),
+            report: "{}".into(),
+            signature: "{}".into(),
+            page: "<html>".into(),
+        })
+    }
+
+    async fn public_key(&self) -> Result<AuditKey, AccessError> {
+        Ok(AuditKey { id: "01".into(), key: "warren-audit-ed25519 00".into() })
+    }
+
+    async fn log(&self, after: u64) -> Result<BoxStream<'static, std::io::Result<Bytes>>, AccessError> {
+        let lines = (after + 1..=2).map(|number| Ok(Bytes::from(format!("{{\"number\":{number}}}\n"))));
+        Ok(futures::stream::iter(lines).boxed())
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 mod fakes;
+pub mod places;
 
 use std::sync::Arc;
 
@@ -18,12 +19,13 @@ use tower::ServiceExt;
 use warren_api::{ApiConfig, bootstrap};
 use warren_store::{Range, SqliteStore, Store};
 
-pub use fakes::{FakeHost, FakeImages, FakeMachines};
+pub use fakes::{FakeAudits, FakeBoundaries, FakeHost, FakeImages, FakeMachines};
 
 pub struct Lab {
     pub router: Router,
     pub store: Arc<SqliteStore>,
     pub host: Arc<FakeHost>,
+    pub boundaries: Arc<FakeBoundaries>,
     pub root: String,
     reconciler: JoinHandle<()>,
     _directory: tempfile::TempDir,
@@ -91,15 +93,18 @@ pub async fn lab_with(adjust: impl FnOnce(&mut ApiConfig)) -> Lab {
     let mut config = ApiConfig::new(made.installation, "1.2.3");
     adjust(&mut config);
     let host = Arc::new(FakeHost::default());
+    let boundaries = Arc::new(FakeBoundaries::default());
     let router = warren_api::router(
         config,
         store.clone(),
         Arc::new(FakeMachines),
         Arc::new(FakeImages::default()),
         host.clone(),
+        boundaries.clone(),
+        Arc::new(FakeAudits),
     );
     let reconciler = tokio::spawn(fakes::reconcile(store.clone()));
-    Lab { router, store, host, root: made.root_key.unwrap(), reconciler, _directory: directory }
+    Lab { router, store, host, boundaries, root: made.root_key.unwrap(), reconciler, _directory: directory }
 }
 
 impl Lab {
@@ -121,6 +126,10 @@ impl Lab {
 
     pub async fn post(&self, key: &str, path: &str, body: Value) -> Answered {
         self.call(request("POST", path, key, Some(body.to_string()))).await
+    }
+
+    pub async fn put(&self, key: &str, path: &str, body: Value) -> Answered {
+        self.call(request("PUT", path, key, Some(body.to_string()))).await
     }
 
     pub async fn patch(&self, key: &str, path: &str, body: Value) -> Answered {

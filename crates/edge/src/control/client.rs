@@ -1,14 +1,15 @@
 //! The daemon's end: starts an edge or finds one, and tells it what to answer.
 
-use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -18,12 +19,20 @@ use warren_model::NetworkNumber;
 
 use crate::control::frame::Channel;
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, Reply, Request};
+use crate::denials::TakenDenials;
+use crate::flows::OpenFlow;
 use crate::view::{NetworkView, Sockets};
 
 /// How long the edge may take over one request.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long a new edge may take until it answers.
 const START: Duration = Duration::from_secs(10);
+/// How long an edge may take to say how it is, when it has nothing else to do.
+const STATUS: Duration = Duration::from_secs(3);
+/// The pause between two questions whether the edge still answers.
+const PULSE: Duration = Duration::from_secs(1);
+/// How long a process may take to end once it was killed.
+const DEATH: u16 = 5000;
 
 /// Why the edge did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +59,15 @@ pub enum EdgeError {
     Ended(ExitStatus),
     #[error("process {found} answers at {path}, not the edge that was started")]
     Occupied { path: PathBuf, found: i32 },
+    /// It may hang: it can be asked again, or killed.
     #[error("the edge did not answer in time")]
     TimedOut,
+    #[error("the edge, process {pid}, could not be killed")]
+    Kill {
+        pid: i32,
+        #[source]
+        source: io::Error,
+    },
     #[error("the edge refused")]
     Refused(#[from] Refusal),
     #[error("the edge is gone")]
@@ -92,6 +108,8 @@ pub struct EdgeClient {
     jobs: mpsc::Sender<Job>,
     closed: watch::Receiver<bool>,
     pid: i32,
+    /// The process that listens, whatever its id is given to later.
+    process: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -104,7 +122,8 @@ struct Job {
 impl EdgeClient {
     /// Connects to the edge at this path; `None` when nothing answers there.
     ///
-    /// An edge that speaks another version of the protocol is asked to end, and counts as nothing.
+    /// An edge that speaks another version of the protocol is asked to end, and counts as nothing. So does one that takes
+    /// the connection and then says nothing for ten seconds; it is killed.
     pub async fn connect(control: &Path) -> Result<Option<Self>, EdgeError> {
         let failed = |source| EdgeError::Connect { path: control.to_owned(), source };
         let stream = match UnixStream::connect(control).await {
@@ -116,13 +135,19 @@ impl EdgeClient {
         };
         // What the kernel says of the process that listens, not what it says itself.
         let listener = stream.peer_cred().map_err(failed)?.pid();
+        let process = listener.and_then(open_process);
         let (jobs, queue) = mpsc::channel(64);
         let (ended, closed) = watch::channel(false);
         tokio::spawn(carry(Channel::new(stream), queue, ended));
-        let mut client = Self { jobs, closed, pid: listener.unwrap_or(0) };
+        let mut client = Self { jobs, closed, pid: listener.unwrap_or(0), process };
         let hello = match client.request(&Request::Hello { protocol: PROTOCOL }, Vec::new()).await {
             // An edge that is just ending takes connections for a moment longer than it answers.
             Err(EdgeError::Closed) => return Ok(None),
+            Err(EdgeError::TimedOut) => {
+                tracing::error!(pid = client.pid, "the running edge does not answer and is killed");
+                client.kill().await?;
+                return Ok(None);
+            }
             hello => hello?,
         };
         match hello {
@@ -183,10 +208,28 @@ impl EdgeClient {
         Err(EdgeError::TimedOut)
     }
 
-    /// What the edge has.
+    /// What the edge has. [`EdgeError::TimedOut`] after three seconds: it hangs, or is very busy with what it was asked
+    /// before.
     pub async fn status(&self) -> Result<EdgeStatus, EdgeError> {
-        match self.request(&Request::Status, Vec::new()).await? {
+        match timeout(STATUS, self.request(&Request::Status, Vec::new())).await.map_err(|_| EdgeError::TimedOut)?? {
             Reply::Status(status) => Ok(status),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
+    /// The refusals after this number, which is [`TakenDenials::last`] of the answer before, or 0. What came before it
+    /// is known to be safe and is forgotten by the edge; the rest stays until it is.
+    pub async fn take_denials(&self, after: u64) -> Result<TakenDenials, EdgeError> {
+        match self.request(&Request::TakeDenials { after }, Vec::new()).await? {
+            Reply::Denials(denials) => Ok(denials),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
+    /// The proxied connections that are open, at most 10,000 of them.
+    pub async fn open_flows(&self) -> Result<Vec<OpenFlow>, EdgeError> {
+        match self.request(&Request::OpenFlows, Vec::new()).await? {
+            Reply::OpenFlows(flows) => Ok(flows),
             other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
         }
     }
@@ -196,7 +239,7 @@ impl EdgeClient {
     /// `sockets` are needed the first time ([`RefusalCode::SocketsMissing`](crate::RefusalCode::SocketsMissing)
     /// otherwise); given later, they take the place of the ones before.
     pub async fn put_network(&self, view: &NetworkView, sockets: Option<Sockets>) -> Result<(), EdgeError> {
-        let request = Request::PutNetwork { view: Cow::Borrowed(view), sockets: sockets.is_some() };
+        let request = Request::PutNetwork { view: Box::new(view.clone()), sockets: sockets.is_some() };
         let descriptors = sockets.map_or_else(Vec::new, |sockets| sockets.into_descriptors().into());
         self.done(&request, descriptors).await
     }
@@ -212,6 +255,37 @@ impl EdgeClient {
         timeout(ANSWER, self.closed()).await.map_err(|_| EdgeError::TimedOut)
     }
 
+    /// Ends an edge that does not answer any more; resolves when the process is gone. One that is gone already is no
+    /// error.
+    pub async fn kill(&self) -> Result<(), EdgeError> {
+        match &self.process {
+            Some(process) => kill(self.pid, process).await,
+            // It was gone before it could be looked at.
+            None => Ok(()),
+        }
+    }
+
+    /// Resolves when the edge has ended. One that twice in a row does not say how it is hangs, and is killed.
+    pub async fn ended(&self) {
+        let mut silent = 0;
+        loop {
+            tokio::select! {
+                () = self.closed() => return,
+                () = sleep(PULSE) => {}
+            }
+            match self.status().await {
+                Err(EdgeError::TimedOut) => silent += 1,
+                _ => silent = 0,
+            }
+            if silent == 2 {
+                tracing::error!(pid = self.pid, "the edge does not answer and is killed");
+                if let Err(error) = self.kill().await {
+                    tracing::error!(pid = self.pid, %error, "the edge that does not answer could not be killed");
+                }
+            }
+        }
+    }
+
     /// The edge's process id.
     pub fn pid(&self) -> i32 {
         self.pid
@@ -223,14 +297,14 @@ impl EdgeClient {
         let _ = self.closed.clone().wait_for(|closed| *closed).await;
     }
 
-    async fn done(&self, request: &Request<'_>, descriptors: Vec<OwnedFd>) -> Result<(), EdgeError> {
+    async fn done(&self, request: &Request, descriptors: Vec<OwnedFd>) -> Result<(), EdgeError> {
         match self.request(request, descriptors).await? {
             Reply::Done => Ok(()),
             other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
         }
     }
 
-    async fn request(&self, request: &Request<'_>, descriptors: Vec<OwnedFd>) -> Result<Reply, EdgeError> {
+    async fn request(&self, request: &Request, descriptors: Vec<OwnedFd>) -> Result<Reply, EdgeError> {
         let body = serde_json::to_vec(request).map_err(|error| EdgeError::Unintelligible(error.to_string()))?;
         let (answer, answered) = oneshot::channel();
         self.jobs.send(Job { body, descriptors, answer }).await.map_err(|_| EdgeError::Closed)?;
@@ -238,6 +312,30 @@ impl EdgeClient {
             Reply::Refused(refusal) => Err(EdgeError::Refused(refusal)),
             reply => Ok(reply),
         }
+    }
+}
+
+/// A process that cannot be mistaken for another one later; `None` when it is gone.
+fn open_process(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+async fn kill(pid: i32, process: &OwnedFd) -> Result<(), EdgeError> {
+    let failed = |source: io::Error| EdgeError::Kill { pid, source };
+    match pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(failed(error.into())),
+    }
+    // A process descriptor can be read from once the process has ended (pidfd_open(2)).
+    let process = process.try_clone().map_err(failed)?;
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        poll(&mut ended, DEATH)
+    });
+    match ended.await.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))? {
+        0 => Err(EdgeError::TimedOut),
+        _ => Ok(()),
     }
 }
 
@@ -265,7 +363,6 @@ async fn carry(mut channel: Channel, mut queue: mpsc::Receiver<Job>, ended: watc
 }
 
 async fn exchange(channel: &mut Channel, job: &Job) -> Result<Reply, EdgeError> {
-    use std::os::fd::AsFd;
     let descriptors: Vec<_> = job.descriptors.iter().map(AsFd::as_fd).collect();
     channel.send(&job.body, &descriptors).await.map_err(|_| EdgeError::Closed)?;
     let message = channel.receive().await.map_err(|_| EdgeError::Closed)?.ok_or(EdgeError::Closed)?;

@@ -1,25 +1,28 @@
 //! What the daemon and the edge say to each other.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use warren_model::NetworkNumber;
 
+use crate::denials::TakenDenials;
 use crate::dns::stats::QueryCounters;
+use crate::flows::{FlowCounters, OpenFlow};
 use crate::view::NetworkView;
 
 /// Grows with every change that the other end has to know about.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum Request<'a> {
+pub(crate) enum Request {
     Hello { protocol: u32 },
     Status,
-    PutNetwork { view: Cow<'a, NetworkView>, sockets: bool },
+    PutNetwork { view: Box<NetworkView>, sockets: bool },
     RemoveNetwork { number: NetworkNumber },
+    TakeDenials { after: u64 },
+    OpenFlows,
     Shutdown,
 }
 
@@ -28,6 +31,8 @@ pub(crate) enum Request<'a> {
 pub(crate) enum Reply {
     Hello { protocol: u32, pid: i32 },
     Status(EdgeStatus),
+    Denials(TakenDenials),
+    OpenFlows(Vec<OpenFlow>),
     Done,
     Refused(Refusal),
 }
@@ -41,6 +46,10 @@ pub struct EdgeStatus {
     /// The networks that it answers for, and the generation of what it has for each.
     pub networks: BTreeMap<NetworkNumber, u64>,
     pub queries: QueryCounters,
+    /// What machines did by name, each under the rule that allowed it.
+    pub flows: Vec<FlowCounters>,
+    /// How many names have synthetic addresses, all machines together.
+    pub names: u64,
 }
 
 /// A request that the edge did not carry out; nothing changed.

@@ -12,16 +12,19 @@ use warren_model::NetworkNumber;
 
 use crate::control::frame::Channel;
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, RefusalCode, Reply, Request};
-use crate::dns::network::{Listening, Network, Shared, Workers};
-use crate::dns::zone::Zone;
+use crate::dns::zone::ZoneError;
+use crate::flows::OpenFlow;
+use crate::network::{Listening, Network, Shared, Workers};
 use crate::view::{NetworkView, Sockets};
 
+/// The most connections in one answer to the daemon.
+const LISTED_FLOWS: usize = 10_000;
 /// Control connections at the same time: the daemon, the one before it, and an operator's tools.
 const CONNECTIONS: usize = 8;
 
 /// Serves control connections until one of them asks to shut down.
-pub(crate) async fn serve(listener: UnixListener, daemon_uid: u32, workers: Workers) {
-    let edge = Arc::new(Edge { networks: Mutex::default(), shared: Shared::new(), workers, shutdown: Notify::new() });
+pub(crate) async fn serve(listener: UnixListener, daemon_uid: u32, workers: Workers, shared: Arc<Shared>) {
+    let edge = Arc::new(Edge { networks: Mutex::default(), shared, workers, shutdown: Notify::new() });
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -70,7 +73,7 @@ async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
     while let Some(message) = channel.receive().await? {
         let descriptors = channel.take_descriptors();
         let handle = || {
-            let request = serde_json::from_slice::<Request<'_>>(&message)
+            let request = serde_json::from_slice::<Request>(&message)
                 .map_err(|error| Refusal::new(RefusalCode::Malformed, error.to_string()))?;
             let ends = matches!(request, Request::Shutdown);
             let allowed = greeted || matches!(request, Request::Hello { .. } | Request::Shutdown);
@@ -98,7 +101,7 @@ async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
 
 impl Edge {
     /// Carries out a request; also returns the tasks that have to end because of it.
-    fn handle(&self, request: Request<'_>, sockets: Option<Sockets>) -> Result<(Reply, Option<JoinSet<()>>), Refusal> {
+    fn handle(&self, request: Request, sockets: Option<Sockets>) -> Result<(Reply, Option<JoinSet<()>>), Refusal> {
         match request {
             Request::Hello { protocol: _ } => Ok((Reply::Hello { protocol: PROTOCOL, pid: pid() }, None)),
             Request::Status => Ok((Reply::Status(self.status()), None)),
@@ -113,27 +116,41 @@ impl Edge {
                 if removed.is_some() {
                     tracing::info!(network = %number, "removed");
                 }
-                Ok((Reply::Done, removed.map(|running| running.tasks)))
+                let ended = removed.map(|running| {
+                    running.network.end();
+                    running.tasks
+                });
+                Ok((Reply::Done, ended))
             }
+            Request::TakeDenials { after } => Ok((Reply::Denials(self.shared.all_denials.take(after)), None)),
+            Request::OpenFlows => Ok((Reply::OpenFlows(self.open_flows()), None)),
             Request::Shutdown => Ok((Reply::Done, None)),
         }
     }
 
+    fn open_flows(&self) -> Vec<OpenFlow> {
+        let networks = self.networks();
+        let all = networks.iter().flat_map(|(number, running)| running.network.flows.list(*number));
+        all.take(LISTED_FLOWS).collect()
+    }
+
     fn status(&self) -> EdgeStatus {
-        let generation =
-            |(number, running): (&NetworkNumber, &Running)| (*number, running.network.zone.load().generation);
+        let networks = self.networks();
+        let running = || networks.iter().map(|(number, running)| (*number, &running.network));
         EdgeStatus {
             pid: pid(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            networks: self.networks().iter().map(generation).collect(),
+            networks: running().map(|(number, network)| (number, network.zone.load().generation)).collect(),
             queries: self.shared.stats.read(),
+            flows: running().flat_map(|(number, network)| network.flows.counters(number)).collect(),
+            names: running().map(|(_, network)| network.names.count() as u64).sum(),
         }
     }
 
     fn put(&self, view: &NetworkView, sockets: Option<Sockets>) -> Result<Option<JoinSet<()>>, Refusal> {
-        let zone = Zone::build(view).map_err(|error| Refusal::new(RefusalCode::InvalidName, error.to_string()))?;
+        let invalid = |error: ZoneError| Refusal::new(RefusalCode::InvalidName, error.to_string());
         let listening = sockets
-            .map(|sockets| Listening::new(sockets, self.workers.of(view.number)))
+            .map(|sockets| Listening::new(sockets, &self.workers, view.number))
             .transpose()
             .map_err(|error| Refusal::new(RefusalCode::SocketsUnfit, error.to_string()))?;
         let mut ended = None;
@@ -144,13 +161,13 @@ impl Edge {
                 return Err(Refusal::new(RefusalCode::SocketsMissing, message));
             }
             (None, Some(listening)) => {
-                let network = Network::new(zone, self.shared.clone());
+                let network = Network::new(view, self.shared.clone()).map_err(invalid)?;
                 let tasks = listening.serve(&network);
                 networks.insert(view.number, Running { network, tasks });
                 tracing::info!(network = %view.number, names = view.names.len(), "answering");
             }
             (Some(running), listening) => {
-                running.network.zone.store(Arc::new(zone));
+                running.network.update(view).map_err(invalid)?;
                 if let Some(listening) = listening {
                     ended = Some(std::mem::replace(&mut running.tasks, listening.serve(&running.network)));
                     tracing::info!(network = %view.number, "answering on new sockets");

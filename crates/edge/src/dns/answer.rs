@@ -5,7 +5,8 @@
 //! | `.internal`, reverse names of the network's ranges | the network's records; negative answers carry an SOA (RFC 2308) |
 //! | names that mean something only where they are asked (`.local`, private reverse names, …) | NXDOMAIN and a reason |
 //! | anything else, in a network that may look names up | the resolvers outside |
-//! | anything else, in a sealed network | NXDOMAIN and a reason |
+//! | anything else, in every other network | what policy says ([`crate::dns::listed`]) |
+//! | anything, by somebody who is not a member | REFUSED |
 //!
 //! A refusal is NXDOMAIN **without** an SOA: resolvers in machines give up at once instead of trying again, and do
 //! not remember it, so that a name works the moment it is allowed. The reason travels as an extended DNS error
@@ -17,6 +18,7 @@ use crate::dns::wire::{
     self, ExtendedError, Full, Head, Malformed, Name, Query, ResponseCode, Section, Status, Writer, record_type,
 };
 use crate::dns::zone::{self, Addresses, Entry, Zone};
+use crate::names;
 
 /// How long a positive answer may be remembered, in seconds.
 pub const TTL: u32 = 5;
@@ -33,6 +35,8 @@ pub enum Outcome {
     Reply { length: usize, kind: Kind },
     /// The resolvers outside have to be asked.
     Forward,
+    /// Policy has to be asked about a name outside.
+    Outside,
     /// No answer at all.
     Ignore,
 }
@@ -50,7 +54,8 @@ pub enum Kind {
 }
 
 /// Answers a message that came over UDP or TCP, into `buffer`; `udp` limits the length to what the client takes.
-pub fn respond(zone: &Zone, packet: &[u8], buffer: &mut [u8], udp: bool) -> Outcome {
+/// `member`: whether it came from somebody whom this network answers.
+pub fn respond(zone: &Zone, packet: &[u8], buffer: &mut [u8], udp: bool, member: bool) -> Outcome {
     let query = match Query::parse(packet) {
         Ok(query) => query,
         Err(Malformed::Ignore) => return Outcome::Ignore,
@@ -58,9 +63,13 @@ pub fn respond(zone: &Zone, packet: &[u8], buffer: &mut [u8], udp: bool) -> Outc
             return reply(&head, buffer, udp, &Answer::plain(code), zone, Kind::Malformed);
         }
     };
+    if !member {
+        return reply(&query.head, buffer, udp, &Answer::plain(ResponseCode::Refused), zone, Kind::Prohibited);
+    }
     let answer = match decide(zone, &query) {
         Decision::Answer(answer) => answer,
         Decision::Forward => return Outcome::Forward,
+        Decision::Outside => return Outcome::Outside,
     };
     let kind = match (&answer.data, answer.error.is_some(), answer.code) {
         (_, true, _) => Kind::Prohibited,
@@ -77,6 +86,40 @@ pub fn refuse(head: &Head<'_>, buffer: &mut [u8], udp: bool, code: ResponseCode,
     write(head, buffer, udp, &answer, 0)
 }
 
+/// Answers with the synthetic address of a name outside.
+pub fn synthetic(head: &Head<'_>, buffer: &mut [u8], udp: bool, address: IpAddr) -> usize {
+    let data = match address {
+        IpAddr::V4(address) => Data::Ipv4(address),
+        IpAddr::V6(address) => Data::Ipv6(address),
+    };
+    write(head, buffer, udp, &Answer { ttl: names::TTL, data, ..Answer::plain(ResponseCode::NoError) }, 0)
+}
+
+/// Answers that a name outside has no record of the type; not to be remembered.
+pub fn no_data(head: &Head<'_>, buffer: &mut [u8], udp: bool, error: Option<ExtendedError>) -> usize {
+    write(head, buffer, udp, &Answer { error, ..Answer::plain(ResponseCode::NoError) }, 0)
+}
+
+/// Answers a question for every type of a name outside (RFC 8482 §4.2).
+pub fn every_type(head: &Head<'_>, buffer: &mut [u8], udp: bool) -> usize {
+    write(head, buffer, udp, &Answer { data: Data::Any, ..Answer::plain(ResponseCode::NoError) }, 0)
+}
+
+/// Answers with the name, in wire form, that an address was given for.
+pub fn pointer(head: &Head<'_>, buffer: &mut [u8], udp: bool, name: &[u8]) -> usize {
+    write(head, buffer, udp, &Answer { data: Data::Pointer(name), ..Answer::plain(ResponseCode::NoError) }, 0)
+}
+
+/// The address whose reverse name this is.
+pub fn address_of(name: &Name) -> Option<IpAddr> {
+    let whole = |given: usize, more: bool, units: usize| given == units && !more;
+    if let Some(reverse) = Reverse::<4>::read(name, IN_ADDR_ARPA, decimal) {
+        return whole(reverse.given, reverse.more, 4).then(|| Ipv4Addr::from(reverse.units).into());
+    }
+    let reverse = Reverse::<32>::read(name, IP6_ARPA, hexadecimal)?;
+    whole(reverse.given, reverse.more, 32).then(|| Ipv6Addr::from(nibbles(&reverse.units)).into())
+}
+
 /// A reason in the extended error of a refusal.
 pub fn prohibited(text: String) -> ExtendedError {
     ExtendedError { code: wire::extended_error::PROHIBITED, text }
@@ -85,6 +128,7 @@ pub fn prohibited(text: String) -> ExtendedError {
 enum Decision<'z> {
     Answer(Answer<'z>),
     Forward,
+    Outside,
 }
 
 struct Answer<'z> {
@@ -93,6 +137,8 @@ struct Answer<'z> {
     /// Where in the question's name the zone begins that this answer speaks for with authority.
     apex: Option<usize>,
     error: Option<ExtendedError>,
+    /// How long a positive answer may be remembered, in seconds.
+    ttl: u32,
 }
 
 enum Data<'z> {
@@ -108,11 +154,11 @@ enum Data<'z> {
 
 impl<'z> Answer<'z> {
     fn plain(code: ResponseCode) -> Self {
-        Self { code, data: Data::None, apex: None, error: None }
+        Self { code, data: Data::None, apex: None, error: None, ttl: TTL }
     }
 
     fn local(apex: usize, code: ResponseCode, data: Data<'z>) -> Self {
-        Self { code, data, apex: Some(apex), error: None }
+        Self { code, data, apex: Some(apex), error: None, ttl: TTL }
     }
 }
 
@@ -134,7 +180,7 @@ fn decide<'z>(zone: &'z Zone, query: &Query<'_>) -> Decision<'z> {
         return Decision::Answer(answer);
     }
     if zone.forward.is_empty() {
-        return refusal(format!("egress is denied in this network: {name} is not allowed"));
+        return Decision::Outside;
     }
     if is_local_only(name) || is_private_reverse(name) {
         return refusal(format!("{name} is never looked up outside this network"));
@@ -277,7 +323,7 @@ fn mask128(bits: usize) -> u128 {
 
 /// Names that have no meaning outside the place where they are asked: RFC 6761 (`localhost`, `invalid`, `test`),
 /// RFC 6762 (`local`), RFC 7686 (`onion`), RFC 8375 (`home.arpa`), RFC 9462 §6.4 (`resolver.arpa`).
-fn is_local_only(name: &Name) -> bool {
+pub fn is_local_only(name: &Name) -> bool {
     const SUFFIXES: [&[u8]; 7] = [
         b"\x09localhost\0",
         b"\x05local\0",
@@ -292,7 +338,7 @@ fn is_local_only(name: &Name) -> bool {
 
 /// Reverse names of addresses that are not the public internet's (RFC 6303 §4). A name that gives only a part of an
 /// address is one of them when the first and the last address with that part are.
-fn is_private_reverse(name: &Name) -> bool {
+pub fn is_private_reverse(name: &Name) -> bool {
     let ends: [IpAddr; 2] = if let Some(reverse) = Reverse::<4>::read(name, IN_ADDR_ARPA, decimal) {
         let first = u32::from_be_bytes(reverse.units);
         [first, first | !mask32(reverse.given * 8)].map(|value| Ipv4Addr::from(value).into())
@@ -353,16 +399,18 @@ fn write_whole(
             }
         }
         Data::Ipv4(address) => {
-            writer.record(Section::Answer, 0, record_type::A, TTL, |writer| writer.bytes(&address.octets()))?;
+            writer.record(Section::Answer, 0, record_type::A, answer.ttl, |writer| writer.bytes(&address.octets()))?;
         }
         Data::Ipv6(address) => {
-            writer.record(Section::Answer, 0, record_type::AAAA, TTL, |writer| writer.bytes(&address.octets()))?;
+            writer
+                .record(Section::Answer, 0, record_type::AAAA, answer.ttl, |writer| writer.bytes(&address.octets()))?;
         }
         Data::Pointer(name) => {
-            writer.record(Section::Answer, 0, record_type::PTR, TTL, |writer| writer.bytes(name))?;
+            writer.record(Section::Answer, 0, record_type::PTR, answer.ttl, |writer| writer.bytes(name))?;
         }
         Data::Any => {
-            writer.record(Section::Answer, 0, record_type::HINFO, TTL, |writer| writer.bytes(b"\x07RFC8482\0"))?;
+            writer
+                .record(Section::Answer, 0, record_type::HINFO, answer.ttl, |writer| writer.bytes(b"\x07RFC8482\0"))?;
         }
         Data::Soa => writer.record(Section::Answer, 0, record_type::SOA, NEGATIVE_TTL, soa)?,
         Data::NameServer => {

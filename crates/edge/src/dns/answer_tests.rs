@@ -1,10 +1,10 @@
 use super::*;
+use crate::view::tests::network_view;
 use crate::view::{NameRecord, NetworkView};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question, ResponseCode as Code};
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::{DNSClass, Name as FullName, RData, Record, RecordType};
 use proptest::prelude::*;
-use warren_model::NetworkNumber;
 
 const SEALED: &[&str] = &[];
 const OPEN: &[&str] = &["192.0.2.53:53"];
@@ -16,17 +16,12 @@ fn zone(forward: &[&str]) -> Zone {
         ipv6: ipv6.parse().unwrap(),
     };
     Zone::build(&NetworkView {
-        number: NetworkNumber::FIRST,
-        generation: 7,
-        gateway4: "10.0.0.1".parse().unwrap(),
-        gateway6: "fd12:3456:789a:1::1".parse().unwrap(),
-        cidr: "10.0.0.0/16".parse().unwrap(),
-        cidr6: "fd12:3456:789a:1::/80".parse().unwrap(),
         names: vec![
             record("worker.vm.internal", "10.0.1.10", "fd12:3456:789a:1::2"),
             record("db.internal", "10.0.2.10", "fd12:3456:789a:1::3"),
         ],
         forward: forward.iter().map(|address| address.parse().unwrap()).collect(),
+        ..network_view()
     })
     .unwrap()
 }
@@ -47,9 +42,15 @@ fn with_edns(mut message: Message) -> Message {
 
 fn bytes(zone: &Zone, packet: &[u8]) -> Option<Vec<u8>> {
     let mut buffer = [0; wire::MAX_UDP];
-    match respond(zone, packet, &mut buffer, true) {
+    match respond(zone, packet, &mut buffer, true, true) {
         Outcome::Reply { length, .. } => Some(buffer[..length].to_vec()),
         Outcome::Forward => panic!("forwarded"),
+        Outcome::Outside => {
+            let query = Query::parse(packet).unwrap();
+            let error = prohibited(format!("{} is not allowed", query.name));
+            let length = refuse(&query.head, &mut buffer, true, ResponseCode::NxDomain, error);
+            Some(buffer[..length].to_vec())
+        }
         Outcome::Ignore => None,
     }
 }
@@ -175,19 +176,29 @@ fn ipv6_addresses_of_the_network_have_reverse_names() {
 }
 
 #[test]
-fn a_sealed_network_refuses_every_other_name_without_an_soa_and_says_why() {
+fn a_network_that_is_not_open_leaves_every_other_name_to_policy() {
     let zone = zone(SEALED);
-    for name in
-        ["x.example.", "com.", ".", "8.8.8.8.in-addr.arpa.", "1.0.1.10.in-addr.arpa.", "printer.local.", "xinternal."]
-    {
-        let plain = get(&zone, name, RecordType::A);
-        assert_eq!(show(&plain), "NXDomain", "{name}");
-        assert!(plain.edns.is_none());
+    for name in ["x.example.", "com.", ".", "8.8.8.8.in-addr.arpa.", "printer.local.", "xinternal."] {
+        let packet = question(name, RecordType::A).to_vec().unwrap();
+        assert!(matches!(respond(&zone, &packet, &mut [0; 1232], true, true), Outcome::Outside), "{name}");
+        let refused = get(&zone, name, RecordType::A);
+        assert_eq!(show(&refused), "NXDomain", "{name}");
+        assert!(refused.edns.is_none(), "nobody asked with EDNS");
     }
-    assert_eq!(
-        show(&ask(&zone, &with_edns(question("x.example.", RecordType::A)))),
-        "NXDomain\nerror 18 egress is denied in this network: x.example is not allowed"
-    );
+}
+
+#[test]
+fn somebody_who_is_not_a_member_is_refused_whatever_is_asked() {
+    for name in ["worker.vm.internal.", "nobody.vm.internal.", "x.example.", "10.1.0.10.in-addr.arpa."] {
+        let packet = with_edns(question(name, RecordType::A)).to_vec().unwrap();
+        for zone in [zone(SEALED), zone(OPEN)] {
+            let mut buffer = [0; wire::MAX_UDP];
+            let Outcome::Reply { length, .. } = respond(&zone, &packet, &mut buffer, true, false) else {
+                panic!("{name}")
+            };
+            assert_eq!(show(&Message::from_vec(&buffer[..length]).unwrap()), "Refused", "{name}");
+        }
+    }
 }
 
 #[test]
@@ -195,7 +206,7 @@ fn an_open_network_forwards_only_names_that_mean_something_outside() {
     let zone = zone(OPEN);
     for name in ["x.example.", "8.8.8.8.in-addr.arpa.", "192.in-addr.arpa.", "2.ip6.arpa.", "a.internal.example."] {
         let packet = question(name, RecordType::A).to_vec().unwrap();
-        assert!(matches!(respond(&zone, &packet, &mut [0; 1232], true), Outcome::Forward), "{name}");
+        assert!(matches!(respond(&zone, &packet, &mut [0; 1232], true, true), Outcome::Forward), "{name}");
     }
     let local = [
         "localhost.",
@@ -281,7 +292,7 @@ fn an_error_text_is_cut_to_what_the_client_takes() {
     assert!(reply.len() <= 512);
     let (code, text) = error(&Message::from_vec(&reply).unwrap()).unwrap();
     assert_eq!(code, 18);
-    assert!(text.starts_with("egress is denied in this network: xxx"));
+    assert!(text.starts_with("xxx"));
 }
 
 #[test]
@@ -290,15 +301,20 @@ fn names_that_are_not_text_are_shown_escaped() {
         [b"\0\x01\x01\0\0\x01\0\0\0\0\0\x01".as_slice(), b"\x04a\n.b\0\0\x01\0\x01", b"\0\0\x29\x04\xd0\0\0\0\0\0\0"]
             .concat();
     let reply = Message::from_vec(&bytes(&zone(SEALED), &packet).unwrap()).unwrap();
-    assert_eq!(error(&reply).unwrap().1, "egress is denied in this network: a\\010\\.b is not allowed");
+    assert_eq!(error(&reply).unwrap().1, "a\\010\\.b is not allowed");
 }
 
 /// What holds for every answer to anything.
 fn check_any(zone: &Zone, packet: &[u8]) {
     for udp in [true, false] {
         let mut buffer = [0; wire::MAX_UDP];
-        match respond(zone, packet, &mut buffer, udp) {
+        match respond(zone, packet, &mut buffer, udp, true) {
             Outcome::Ignore => {}
+            Outcome::Outside => {
+                assert!(zone.forward.is_empty());
+                let query = Query::parse(packet).expect("a question");
+                assert!(!query.name.is_within(zone::INTERNAL));
+            }
             Outcome::Forward => {
                 assert!(!zone.forward.is_empty());
                 let query = Query::parse(packet).expect("a question");

@@ -7,9 +7,10 @@
 //! traffic, and go straight into the send buffer. What comes from outside is parsed and written by `hickory-proto`.
 
 pub mod answer;
+pub(crate) mod exchange;
 pub(crate) mod forward;
 pub(crate) mod limit;
-pub(crate) mod network;
+pub(crate) mod listed;
 pub mod stats;
 pub(crate) mod tcp;
 pub(crate) mod udp;

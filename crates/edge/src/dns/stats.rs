@@ -15,7 +15,7 @@ pub struct QueryCounters {
     pub answered: u64,
     /// Answered that the name or type does not exist in the network.
     pub negative: u64,
-    /// Refused by policy, with an extended DNS error.
+    /// Refused: by policy, with an extended DNS error, or because it came from nobody in the network.
     pub prohibited: u64,
     /// Answered with what a resolver outside said.
     pub forwarded: u64,

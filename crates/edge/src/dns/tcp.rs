@@ -9,11 +9,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::dns::answer::{Outcome, respond};
-use crate::dns::forward;
-use crate::dns::network::Network;
+use crate::dns::answer::Outcome;
 use crate::dns::stats::QueryCounters;
 use crate::dns::wire::MAX_UDP;
+use crate::dns::{forward, listed};
+use crate::network::Network;
 
 /// How long a connection may wait for a question, or for its answer to be taken.
 const IDLE: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ pub(crate) async fn serve(network: Arc<Network>, listener: TcpListener) {
                 });
             }
             Err(error) => {
-                tracing::warn!(network = %network.zone.load().number, %error, "a DNS connection was not accepted");
+                tracing::warn!(network = %network.number, %error, "a DNS connection was not accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -59,12 +59,16 @@ async fn converse(network: &Arc<Network>, stream: TcpStream, source: std::net::I
         let mut packet = vec![0; length];
         timeout(SLOW, stream.read_exact(&mut packet)).await??;
         let mut counted = QueryCounters { received: 1, ..Default::default() };
-        let local = match respond(&network.zone.load(), &packet, &mut buffer, false) {
+        let outcome = {
+            let (zone, outside) = (network.zone.load(), network.outside.load());
+            listed::respond(network, (&zone, &outside), source, &packet, &mut buffer, false)
+        };
+        let local = match outcome {
             Outcome::Reply { length, kind } => {
                 counted.count(kind);
                 Some(buffer[..length].to_vec())
             }
-            Outcome::Forward => None,
+            Outcome::Forward | Outcome::Outside => None,
             Outcome::Ignore => {
                 counted.malformed += 1;
                 network.stats.add(&counted);

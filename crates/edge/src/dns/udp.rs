@@ -13,12 +13,12 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
-use crate::dns::answer::{Outcome, respond};
-use crate::dns::forward;
+use crate::dns::answer::Outcome;
 use crate::dns::limit::FairShare;
-use crate::dns::network::Network;
 use crate::dns::stats::QueryCounters;
 use crate::dns::wire::MAX_UDP;
+use crate::dns::{forward, listed};
+use crate::network::Network;
 
 /// Messages per system call.
 const BATCH: usize = 32;
@@ -62,7 +62,7 @@ async fn serve<S: Peer>(network: Arc<Network>, socket: UdpSocket) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue 'ready,
                 Err(error) => {
-                    tracing::warn!(network = %network.zone.load().number, %error, "a DNS socket could not be read");
+                    tracing::warn!(network = %network.number, %error, "a DNS socket could not be read");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue 'ready;
                 }
@@ -140,7 +140,7 @@ impl<S: Peer> Batch<S> {
             }
         }
         let now = Instant::now();
-        let zone = network.zone.load();
+        let (zone, outside) = (network.zone.load(), network.outside.load());
         let mut counted = QueryCounters { received: read as u64, ..Default::default() };
         let (mut replies, mut lengths, mut peers) = (0, [0; BATCH], [None; BATCH]);
         for (slot, question) in received[..read].iter().zip(self.questions.iter()) {
@@ -154,14 +154,15 @@ impl<S: Peer> Batch<S> {
                 continue;
             }
             let packet = &question[..length];
-            match respond(&zone, packet, &mut self.answers[replies], true) {
+            let buffer = &mut self.answers[replies];
+            match listed::respond(network, (&zone, &outside), address.ip(), packet, buffer, true) {
                 Outcome::Reply { length, kind } => {
                     counted.count(kind);
                     lengths[replies] = length;
                     peers[replies] = Some(peer);
                     replies += 1;
                 }
-                Outcome::Forward => forward.push((address, packet.to_vec())),
+                Outcome::Forward | Outcome::Outside => forward.push((address, packet.to_vec())),
                 Outcome::Ignore => counted.malformed += 1,
             }
         }

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Message, OpCode, Query as Question, ResponseCode as UpstreamCode};
-use hickory_proto::rr::rdata::svcb::SvcParamValue;
-use hickory_proto::rr::{RData, RecordType};
+use hickory_proto::rr::rdata::svcb::{SvcParamKey, SvcParamValue};
+use hickory_proto::rr::{RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 use crate::dns::wire::{self, Head, MAX_UDP, ResponseCode, Status, Writer};
@@ -102,7 +102,7 @@ pub(crate) fn relay(head: &Head<'_>, said: &Message, limit: usize) -> Option<Vec
     message.metadata.recursion_available = true;
     message.metadata.response_code = said.metadata.response_code;
     message.add_query(question);
-    message.answers.clone_from(&said.answers);
+    message.answers.extend(said.answers.iter().filter_map(without_ech));
     message.authorities.extend(said.authorities.iter().filter(|r| r.record_type() == RecordType::SOA).cloned());
     if head.edns.is_some() {
         let mut edns = Edns::new();
@@ -118,6 +118,23 @@ pub(crate) fn relay(head: &Head<'_>, said: &Message, limit: usize) -> Option<Vec
     let length = Writer::new(&mut buffer, head, status).and_then(|w| w.finish(head, status.code, None)).ok()?;
     buffer.truncate(length);
     Some(buffer)
+}
+
+/// A record without the key to an encrypted ClientHello (RFC 9849): what a machine says first is to be readable. One that
+/// cannot be used without the key is left out.
+fn without_ech(record: &Record) -> Option<Record> {
+    let mut record = record.clone();
+    let parameters = match &mut record.data {
+        RData::SVCB(service) => &mut service.svc_params,
+        RData::HTTPS(service) => &mut service.0.svc_params,
+        _ => return Some(record),
+    };
+    let needs = parameters.iter().any(|(_, value)| match value {
+        SvcParamValue::Mandatory(keys) => keys.0.contains(&SvcParamKey::EchConfigList),
+        _ => false,
+    });
+    parameters.retain(|(key, _)| *key != SvcParamKey::EchConfigList);
+    (!needs).then_some(record)
 }
 
 #[cfg(test)]

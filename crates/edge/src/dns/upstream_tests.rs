@@ -1,6 +1,6 @@
 use super::*;
 use hickory_proto::op::MessageType;
-use hickory_proto::rr::rdata::svcb::{IpHint, SVCB, SvcParamKey};
+use hickory_proto::rr::rdata::svcb::{Alpn, EchConfigList, IpHint, Mandatory, SVCB, SvcParamKey};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS};
 use hickory_proto::rr::{DNSClass, Name, Record};
 use proptest::prelude::*;
@@ -120,6 +120,19 @@ fn what_does_not_fit_is_marked_as_truncated() {
     let relayed = Message::from_vec(&relay(&query.head, &said, 512).unwrap()).unwrap();
     assert!(relayed.metadata.truncation && relayed.answers.is_empty());
     assert_eq!(Message::from_vec(&relay(&query.head, &said, 65535).unwrap()).unwrap().answers.len(), 100);
+}
+
+#[test]
+fn the_key_to_an_encrypted_hello_never_reaches_a_machine() {
+    let ech = || (SvcParamKey::EchConfigList, SvcParamValue::EchConfigList(EchConfigList(vec![1, 2, 3])));
+    let alpn = || (SvcParamKey::Alpn, SvcParamValue::Alpn(Alpn(vec!["h2".into()])));
+    let needed = (SvcParamKey::Mandatory, SvcParamValue::Mandatory(Mandatory(vec![SvcParamKey::EchConfigList])));
+    let service = |parameters| RData::HTTPS(HTTPS(SVCB::new(1, name("."), parameters)));
+    let said = answer(vec![service(vec![alpn(), ech()]), service(vec![needed, ech()])]);
+    let packet = ask(1, &asked("x.example."));
+    let query = wire::Query::parse(&packet).unwrap();
+    let relayed = Message::from_vec(&relay(&query.head, &said, 512).unwrap()).unwrap();
+    assert_eq!(relayed.answers.iter().map(|record| &record.data).collect::<Vec<_>>(), [&service(vec![alpn()])]);
 }
 
 proptest! {

@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use warren_model::NetworkNumber;
 
 use crate::dns::wire;
 use crate::view::NetworkView;
@@ -43,7 +42,6 @@ pub enum Entry {
 /// Names as the daemon handed them over, indexed for answering. Keys are names in wire form and lower case.
 #[derive(Debug, Clone)]
 pub struct Zone {
-    pub number: NetworkNumber,
     pub generation: u64,
     pub cidr: Ipv4Net,
     pub cidr6: Ipv6Net,
@@ -58,7 +56,6 @@ pub struct Zone {
 impl Zone {
     pub fn build(view: &NetworkView) -> Result<Self, ZoneError> {
         let mut zone = Self {
-            number: view.number,
             generation: view.generation,
             cidr: view.cidr.net(),
             cidr6: view.cidr6.trunc(),
@@ -142,16 +139,7 @@ mod tests {
     }
 
     fn view(names: Vec<NameRecord>) -> NetworkView {
-        NetworkView {
-            number: NetworkNumber::FIRST,
-            generation: 1,
-            gateway4: Ipv4Addr::new(10, 0, 0, 1),
-            gateway6: "fd00:0:0:1::1".parse().unwrap(),
-            cidr: "10.0.0.0/16".parse().unwrap(),
-            cidr6: "fd00:0:0:1::/80".parse().unwrap(),
-            names,
-            forward: vec![],
-        }
+        NetworkView { names, ..crate::view::tests::network_view() }
     }
 
     fn wire(name: &str) -> Box<[u8]> {

@@ -1,6 +1,7 @@
 //! What the tests of the edge share. They run as root and touch no network but loopback and their own namespaces.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -11,8 +12,10 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ulid::Ulid;
 use warren_edge::{EdgeClient, EdgeLog, NameRecord, NetworkView, Sockets, SpawnConfig};
-use warren_model::NetworkNumber;
+use warren_model::policy::{Group, Member, NameRule};
+use warren_model::{AccountId, MachineId, MemberNumber, NetworkId, NetworkNumber};
 
 /// A directory for the control socket, and the edge in it, which ends with the value.
 pub struct Edge {
@@ -49,7 +52,11 @@ impl Edge {
     }
 
     pub fn kill(&self) {
-        kill(Pid::from_raw(self.pid), Signal::SIGKILL).unwrap();
+        self.signal(Signal::SIGKILL);
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid), signal).unwrap();
     }
 }
 
@@ -71,8 +78,13 @@ pub fn record(name: &str, last: u8) -> NameRecord {
     }
 }
 
+/// A network whose only member is who asks over loopback.
 pub fn view(number: u16, generation: u64, names: &[(&str, u8)]) -> NetworkView {
+    let ulid = |kind: u128| Ulid::from_parts(number.into(), kind);
     NetworkView {
+        account: AccountId::from_ulid(ulid(1)),
+        network: NetworkId::from_ulid(ulid(2)),
+        name: "lab".parse().unwrap(),
         number: NetworkNumber::new(number).unwrap(),
         generation,
         gateway4: Ipv4Addr::new(10, 0, 0, 1),
@@ -81,7 +93,36 @@ pub fn view(number: u16, generation: u64, names: &[(&str, u8)]) -> NetworkView {
         cidr6: "fd12:3456:789a:1::/80".parse().unwrap(),
         names: names.iter().map(|(name, last)| record(name, *last)).collect(),
         forward: vec![],
+        names6: "fd12:3456:789a:1:ffff::/80".parse().unwrap(),
+        members: vec![Member {
+            machine: MachineId::from_ulid(ulid(3)),
+            network: "lab".parse().unwrap(),
+            name: "agent".parse().unwrap(),
+            number: MemberNumber::FIRST,
+            ipv4: Ipv4Addr::LOCALHOST,
+            ipv6: Ipv6Addr::LOCALHOST,
+            tags: Default::default(),
+        }],
+        groups: BTreeMap::new(),
+        rules: BTreeMap::new(),
+        resolvers: vec![],
+        policy: String::new(),
     }
+}
+
+/// The same with these rules for the member: an id, a pattern, and ports.
+pub fn with_rules(mut view: NetworkView, rules: &[(&str, &str, &[&str])]) -> NetworkView {
+    let rule = |(id, pattern, ports): &(&str, &str, &[&str])| NameRule {
+        id: id.parse().unwrap(),
+        forbid: id.starts_with("no-"),
+        pattern: pattern.parse().unwrap(),
+        ports: ports.iter().map(|ports| ports.parse().unwrap()).collect(),
+        application: None,
+    };
+    let addresses = view.members.iter().flat_map(|member| [member.ipv4.into(), member.ipv6.into()]);
+    view.groups = addresses.map(|address| (address, Group(9))).collect();
+    view.rules = [(Group(9), rules.iter().map(rule).collect())].into();
+    view
 }
 
 /// Where the sockets of a network answer.

@@ -5,8 +5,11 @@ use nix::errno::Errno;
 use crate::firewall::elements::{FAMILY_ANY, INET, get_kind, header, nfgen, set_elements};
 use crate::netlink::{Attributes, Message, Socket, be32, text};
 
-/// Sets whose elements never change; members' sets are compared member by member.
+/// Sets whose elements never change; those of members and of policy are compared element by element.
 pub(crate) const CONSTANT_SETS: [&str; 2] = ["not_global4", "not_global6"];
+
+/// Those of the host's table.
+const HOST_SETS: [&str; 6] = ["not_global4", "not_global6", "never4", "never6", "private4", "private6"];
 
 /// `NFT_MSG_GETTABLE`, `…CHAIN`, `…RULE`, `…SET`, `…OBJ`, each with the attributes that matter; the first one names
 /// the table.
@@ -66,7 +69,8 @@ pub(crate) fn digest(socket: &mut Socket, only: Option<&str>) -> Result<Option<D
         return Ok(None);
     }
     let table = only.unwrap_or(crate::names::TABLE);
-    for set in CONSTANT_SETS {
+    let constant: &[&str] = if only.is_some() { &HOST_SETS } else { &CONSTANT_SETS };
+    for set in constant {
         // In order: a tree lists itself backwards on some kernels.
         let mut keys: Vec<Vec<u8>> = match set_elements(socket, INET, table, set) {
             Ok(elements) => elements.into_iter().map(|element| element.key_and_flags()).collect(),

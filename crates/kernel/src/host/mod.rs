@@ -1,24 +1,27 @@
 //! The namespace that the daemon runs in: it carries what open networks send out, and nothing else.
 
+pub(crate) mod exits;
 mod forwarding;
 mod place;
 pub(crate) mod transit;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
-use warren_model::record::Egress;
 use warren_model::{InstallationId, NetworkNumber, UlaPrefix};
 
+use exits::Exits;
 use forwarding::Switched;
 pub use forwarding::{ForwardingState, HostForwarding};
 use place::Place;
 
 use crate::error::KernelError;
+use crate::firewall::shape::Shape;
 use crate::firewall::{digest, process, text};
 use crate::gateway::METRIC;
 use crate::member::{are_ends, find, gone_is_fine};
@@ -75,14 +78,21 @@ impl Host {
         Ok(Self { installation, ula, namespace, state })
     }
 
-    /// Makes the uplink of an open network, or makes good what it lacks. The rules come first.
-    pub(crate) fn connect(&self, router: &mut Socket, network: NetworkNumber) -> Result<(), KernelError> {
+    /// Makes the uplink of a network from which something may leave, or makes good what it lacks. The rules come first.
+    /// `private` are the ranges that it may reach although they are not the public internet.
+    pub(crate) fn connect(
+        &self,
+        router: &mut Socket,
+        network: NetworkNumber,
+        private: &BTreeSet<IpNet>,
+    ) -> Result<(), KernelError> {
         let mut state = self.lock();
         let (four, six) = route::forwarding(&mut state.route).map_err(refused("say whether it forwards"))?;
         match forwarding::refuse_unless_on(four, six) {
             Err(_) if state.consent => self.forward(&mut state)?,
             outcome => outcome?,
         }
+        self.open_private(&mut state, network, private)?;
         self.ensure_rules(&mut state)?;
         self.make_uplink(&mut state, router, network).map_err(refused("make an uplink"))
     }
@@ -94,15 +104,28 @@ impl Host {
         if route::link(&mut state.route, &name).map_err(refused("find an uplink"))?.is_some() {
             gone_is_fine(state.route.apply(vec![route::delete_link(&name)])).map_err(refused("remove an uplink"))?;
         }
+        let closed = self.open_private(&mut state, network, &BTreeSet::new())?;
         // The link may have gone by itself, with its other end.
-        if self.record_path().exists() { self.remove_unused_rules(&mut state) } else { Ok(()) }
+        if !self.record_path().exists() {
+            return Ok(());
+        }
+        self.remove_unused_rules(&mut state)?;
+        if closed && self.record_path().exists() && self.is_recorded_place()? {
+            self.ensure_rules(&mut state)?;
+        }
+        Ok(())
     }
 
     /// Whether everything that the uplink needs is there, on both sides.
-    pub(crate) fn is_connected(&self, router: &mut Socket, network: NetworkNumber) -> Result<bool, KernelError> {
+    pub(crate) fn is_connected(
+        &self,
+        router: &mut Socket,
+        network: NetworkNumber,
+        private: &BTreeSet<IpNet>,
+    ) -> Result<bool, KernelError> {
         let mut state = self.lock();
         let whole = self.uplink_is_whole(&mut state, router, network).map_err(refused("show an uplink"))?;
-        Ok(whole && self.rules_are_intact(&mut state)?)
+        Ok(whole && self.rules_are_intact(&mut state)? && Exits::read(&self.installation)?.are(network, private))
     }
 
     /// Whether there is anything of an uplink on the host's side.
@@ -199,9 +222,28 @@ impl Host {
         }
     }
 
+    /// Writes down which private ranges the network may reach; whether that is something else than before.
+    fn open_private(
+        &self,
+        state: &mut State,
+        network: NetworkNumber,
+        private: &BTreeSet<IpNet>,
+    ) -> Result<bool, KernelError> {
+        let mut exits = Exits::read(&self.installation)?;
+        if exits.are(network, private) {
+            return Ok(false);
+        }
+        exits.set(network, private);
+        exits.write(&self.installation)?;
+        state.intact_at = None;
+        Ok(true)
+    }
+
     fn rules_text(&self) -> Result<String, KernelError> {
         let switched = Switched::read(&self.installation)?;
-        Ok(text::host(&self.installation, &self.ula, switched.ipv4, switched.ipv6))
+        let exits = Exits::read(&self.installation)?;
+        let closed = [switched.ipv4, switched.ipv6];
+        Ok(text::host(&self.installation, &self.ula, closed, &exits, counts_flows()?))
     }
 
     fn record_path(&self) -> PathBuf {
@@ -218,7 +260,7 @@ impl Host {
         let generation = digest::generation(&mut state.nft).map_err(refused("show its rules"))?;
         let table = names::host_table(&self.installation);
         if let Some(kernel) = digest::digest(&mut state.nft, Some(&table)).map_err(refused("show its rules"))? {
-            Record::new(&rules, kernel, Egress::Open).write(&self.record_path())?;
+            Record::new("host", &rules, kernel, Shape::BARE).write(&self.record_path())?;
             state.intact_at = Some(generation);
         }
         Ok(())
@@ -233,7 +275,7 @@ impl Host {
         let kernel = digest::digest(&mut state.nft, Some(&table)).map_err(refused("show its rules"))?;
         let known = Record::read(&self.record_path());
         let intact = match (kernel, known) {
-            (Some(kernel), Some(known)) => known == Record::new(&self.rules_text()?, kernel, Egress::Open),
+            (Some(kernel), Some(known)) => known == Record::new("host", &self.rules_text()?, kernel, Shape::BARE),
             _ => false,
         };
         state.intact_at = intact.then_some(generation);
@@ -244,7 +286,11 @@ impl Host {
     fn remove_unused_rules(&self, state: &mut State) -> Result<(), KernelError> {
         let links = route::links(&mut state.route).map_err(refused("list its links"))?;
         let used = links.iter().any(|link| names::parse_uplink(&self.installation, &link.name).is_some());
-        if used || Switched::read(&self.installation)? != Switched::default() || !self.is_recorded_place()? {
+        if used {
+            return Ok(());
+        }
+        Exits::default().write(&self.installation)?;
+        if Switched::read(&self.installation)? != Switched::default() || !self.is_recorded_place()? {
             return Ok(());
         }
         self.delete_rules(state)?;
@@ -291,6 +337,20 @@ impl Host {
         )?;
         Record::remove(&self.record_path())
     }
+}
+
+/// Whether this kernel can count flows. Asked once, in a namespace of its own.
+fn counts_flows() -> Result<bool, KernelError> {
+    static COUNTS: OnceLock<bool> = OnceLock::new();
+    if let Some(counts) = COUNTS.get() {
+        return Ok(*counts);
+    }
+    let counts = match process::load(namespace::fresh()?.as_fd(), "a namespace of its own", &text::host::counting()) {
+        Ok(()) => true,
+        Err(KernelError::Rules { .. }) => false,
+        Err(error) => return Err(error),
+    };
+    Ok(*COUNTS.get_or_init(|| counts))
 }
 
 struct Wanted {

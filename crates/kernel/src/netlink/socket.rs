@@ -69,9 +69,14 @@ pub(crate) struct Socket {
 impl Socket {
     /// Opens in the namespace of the calling thread.
     pub(crate) fn open(family: Family) -> Result<Self, Errno> {
+        Self::open_small(family, BUFFER)
+    }
+
+    /// As `open`, for one that never dumps: no answer or report is longer than this, in bytes.
+    pub(crate) fn open_small(family: Family, longest: usize) -> Result<Self, Errno> {
         let fd = open(family, 0, SockFlag::empty())?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
-        Ok(Self { fd, sequence: 1, buffer: vec![0; BUFFER] })
+        Ok(Self { fd, sequence: 1, buffer: vec![0; longest] })
     }
 
     /// Sends all messages at once and waits for all answers, in order; a refused one does not stop the others.
@@ -179,6 +184,19 @@ impl Socket {
         }
     }
 
+    /// Reads one datagram of what the kernel reports by itself, each message with its kind and payload.
+    ///
+    /// # Errors
+    /// `EAGAIN` when nothing waits; `ENOBUFS` once after something did not fit into the socket.
+    pub(crate) fn receive_waiting(&mut self, mut each: impl FnMut(u16, &[u8])) -> Result<(), Errno> {
+        self.receive_with(MsgFlags::MSG_DONTWAIT, |header, payload| each(header.kind, payload))
+    }
+
+    /// How many bytes may wait to be read.
+    pub(crate) fn make_room(&self, bytes: usize) -> Result<(), Errno> {
+        setsockopt(&self.fd, sockopt::RcvBufForce, &bytes)
+    }
+
     fn send(&mut self, messages: Vec<Message>, flags: u16) -> Result<u32, Errno> {
         let first = self.sequence;
         let mut bytes = Vec::new();
@@ -195,9 +213,13 @@ impl Socket {
         Ok(first)
     }
 
-    fn receive(&mut self, mut each: impl FnMut(Header, &[u8])) -> Result<(), Errno> {
+    fn receive(&mut self, each: impl FnMut(Header, &[u8])) -> Result<(), Errno> {
+        self.receive_with(MsgFlags::empty(), each)
+    }
+
+    fn receive_with(&mut self, flags: MsgFlags, mut each: impl FnMut(Header, &[u8])) -> Result<(), Errno> {
         let length = loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, flags) {
                 Err(Errno::EINTR) => continue,
                 other => break other?,
             }
@@ -208,6 +230,12 @@ impl Socket {
             rest = after;
         }
         Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

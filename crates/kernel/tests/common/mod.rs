@@ -3,10 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
 use warren_lab::{Lab, Namespace};
+use warren_model::policy::NetworkRules;
 use warren_model::record::Egress;
 use warren_model::{InstallationId, MemberNumber, NetworkCidr, NetworkNumber, UlaPrefix};
 
@@ -50,6 +52,8 @@ impl Fixture {
             cidr,
             cidr6: self.ula.network(number),
             egress,
+            rules: Arc::new(NetworkRules::unrestricted(egress)),
+            names6: self.ula.names(number),
         }
     }
 

@@ -4,6 +4,12 @@
 //! it, so that an unrelated change leaves it as it is. Ranges outside are cut into disjoint pieces, each in a *class*.
 //! What is compiled are the **exceptions** from what the network does by itself.
 
+mod group;
+mod inside;
+mod names;
+mod outside;
+mod traffic;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -11,9 +17,14 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Application, Directory, HostPattern, PortRange, Policy, Ports, RuleId};
+use self::group::{Draft, Ruling};
+pub use self::names::NameDecision;
+use self::traffic::Traffic;
+use super::link::{self, Link, links};
+use super::{Application, Directory, HostPattern, Intra, NetworkEntry, Policy, PortRange, Ports, RuleId};
 use crate::address::NetworkNumber;
 use crate::name::Label;
+use crate::record::Egress;
 
 /// Members, or addresses outside, that no rule tells apart. Never 0: that is who is in no group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -75,6 +86,25 @@ pub struct NetworkRules {
     pub names: BTreeMap<Group, Vec<NameRule>>,
 }
 
+impl NetworkRules {
+    /// What a network does of which no policy says anything: members reach each other, and the public internet if
+    /// egress is open.
+    pub fn unrestricted(egress: crate::record::Egress) -> Self {
+        let open = egress == crate::record::Egress::Open;
+        Self {
+            inside: Default::Accept,
+            outside: if open { Default::Accept } else { Default::Refuse },
+            groups: BTreeMap::new(),
+            classes: BTreeMap::new(),
+            exceptions: BTreeSet::new(),
+            links: BTreeMap::new(),
+            exits: open,
+            private_exits: BTreeSet::new(),
+            names: BTreeMap::new(),
+        }
+    }
+}
+
 /// The class of every address outside that no rule names.
 pub const OUTSIDE: Group = Group(1);
 
@@ -87,4 +117,136 @@ pub struct NameRule {
     /// Empty: every TCP port.
     pub ports: Vec<Ports>,
     pub application: Option<Application>,
+}
+
+/// How many exceptions one network may have, and how many rules about names its groups may have together.
+pub const MAX_EXCEPTIONS: usize = 200_000;
+
+/// How much may be looked at before the rules count as too many: keeps the time of a compilation bounded.
+const MAX_STEPS: usize = 20_000_000;
+
+/// Why the rules of a network cannot be compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    #[error("there is no network {0}")]
+    UnknownNetwork(Label),
+    #[error(
+        "the rules of network {network} come to more than {MAX_EXCEPTIONS} exceptions: {rule} alone stands for {count} \
+         pairs of groups; name machines by tag instead of one by one, or narrow that rule"
+    )]
+    TooMany {
+        network: Label,
+        /// The rule that expands most.
+        rule: RuleId,
+        /// How many pairs it stands for.
+        count: usize,
+    },
+}
+
+/// Compiles what the policy says about one network at this instant.
+pub fn compile(
+    policy: &Policy,
+    directory: &Directory,
+    network: &Label,
+    now: Timestamp,
+) -> Result<NetworkRules, CompileError> {
+    let own = directory.networks.get(network).ok_or_else(|| CompileError::UnknownNetwork(network.clone()))?;
+    let links = links(policy, directory, network, now);
+    let inside = match policy.intra(network) {
+        Intra::Allow => Default::Accept,
+        Intra::Deny => Default::Refuse,
+    };
+    let outside = match own.egress {
+        Egress::Open => Default::Accept,
+        Egress::Deny => Default::Refuse,
+    };
+    let mut work = Work::new(network);
+    let scene = Scene { policy, directory, network, own, links, inside, outside, now };
+    let mut draft = Draft::new(&scene, &mut work)?;
+    let mut exceptions = Exceptions::default();
+    inside::compile(&scene, &draft, &mut exceptions, &mut work)?;
+    let cut = outside::compile(&scene, &mut draft, &mut exceptions, &mut work)?;
+    let names = names::compile(&scene, &draft, &mut work)?;
+    let bare = exceptions.all.is_empty() && names.is_empty();
+    Ok(NetworkRules {
+        inside,
+        outside,
+        groups: if bare { BTreeMap::new() } else { draft.addresses(&scene) },
+        classes: cut.classes,
+        exceptions: exceptions.all,
+        links: scene
+            .links
+            .values()
+            .map(|link| {
+                let four = link.ipv4.then(|| IpNet::V4(link.entry.cidr.net()));
+                (link.entry.number, four.into_iter().chain([IpNet::V6(link.entry.cidr6)]).collect())
+            })
+            .collect(),
+        exits: outside == Default::Accept || cut.exits,
+        private_exits: cut.private_exits,
+        names,
+    })
+}
+
+/// What is compiled, and for whom.
+struct Scene<'a> {
+    policy: &'a Policy,
+    directory: &'a Directory,
+    network: &'a Label,
+    own: &'a NetworkEntry,
+    links: BTreeMap<&'a Label, Link<'a>>,
+    inside: Default,
+    outside: Default,
+    now: Timestamp,
+}
+
+#[derive(std::default::Default)]
+struct Exceptions {
+    all: BTreeSet<Exception>,
+}
+
+impl Exceptions {
+    fn add(&mut self, from: Group, to: Group, traffic: &Traffic, work: &Work<'_>) -> Result<(), CompileError> {
+        self.all.extend(traffic.ranges().map(|(carrier, ports)| Exception { from, to, carrier, ports }));
+        if self.all.len() > MAX_EXCEPTIONS { Err(work.too_many()) } else { Ok(()) }
+    }
+}
+
+/// Counts what was done, and for which rule most.
+struct Work<'a> {
+    network: &'a Label,
+    left: usize,
+    widest: Option<(usize, &'a RuleId)>,
+}
+
+impl<'a> Work<'a> {
+    fn new(network: &'a Label) -> Self {
+        Self { network, left: MAX_STEPS, widest: None }
+    }
+
+    /// A rule stands for this many pairs of groups.
+    fn expands(&mut self, rule: &'a RuleId, pairs: usize) -> Result<(), CompileError> {
+        if self.widest.is_none_or(|(most, _)| pairs > most) {
+            self.widest = Some((pairs, rule));
+        }
+        self.spend(pairs)
+    }
+
+    fn spend(&mut self, steps: usize) -> Result<(), CompileError> {
+        match self.left.checked_sub(steps) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(self.too_many()),
+        }
+    }
+
+    fn too_many(&self) -> CompileError {
+        let (count, rule) = match self.widest {
+            Some((count, rule)) => (count, rule.clone()),
+            None => (0, RuleId::builtin("policy")),
+        };
+        CompileError::TooMany { network: self.network.clone(), rule, count }
+    }
 }

@@ -16,7 +16,9 @@ const OUTER_NAMES: [&str; 2] = ["cloudflare-ech.com", "defo.ie"];
 /// Why a text is not a host name or pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidHost {
-    #[error("{0:?} is not a host name: use labels of 1 to 63 letters, digits, '-' and '_', joined by dots, 253 bytes at most")]
+    #[error(
+        "{0:?} is not a host name: use labels of 1 to 63 letters, digits, '-' and '_', joined by dots, 253 bytes at most"
+    )]
     Malformed(String),
     #[error("{0:?} is an address: write it as a range instead, like 203.0.113.7/32")]
     Address(String),
@@ -94,7 +96,10 @@ pub enum HostPattern {
 impl HostPattern {
     pub fn matches(&self, name: &HostName) -> bool {
         let below = |suffix: &HostName| {
-            name.0.strip_suffix(suffix.as_str()).and_then(|front| front.strip_suffix('.')).filter(|front| !front.is_empty())
+            name.0
+                .strip_suffix(suffix.as_str())
+                .and_then(|front| front.strip_suffix('.'))
+                .filter(|front| !front.is_empty())
         };
         match self {
             Self::Exact(exact) => exact == name,

@@ -17,15 +17,28 @@
 //! | `read` | a document in YAML or JSON becomes a [`Policy`], or errors with line and column |
 //! | `evaluate` | one flow, one verdict; the reference for everything else |
 //! | `compile` | the rules of one network in the form that the kernel and the edge take |
+//! | `check` | whether a policy fits who is there, and says what it claims |
+//! | `claim` | the tests of a policy |
+//! | `suggest` | the rule that is missing, and those that nearly decide |
+//! | `schema` | the JSON Schema of the document |
+//! | `protect` | what no rule can open |
 //! | `ports`, `host` | ports and protocols; host names and patterns of them |
 //! | `global` | which addresses are the public internet |
 
+pub mod check;
+mod claim;
 pub mod compile;
 pub mod evaluate;
 mod global;
 pub mod host;
+mod link;
+mod near;
+mod people;
 pub mod ports;
+mod protect;
 pub mod read;
+mod schema;
+mod suggest;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,11 +55,17 @@ use crate::id::{MachineId, NetworkId};
 use crate::name::{Label, Tag};
 use crate::record::Egress;
 
+pub use check::{Finding, check};
+pub use claim::{TestOutcome, run_tests};
+pub use compile::{CompileError, Group, NameDecision, NameRule, NetworkRules, compile};
+pub use evaluate::{Destination, Flow, Sender, Verdict, evaluate};
 pub use global::{GLOBAL_V6, NOT_GLOBAL_V4, NOT_GLOBAL_V6, is_global};
-pub use compile::{Group, NameRule, NetworkRules};
-pub use evaluate::{Destination, Flow, Verdict};
 pub use host::{HostName, HostPattern};
 pub use ports::{Application, PortRange, Ports, Protocol};
+pub use protect::{BUILTIN, PROTECTED, protected_ranges, protection};
+pub use read::{PolicyError, ReadPolicy, read};
+pub use schema::schema;
+pub use suggest::{NearMiss, near_misses, suggest};
 
 /// The addresses with which the resolver of every network answers for names outside (RFC 2544 sets them apart for
 /// benchmarks, so nobody else is there). The IPv6 range is [`crate::UlaPrefix::names`].

@@ -178,7 +178,9 @@ mod tests {
 
     #[test]
     fn what_says_no_ports_is_refused() {
-        for text in ["", "5432", "tcp/", "tcp/0", "tcp/65536", "tcp/2-1", "tcp/+1", "icmp/8", "other", "tcp/1-2-3", "TCP/1"] {
+        for text in
+            ["", "5432", "tcp/", "tcp/0", "tcp/65536", "tcp/2-1", "tcp/+1", "icmp/8", "other", "tcp/1-2-3", "TCP/1"]
+        {
             assert!(text.parse::<Ports>().is_err(), "{text}");
         }
     }

@@ -18,14 +18,14 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::mpsc;
-use warren_model::wire::{Exec, ExecControl, ExecResult};
+use warren_model::wire::{Denial, Exec, ExecControl, ExecResult};
 
 use self::signals::Control;
 use self::streams::{Sink, Written};
 use super::failure::Failure;
 use super::output::note;
 use super::terminal::{self, RawMode};
-use super::{Context, values};
+use super::{Context, denials, values};
 use crate::client::error::ClientError;
 use crate::client::exec::{Output, Receiver, Sender};
 
@@ -115,11 +115,12 @@ pub async fn exec(context: &Context, args: ExecArgs) -> Result<i32, Failure> {
     let exec = request(args);
     if context.output.json {
         let (end, sink) = stream(context, &machine, exec, stdin, Sink::collect()).await?;
-        let result = result(&end, sink);
-        context.output.json(&result)?;
-        return Ok(status(&end));
+        let status = status(&end);
+        context.output.json(&result(end, sink))?;
+        return Ok(status);
     }
     let (end, _) = stream(context, &machine, exec, stdin, Sink::streams()).await?;
+    denials::tell(&end.denials);
     if end.timed_out {
         note("warren: the command was ended: its time limit was over");
     }
@@ -138,6 +139,7 @@ pub async fn shell(context: &Context, args: ShellArgs) -> Result<i32, Failure> {
         ..ExecArgs::default()
     };
     let (end, _) = stream(context, &args.machine, request(exec), true, Sink::streams()).await?;
+    denials::tell(&end.denials);
     Ok(status(&end))
 }
 
@@ -153,11 +155,13 @@ pub fn exit_status(failure: &Failure) -> i32 {
 }
 
 /// How the command ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 struct End {
     status: i32,
     signal: Option<i32>,
     timed_out: bool,
+    /// What was refused to the machine while it ran.
+    denials: Vec<Denial>,
 }
 
 fn request(args: ExecArgs) -> Exec {
@@ -183,7 +187,7 @@ fn status(end: &End) -> i32 {
     if end.timed_out { TIMED_OUT } else { end.status }
 }
 
-fn result(end: &End, written: Written) -> ExecResult {
+fn result(end: End, written: Written) -> ExecResult {
     ExecResult {
         stdout: String::from_utf8_lossy(&written.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&written.stderr).into_owned(),
@@ -191,6 +195,7 @@ fn result(end: &End, written: Written) -> ExecResult {
         signal: end.signal,
         timed_out: end.timed_out,
         truncated: written.truncated,
+        denials: end.denials,
     }
 }
 
@@ -222,11 +227,18 @@ async fn stream(
 
 /// Passes on what the command writes, until it has ended and all of it is out.
 async fn pump(mut receiver: Receiver, mut sink: Sink, ended: impl FnOnce()) -> Result<(End, Written), Failure> {
+    let mut refused = Vec::new();
     let end = loop {
         let open = match receiver.next().await? {
             Output::Stdout(bytes) => sink.stdout(bytes).await,
             Output::Stderr(bytes) => sink.stderr(bytes).await,
-            Output::Exit { status, signal, timed_out } => break Some(End { status, signal, timed_out }),
+            Output::Denials(denials) => {
+                refused.extend(denials);
+                true
+            }
+            Output::Exit { status, signal, timed_out } => {
+                break Some(End { status, signal, timed_out, denials: refused });
+            }
         };
         if !open {
             break None;
@@ -286,8 +298,8 @@ mod tests {
         assert_eq!(refused(Code::MachineNotRunning), 125);
         assert_eq!(exit_status(&ClientError::BrokenOff("x".into()).into()), 125);
         assert_eq!(exit_status(&Failure::Silent(141)), 141);
-        assert_eq!(status(&End { status: 137, signal: Some(9), timed_out: true }), 124);
-        assert_eq!(status(&End { status: 137, signal: Some(9), timed_out: false }), 137);
+        assert_eq!(status(&End { status: 137, signal: Some(9), timed_out: true, denials: vec![] }), 124);
+        assert_eq!(status(&End { status: 137, signal: Some(9), timed_out: false, denials: vec![] }), 137);
     }
 
     #[test]

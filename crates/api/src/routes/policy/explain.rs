@@ -1,0 +1,171 @@
+//! One question about the policy in force: would this pass, and why.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use jiff::Timestamp;
+use warren_model::policy::{
+    Destination, Directory, Expect, Flow, Member, Policy, Ports, Rule, Verdict, evaluate, near_misses, suggest,
+};
+use warren_model::wire;
+
+use super::pieces::{self, Piece, View};
+use super::places::{self, Goal, Meant};
+use super::{apart, change, full_name, scene};
+use crate::directory::Census;
+use crate::error::{Answer, ApiError};
+use crate::extract::JsonBody;
+use crate::guard::Caller;
+use crate::state::Shared;
+
+/// Ask what the policy in force says about a flow
+///
+/// Where `from`, `to` or `port` mean several, the verdict is `allow` only when every one is allowed, and the answer is
+/// about the first that is not.
+#[utoipa::path(post, path = "/v1/explain", operation_id = "explain", tag = "policy",
+    request_body = wire::Explain, responses((status = 200, body = wire::Explanation)))]
+pub(crate) async fn explain(
+    State(api): State<Shared>,
+    caller: Caller,
+    JsonBody { value, .. }: JsonBody<wire::Explain>,
+) -> Answer<Json<wire::Explanation>> {
+    let ports: Ports = value.port.parse().map_err(|error| ApiError::invalid(format!("port: {error}")))?;
+    let (edition, Census { directory, .. }) = scene(&api, &caller).await?;
+    let senders = places::senders(&value.from, &directory)?;
+    let (goals, nobody) = places::goals(&value.to, &directory, &edition.policy)?;
+    let now = Timestamp::now();
+    let made_up = senders.made_up || nobody;
+    let question = Question { directory: Arc::new(directory), senders, goals, ports };
+    let mut explanation = apart({
+        let edition = edition.clone();
+        move || question.answer(&edition.policy, now)
+    })
+    .await?
+    .ok_or_else(|| ApiError::invalid("from and to are the same machine: what it sends to itself crosses no network"))?;
+    if made_up {
+        explanation.reason.push_str("; no such machine is there yet");
+    }
+    explanation.policy = edition.hash.clone();
+    Ok(Json(explanation))
+}
+
+struct Question {
+    directory: Arc<Directory>,
+    senders: Meant,
+    goals: Vec<Goal>,
+    ports: Ports,
+}
+
+/// A flow with what was said about it.
+struct Judged<'a> {
+    from: &'a Member,
+    to: &'a Goal,
+    piece: Piece,
+    verdict: Verdict,
+}
+
+impl Question {
+    /// `None` when nobody would send anything to another.
+    fn answer(&self, policy: &Policy, now: Timestamp) -> Option<wire::Explanation> {
+        // One sender of each kind is enough, and so is one receiver, or two where a sender is one of them.
+        let senders = change::classes(&[policy], self.senders.members.iter());
+        let receivers = self.goals.iter().filter_map(|goal| match goal {
+            Goal::Member(member) => Some(member),
+            Goal::Address(_) | Goal::Name(_) => None,
+        });
+        let classes = change::classes(&[policy], receivers);
+        let stand_for: Vec<&Member> = classes.iter().flat_map(|class| class.iter().copied().take(2)).collect();
+        let goals = self.goals.iter().filter(|goal| match goal {
+            Goal::Member(member) => stand_for.contains(&member),
+            Goal::Address(_) | Goal::Name(_) => true,
+        });
+        let goals: Vec<&Goal> = goals.collect();
+
+        let mut first: Option<Judged> = None;
+        for class in &senders {
+            for from in class.iter().take(2) {
+                let view = View::new(policy, &self.directory, from, now);
+                for to in goals.iter().filter(|goal| !is_self(from, goal)) {
+                    for piece in pieces::within(pieces::pieces(view.toward(to.destination())), self.ports) {
+                        let verdict = view.judge(to.destination(), &piece);
+                        let denied = !verdict.allowed;
+                        let judged = Judged { from, to, piece, verdict };
+                        if denied {
+                            return Some(self.explain(&judged, policy, now));
+                        }
+                        first.get_or_insert(judged);
+                    }
+                }
+            }
+        }
+        first.map(|judged| self.explain(&judged, policy, now))
+    }
+
+    fn explain(&self, judged: &Judged, policy: &Policy, now: Timestamp) -> wire::Explanation {
+        let Judged { from, to, piece, verdict } = judged;
+        let flow = Flow { from, to: to.destination(), protocol: piece.protocol, port: piece.port() };
+        let missing_rule = suggest(&flow).filter(|_| !verdict.allowed && verdict.rule.is_none());
+        let near_misses = match verdict.allowed {
+            true => Vec::new(),
+            false => near_misses(policy, &self.directory, &flow, now),
+        };
+        wire::Explanation {
+            verdict: if verdict.allowed { Expect::Allow } else { Expect::Deny },
+            rule: verdict.rule.as_ref().map(ToString::to_string),
+            reason: verdict.reason.clone(),
+            from: full_name(from),
+            to: to.text(),
+            port: pieces::texts(std::slice::from_ref(piece)).remove(0),
+            pairs: (self.senders.members.len() * self.goals.len()) as u64,
+            missing_rule: missing_rule.filter(|rule| helps(rule, policy, &self.directory, &flow, now)),
+            near_misses,
+            path: path(from, to, verdict.allowed, &self.directory),
+            policy: String::new(),
+        }
+    }
+}
+
+fn is_self(from: &Member, to: &Goal) -> bool {
+    matches!(to, Goal::Member(to) if to.machine == from.machine && to.network == from.network && to.ipv4 == from.ipv4)
+        && !is_made_up(from)
+}
+
+/// One that stands for several may well send to another of them.
+fn is_made_up(member: &Member) -> bool {
+    member.machine == warren_model::MachineId::from_ulid(ulid::Ulid::nil())
+}
+
+/// Whether the policy with this rule would allow the flow: nothing lifts what is built in.
+fn helps(rule: &Rule, policy: &Policy, directory: &Directory, flow: &Flow, now: Timestamp) -> bool {
+    let mut policy = policy.clone();
+    policy.allow.push(rule.clone());
+    evaluate(&policy, directory, flow, now).allowed
+}
+
+/// Where a flow passes, up to where it is refused.
+fn path(from: &Member, to: &Goal, allowed: bool, directory: &Directory) -> Vec<String> {
+    let own = &from.network;
+    let mut path = vec![format!("{} ({})", full_name(from), from.ipv4)];
+    let holder = match to.destination() {
+        Destination::Member(member) => Some(member),
+        Destination::Address(address) => directory.at(own, address),
+        Destination::Name(_) => None,
+    };
+    let stations = match (to, holder) {
+        (_, Some(member)) if member.network == *own => vec![format!("network {own}")],
+        (_, Some(member)) => vec![format!("network {own}"), format!("link to network {}", member.network)],
+        (Goal::Name(_), None) => vec![format!("resolver and proxy of network {own}")],
+        _ => vec![format!("network {own}"), "uplink of the host".to_owned()],
+    };
+    if allowed {
+        path.extend(stations);
+        path.push(match holder {
+            Some(member) => format!("{} ({})", full_name(member), member.ipv4),
+            None => to.text(),
+        });
+    } else {
+        path.extend(stations.into_iter().take(1).map(|station| format!("{station}: refused")));
+    }
+    path
+}

@@ -1,0 +1,208 @@
+//! What a network's policy says about names outside: an immutable snapshot.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use warren_model::policy::{
+    self, Application, Destination, Flow, Group, HostName, HostPattern, Member, NameRule, Ports, Protocol, Rule, RuleId,
+};
+use warren_model::{AccountId, Label, MachineId, NetworkId, NetworkNumber};
+
+use crate::denials::Refusal;
+use crate::view::NetworkView;
+
+/// The most labels that a name may have in front of what a wildcard names.
+const WILDCARD_LABELS: usize = 8;
+/// The longest name that a wildcard matches, in bytes.
+const WILDCARD_LENGTH: usize = 128;
+
+/// The built-in rule of these bounds.
+const WILDCARD_LIMIT: &str = "wildcard-limit";
+
+/// Who is in a network, and what each of them may reach by name.
+#[derive(Debug)]
+pub(crate) struct Outside {
+    pub account: AccountId,
+    pub network: NetworkId,
+    pub number: NetworkNumber,
+    pub name: Label,
+    /// Names are looked up as they are and reached through the kernel; only `forbid` rules matter.
+    pub open: bool,
+    /// Who is asked for names that a rule allows, in order of preference.
+    pub resolvers: Arc<[SocketAddr]>,
+    gateways: [IpAddr; 2],
+    members: HashMap<IpAddr, Arc<Member>>,
+    machines: HashSet<MachineId>,
+    groups: HashMap<IpAddr, Group>,
+    rules: HashMap<Group, Vec<NameRule>>,
+}
+
+/// What policy says about one connection, or about a name as such.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Decision {
+    pub allowed: bool,
+    /// The rule that decided; `None` when none did and the answer is no.
+    pub rule: Option<RuleId>,
+    /// What is to be spoken; of no meaning in a refusal.
+    pub application: Application,
+    /// A sentence for a person.
+    pub reason: String,
+}
+
+impl Outside {
+    pub fn build(view: &NetworkView) -> Self {
+        let mut members = HashMap::with_capacity(view.members.len() * 2);
+        for member in &view.members {
+            let member = Arc::new(member.clone());
+            members.insert(IpAddr::V4(member.ipv4), member.clone());
+            members.insert(IpAddr::V6(member.ipv6), member);
+        }
+        Self {
+            account: view.account,
+            network: view.network,
+            number: view.number,
+            name: view.name.clone(),
+            open: !view.forward.is_empty(),
+            resolvers: view.resolvers.as_slice().into(),
+            gateways: [view.gateway4.into(), view.gateway6.into()],
+            members,
+            machines: view.members.iter().map(|member| member.machine).collect(),
+            groups: view.groups.iter().map(|(address, group)| (*address, *group)).collect(),
+            rules: view.rules.iter().map(|(group, rules)| (*group, rules.clone())).collect(),
+        }
+    }
+
+    /// The member with this address.
+    pub fn member(&self, source: IpAddr) -> Option<&Member> {
+        self.members.get(&source.to_canonical()).map(AsRef::as_ref)
+    }
+
+    pub fn is_member(&self, machine: MachineId) -> bool {
+        self.machines.contains(&machine)
+    }
+
+    /// Everybody who is in the network.
+    pub fn machines(&self) -> impl Iterator<Item = MachineId> {
+        self.machines.iter().copied()
+    }
+
+    /// Whether the resolver answers this address: a member's, or the gateway's own, which only somebody on the host
+    /// can have.
+    pub fn may_ask(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        self.members.contains_key(&source) || self.gateways.contains(&source)
+    }
+
+    /// Whether a TCP connection from this address to this name and port is allowed; without a port, whether one to any
+    /// port could be.
+    pub fn decide(&self, source: IpAddr, host: &HostName, port: Option<u16>) -> Decision {
+        let Some(member) = self.member(source) else {
+            return Decision::refused(None, format!("{source} is not a member of {}", self.name));
+        };
+        let rules = self.rules_of(source);
+        let mut decision = NameRule::decide(rules, host, port);
+        if self.open && port.is_none() {
+            // Where nothing needs to be allowed, a name is out of reach only when it is forbidden on every port.
+            decision.rule = rules.iter().find(|rule| forbids_every_port(rule, host)).map(|rule| rule.id.clone());
+        }
+        if let (false, Some(rule)) = (decision.allowed, decision.rule.as_ref()) {
+            return Decision::refused(Some(rule.clone()), format!("rule {rule} forbids it"));
+        }
+        if self.open {
+            return Decision {
+                allowed: true,
+                rule: Some(RuleId::builtin("open-egress")),
+                application: Application::Tcp,
+                reason: format!("{} may reach the public internet", self.name),
+            };
+        }
+        let Some(rule) = decision.rule.filter(|_| decision.allowed) else {
+            let from = format!("{}/{}", self.name, member.name);
+            let port = port.map(|port| format!(" on tcp/{port}")).unwrap_or_default();
+            return Decision::refused(None, format!("no rule allows {from} to reach {host}{port}"));
+        };
+        if let Some(pattern) = self.only_wildcard(source, host) {
+            let below = host.labels().count().saturating_sub(pattern.name().labels().count());
+            if host.as_str().len() > WILDCARD_LENGTH || below > WILDCARD_LABELS {
+                let reason = format!(
+                    "{pattern} of rule {rule} is about names of at most {WILDCARD_LENGTH} bytes with at most \
+                     {WILDCARD_LABELS} more labels"
+                );
+                return Decision::refused(Some(RuleId::builtin(WILDCARD_LIMIT)), reason);
+            }
+        }
+        let by_port = || port.map_or(Application::Tcp, Application::by_port);
+        Decision {
+            allowed: true,
+            reason: format!("rule {rule} allows it"),
+            rule: Some(rule),
+            application: decision.application.unwrap_or_else(by_port),
+        }
+    }
+
+    /// The wildcard that allows this name, when no rule names it: then what a machine could say by choosing names is
+    /// bounded.
+    pub fn only_wildcard(&self, source: IpAddr, host: &HostName) -> Option<&HostPattern> {
+        let allowing = || self.rules_of(source).iter().filter(|rule| !rule.forbid && rule.pattern.matches(host));
+        let named = allowing().any(|rule| !rule.pattern.is_wildcard());
+        allowing().map(|rule| &rule.pattern).find(|_| !named)
+    }
+
+    /// The same network without members and rules: nobody may do anything.
+    pub fn emptied(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            open: false,
+            resolvers: Arc::default(),
+            members: HashMap::new(),
+            machines: HashSet::new(),
+            groups: HashMap::new(),
+            rules: HashMap::new(),
+            ..*self
+        }
+    }
+
+    /// Whether there is any rule about names for this address.
+    pub fn has_rules(&self, source: IpAddr) -> bool {
+        !self.rules_of(source).is_empty()
+    }
+
+    fn rules_of(&self, source: IpAddr) -> &[NameRule] {
+        let group = self.groups.get(&source.to_canonical());
+        group.and_then(|group| self.rules.get(group)).map_or(&[], Vec::as_slice)
+    }
+
+    /// The rule that would allow what was refused; `None` where no rule can: what a rule forbids, and what is built in
+    /// except the bounds of wildcards, which do not hold for a name that a rule names.
+    pub fn suggest(&self, refusal: &Refusal) -> Option<Rule> {
+        let from = self.member(refusal.source)?;
+        let can_help = |rule: &RuleId| *rule == RuleId::builtin(WILDCARD_LIMIT);
+        if !refusal.rule.as_ref().is_none_or(can_help) {
+            return None;
+        }
+        let name = refusal.name.as_ref().and_then(|name| name.parse::<HostName>().ok());
+        let to = match (&name, refusal.to) {
+            (Some(name), _) => Destination::Name(name),
+            (None, Some(address)) if refusal.name.is_none() => Destination::Address(address),
+            _ => return None,
+        };
+        policy::suggest(&Flow { from, to, protocol: refusal.protocol, port: refusal.port })
+    }
+}
+
+fn forbids_every_port(rule: &NameRule, host: &HostName) -> bool {
+    let whole =
+        |ports: &Ports| ports.protocol == Protocol::Tcp && ports.range.first <= 1 && ports.range.last == u16::MAX;
+    rule.forbid && rule.pattern.matches(host) && (rule.ports.is_empty() || rule.ports.iter().any(whole))
+}
+
+impl Decision {
+    pub fn refused(rule: Option<RuleId>, reason: String) -> Self {
+        Self { allowed: false, rule, application: Application::Tcp, reason }
+    }
+}
+
+#[cfg(test)]
+#[path = "outside_tests.rs"]
+mod tests;

@@ -1,0 +1,112 @@
+use super::*;
+use crate::view::tests::{member, network_view};
+use warren_model::denial::Layer;
+use warren_model::policy::Target;
+
+const WEB: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 1, 2));
+
+fn rule(id: &str, pattern: &str, ports: &[&str], application: Option<Application>) -> NameRule {
+    NameRule {
+        id: id.parse().unwrap(),
+        forbid: id.starts_with("no-"),
+        pattern: pattern.parse().unwrap(),
+        ports: ports.iter().map(|ports| ports.parse().unwrap()).collect(),
+        application,
+    }
+}
+
+fn outside(rules: Vec<NameRule>, open: bool) -> Outside {
+    let mut view = network_view();
+    view.members = vec![member(2, "web"), member(3, "other")];
+    view.groups = [(view.members[0].ipv4.into(), Group(7)), (view.members[0].ipv6.into(), Group(7))].into();
+    view.rules = [(Group(7), rules)].into();
+    if open {
+        view.forward = vec!["192.0.2.53:53".parse().unwrap()];
+    }
+    Outside::build(&view)
+}
+
+fn host(text: &str) -> HostName {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_port_decides_what_is_spoken_unless_the_rule_says() {
+    let rules = vec![
+        rule("web", "a.example.com", &[], None),
+        rule("git", "b.example.com", &["tcp/443"], Some(Application::Tcp)),
+    ];
+    let outside = outside(rules, false);
+    let spoken = |name: &str, port| outside.decide(WEB, &host(name), Some(port)).application;
+    assert_eq!(spoken("a.example.com", 443), Application::Tls);
+    assert_eq!(spoken("a.example.com", 80), Application::Http);
+    assert_eq!(spoken("a.example.com", 22), Application::Tcp);
+    assert_eq!(spoken("b.example.com", 443), Application::Tcp);
+}
+
+#[test]
+fn both_addresses_of_a_member_are_judged_alike_and_nobody_else_may_do_anything() {
+    let outside = outside(vec![rule("api", "api.example.com", &["tcp/443"], None)], false);
+    let api = host("api.example.com");
+    let six = IpAddr::V6(member(2, "web").ipv6);
+    let mapped = "::ffff:10.0.1.2".parse().unwrap();
+    for source in [WEB, six, mapped] {
+        let decision = outside.decide(source, &api, Some(443));
+        assert!(decision.allowed, "{source}");
+        assert_eq!((decision.rule.unwrap().as_str(), decision.reason.as_str()), ("api", "rule api allows it"));
+    }
+    let other = outside.decide("10.0.1.3".parse().unwrap(), &api, Some(443));
+    assert_eq!((other.allowed, other.rule), (false, None));
+    assert_eq!(other.reason, "no rule allows lab/other to reach api.example.com on tcp/443");
+    let stranger = outside.decide("10.0.9.9".parse().unwrap(), &api, Some(443));
+    assert_eq!((stranger.allowed, stranger.rule), (false, None));
+    assert!(!outside.emptied().decide(WEB, &api, Some(443)).allowed);
+}
+
+#[test]
+fn a_rule_that_forbids_wins_on_its_ports() {
+    let rules = vec![rule("all", "*.example.com", &[], None), rule("no-mail", "m.example.com", &["tcp/25"], None)];
+    let sealed = outside(rules, false);
+    assert!(sealed.decide(WEB, &host("m.example.com"), Some(443)).allowed);
+    assert!(sealed.decide(WEB, &host("m.example.com"), None).allowed, "on some port");
+    let refused = sealed.decide(WEB, &host("m.example.com"), Some(25));
+    assert_eq!((refused.allowed, refused.reason.as_str()), (false, "rule no-mail forbids it"));
+}
+
+#[test]
+fn an_open_network_reaches_every_name_that_is_not_forbidden() {
+    let rules = vec![rule("no-x", "x.example.com", &[], None), rule("no-mail", "m.example.com", &["tcp/25"], None)];
+    let open = outside(rules, true);
+    let allowed = |name: &str, port| open.decide(WEB, &host(name), port).allowed;
+    assert!(allowed("any.example.net", Some(443)) && allowed("any.example.net", None));
+    assert!(allowed("m.example.com", None) && allowed("m.example.com", Some(443)));
+    assert!(!allowed("m.example.com", Some(25)));
+    assert!(!allowed("x.example.com", None) && !allowed("x.example.com", Some(443)));
+}
+
+#[test]
+fn the_rule_that_is_missing_is_suggested_where_one_would_help() {
+    let outside = outside(vec![rule("all", "**.example.com", &[], None)], false);
+    let refusal = |name: Option<&str>, to: Option<&str>, rule: Option<RuleId>| Refusal {
+        source: WEB,
+        to: to.map(|to| to.parse().unwrap()),
+        name: name.map(str::to_owned),
+        port: Some(443),
+        protocol: Protocol::Tcp,
+        layer: Layer::Tls,
+        rule,
+        reason: String::new(),
+    };
+    let by_name = outside.suggest(&refusal(Some("api.example.net"), Some("198.18.3.4"), None)).unwrap();
+    assert_eq!(by_name.to, Target::Outside("api.example.net".parse().unwrap()));
+    assert_eq!(by_name.ports, ["tcp/443".parse().unwrap()]);
+    let by_address = outside.suggest(&refusal(None, Some("93.184.216.34"), None)).unwrap();
+    assert!(matches!(by_address.to, Target::Inside(_)));
+    let long = refusal(Some("a.example.com"), None, Some(RuleId::builtin(WILDCARD_LIMIT)));
+    assert!(outside.suggest(&long).is_some());
+    for rule in ["no-x".parse().unwrap(), RuleId::builtin("name-limit")] {
+        assert_eq!(outside.suggest(&refusal(Some("a.example.com"), None, Some(rule))), None);
+    }
+    assert_eq!(outside.suggest(&refusal(Some("not a name"), Some("93.184.216.34"), None)), None);
+    assert_eq!(outside.suggest(&refusal(None, Some("169.254.169.254"), None)), None);
+}

@@ -1,0 +1,132 @@
+//! The listeners: who connects, and to what.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use warren_model::denial::Layer;
+use warren_model::policy::RuleId;
+
+use crate::proxy::carry::carry;
+use crate::proxy::copy::{Side, reset};
+use crate::proxy::gate::{Gate, Limits, Refused};
+use crate::proxy::http::{self, Destination, Tunnel};
+use crate::proxy::way::{Ahead, Proxy, Way};
+
+/// Serves connections to synthetic addresses until it is dropped, with all of them. The local address of a connection
+/// is the one that the member dialled.
+pub(crate) async fn serve_transparent<G: Gate>(gate: Arc<G>, listener: TcpListener) {
+    transparent(gate, listener, Limits::ORDINARY).await;
+}
+
+/// Serves the proxy on the gateway until it is dropped, with all its connections.
+pub(crate) async fn serve_explicit<G: Gate>(gate: Arc<G>, listener: TcpListener) {
+    explicit(gate, listener, Limits::ORDINARY).await;
+}
+
+pub(super) async fn transparent<G: Gate>(gate: Arc<G>, listener: TcpListener, limits: Limits) {
+    accept(gate, listener, limits, attend_transparent).await;
+}
+
+pub(super) async fn explicit<G: Gate>(gate: Arc<G>, listener: TcpListener, limits: Limits) {
+    accept(gate, listener, limits, attend_explicit).await;
+}
+
+async fn accept<G, F, A>(gate: Arc<G>, listener: TcpListener, limits: Limits, attend: A)
+where
+    G: Gate,
+    A: Fn(Arc<Proxy<G>>, Accepted) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let proxy = Arc::new(Proxy { gate, limits });
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = listener.accept().await;
+        while connections.try_join_next().is_some() {}
+        let begun = accepted.and_then(|(stream, peer)| {
+            stream.set_nodelay(true)?;
+            Ok(Accepted { to: stream.local_addr()?, source: peer, stream })
+        });
+        match begun {
+            Ok(accepted) => match proxy.gate.place(accepted.source.ip().to_canonical()) {
+                Some(place) => {
+                    let attended = attend(proxy.clone(), accepted);
+                    connections.spawn(async move {
+                        let _place = place;
+                        attended.await;
+                    });
+                }
+                None => refuse_full(&proxy, accepted),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "a proxied connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+struct Accepted {
+    stream: TcpStream,
+    source: SocketAddr,
+    to: SocketAddr,
+}
+
+fn refuse_full<G: Gate>(proxy: &Proxy<G>, accepted: Accepted) {
+    let (source, to) = (accepted.source.ip().to_canonical(), accepted.to.ip().to_canonical());
+    proxy.gate.refuse(Refused {
+        source,
+        to: Some(to),
+        name: proxy.gate.name_of(source, to).map(|host| host.to_string()),
+        port: Some(accepted.to.port()),
+        layer: Layer::Tcp,
+        rule: Some(RuleId::builtin("connection-limit")),
+        reason: "too many connections by name are open: close some, or try again later".to_owned(),
+    });
+    reset(&accepted.stream);
+}
+
+async fn attend_transparent<G: Gate>(proxy: Arc<Proxy<G>>, Accepted { stream, source, to }: Accepted) {
+    let (source, address, port) = (source.ip().to_canonical(), to.ip().to_canonical(), to.port());
+    let refuse = |name, rule, reason| {
+        proxy.gate.refuse(Refused {
+            source,
+            to: Some(address),
+            name,
+            port: Some(port),
+            layer: Layer::Tcp,
+            rule,
+            reason,
+        });
+        reset(&stream);
+    };
+    let Some(host) = proxy.gate.name_of(source, address) else {
+        return refuse(None, None, format!("{address} stands for no name: ask the resolver for one first"));
+    };
+    let decision = proxy.gate.decide(source, &host, port);
+    match decision.rule {
+        Some(rule) if decision.allowed => {
+            let way = Way { proxy, source, to: Some(address), host, port, rule };
+            carry(way, decision.application, Side::new(stream), Ahead::Nothing).await;
+        }
+        rule => refuse(Some(host.to_string()), rule, decision.reason),
+    }
+}
+
+async fn attend_explicit<G: Gate>(proxy: Arc<Proxy<G>>, Accepted { stream, source, .. }: Accepted) {
+    let source = source.ip().to_canonical();
+    let destination = Destination::Any { proxy: proxy.clone(), source };
+    match http::serve(destination, Side::new(stream)).await {
+        Some(Tunnel::Connect { client, way, application, ahead }) => {
+            if let Some(client) = http::into_side(client).await {
+                carry(way, application, client, ahead).await;
+            }
+        }
+        Some(Tunnel::WebSocket { client, server, upstream }) => {
+            http::carry_websocket(&proxy, client, server, upstream).await;
+        }
+        None => {}
+    }
+}

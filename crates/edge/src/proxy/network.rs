@@ -1,0 +1,80 @@
+//! A network as the proxies see it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
+use warren_model::policy::{HostName, Protocol, RuleId, is_global};
+
+use crate::denials::Refusal;
+use crate::dns::limit::Slot;
+use crate::flows::{Flow, FlowKey};
+use crate::network::Network;
+use crate::proxy::gate::{Decision, Denied, Gate, LookUpError, Passage, Refused};
+
+/// Connections by name that a member may have open, and a whole network.
+pub(crate) const PROXIED: (usize, usize) = (1024, 8192);
+/// The same for all networks together: bounded by descriptors, of which each takes two.
+static ALL_PROXIED: Semaphore = Semaphore::const_new(32_768);
+
+/// A place among the member's connections, and among all.
+pub(crate) struct Place {
+    _slot: Slot,
+    _permit: SemaphorePermit<'static>,
+}
+
+impl Gate for Network {
+    type Place = Place;
+
+    fn name_of(&self, source: IpAddr, address: IpAddr) -> Option<HostName> {
+        let machine = self.outside.load().member(source)?.machine;
+        self.names.name_of(machine, address)
+    }
+
+    fn decide(&self, source: IpAddr, host: &HostName, port: u16) -> Decision {
+        Network::decide(self, source, host, port)
+    }
+
+    fn refuse(&self, refused: Refused) -> Denied {
+        let Refused { source, to, name, port, layer, rule, reason } = refused;
+        let refusal = Refusal { source, to, name, port, protocol: Protocol::Tcp, layer, rule, reason };
+        let denial = self.denials.refuse(refusal);
+        Denied { id: denial.id, rule: denial.rule, reason: denial.reason, suggested_rule: denial.suggested_rule }
+    }
+
+    async fn look_up(&self, host: &HostName) -> Result<Vec<IpAddr>, LookUpError> {
+        self.resolver.look_up(host).await.map_err(|error| match error.is_refusal() {
+            true => LookUpError::Refused(error.to_string()),
+            false => LookUpError::Failed(error.to_string()),
+        })
+    }
+
+    fn may_dial(&self, address: IpAddr) -> bool {
+        is_global(address)
+    }
+
+    fn place(&self, source: IpAddr) -> Option<Place> {
+        Some(Place { _slot: self.proxied.take(source)?, _permit: ALL_PROXIED.try_acquire().ok()? })
+    }
+
+    fn open(&self, source: IpAddr, host: &HostName, port: u16, rule: &RuleId) -> Option<Arc<dyn Passage>> {
+        let machine = self.outside.load().member(source)?.machine;
+        let key = FlowKey { machine, source, host: host.clone(), port, rule: rule.clone() };
+        Some(Arc::new(self.flows.open(key, &self.outside)))
+    }
+}
+
+impl Passage for Flow {
+    fn revoked(&self) -> &CancellationToken {
+        &self.revoked
+    }
+
+    fn add_sent(&self, bytes: u64) {
+        self.traffic.add_sent(bytes);
+    }
+
+    fn add_received(&self, bytes: u64) {
+        self.traffic.add_received(bytes);
+    }
+}

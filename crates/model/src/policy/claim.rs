@@ -1,0 +1,297 @@
+//! The tests of a policy.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+use super::link::{may_mean, named};
+use super::people::People;
+use super::protect::{protected_ranges, protection};
+use super::{
+    Destination, Directory, Expect, Member, NOT_GLOBAL_V4, NOT_GLOBAL_V6, NetworkEntry, Policy, RuleId, Sender,
+    Subject, Target, Test, TestTarget, Verdict,
+};
+use crate::address::MemberNumber;
+use crate::id::MachineId;
+use crate::name::Label;
+
+/// How many flows the tests of a policy may stand for together.
+pub const MAX_FLOWS: usize = 3_000_000;
+
+/// What became of one test.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestOutcome {
+    /// Its place in the policy's list, from 0.
+    pub index: usize,
+    pub passed: bool,
+    pub expected: Expect,
+    /// The rule that has to decide, where the test says so.
+    pub by: Option<RuleId>,
+    /// Who was judged: for a test that fails the first flow that is not as expected, else the last one.
+    pub from: String,
+    pub to: String,
+    /// Like `tcp/5432`.
+    pub port: String,
+    pub found: Verdict,
+}
+
+/// Judges every test. One that means several members holds for each pair of them; where nobody is meant, it is judged
+/// for somebody who would be.
+pub fn run_tests(policy: &Policy, directory: &Directory, now: Timestamp) -> Vec<TestOutcome> {
+    if policy.tests.is_empty() {
+        return Vec::new();
+    }
+    let people = People::new(directory.members.iter());
+    let rules = policy.rules().filter(|(rule, _)| rule.is_in_force(now));
+    let of_rules = rules.flat_map(|(rule, _)| match &rule.to {
+        Target::Inside(to) => [Some(&rule.from), Some(to)],
+        Target::Outside(_) => [Some(&rule.from), None],
+    });
+    let of_tests = policy.tests.iter().flat_map(|test| match &test.to {
+        TestTarget::Inside(to) => [Some(&test.from), Some(to)],
+        TestTarget::Outside(_) => [Some(&test.from), None],
+    });
+    let subjects: HashSet<&Subject> = of_rules.chain(of_tests).flatten().collect();
+    let mut subjects: Vec<&Subject> = subjects.into_iter().collect();
+    subjects.sort_unstable();
+    let kinds = people.kinds(subjects.into_iter());
+    let bench = Bench { policy, directory, now, people, kinds, left: Cell::new(MAX_FLOWS) };
+    policy.tests.iter().enumerate().map(|(index, test)| bench.run(index, test)).collect()
+}
+
+struct Bench<'a> {
+    policy: &'a Policy,
+    directory: &'a Directory,
+    now: Timestamp,
+    people: People<'a>,
+    /// Members that nothing tells apart: one pair stands for all.
+    kinds: Vec<Vec<u32>>,
+    left: Cell<usize>,
+}
+
+/// What a test's destination stands for, from one sender's view.
+enum Goal<'t> {
+    Member(&'t Member),
+    Address(IpAddr),
+    Name(&'t super::HostName),
+}
+
+impl Goal<'_> {
+    fn destination(&self) -> Destination<'_> {
+        match self {
+            Self::Member(member) => Destination::Member(member),
+            Self::Address(address) => Destination::Address(*address),
+            Self::Name(name) => Destination::Name(name),
+        }
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Member(member) => format!("{}/{}", member.network, member.name),
+            Self::Address(address) => address.to_string(),
+            Self::Name(name) => name.to_string(),
+        }
+    }
+}
+
+impl Bench<'_> {
+    fn run(&self, index: usize, test: &Test) -> TestOutcome {
+        let outcome = |passed: bool, from: String, to: String, port: String, found: Verdict| TestOutcome {
+            index,
+            passed,
+            expected: test.expect,
+            by: test.by.clone(),
+            from,
+            to,
+            port,
+            found,
+        };
+        let unjudged = |reason: String| {
+            let found = Verdict { allowed: test.expect == Expect::Deny, rule: None, reason };
+            outcome(false, test.from.to_string(), test.to.to_string(), test.port.to_string(), found)
+        };
+        let senders = self.representatives(&test.from);
+        let invented = if senders.is_empty() { invent(&test.from, self.directory, None) } else { None };
+        let senders: Vec<&Member> = senders.iter().map(|kind| kind[0]).chain(&invented).collect();
+        if senders.is_empty() {
+            return unjudged(format!("{} means nobody in any network", test.from));
+        }
+        let receivers = match &test.to {
+            TestTarget::Inside(to) => self.representatives(to),
+            TestTarget::Outside(_) => Vec::new(),
+        };
+        let mut last = None;
+        for from in senders {
+            let sender = Sender::new(self.policy, self.directory, from, self.now);
+            let ports: Vec<Option<u16>> = if test.port.protocol.has_ports() {
+                let range = test.port.range;
+                sender.ports_to_try(test.port.protocol, range.first.max(1), range.last).into_iter().map(Some).collect()
+            } else {
+                vec![None]
+            };
+            let mut invented = None;
+            let goals = match &test.to {
+                TestTarget::Outside(name) => vec![Goal::Name(name)],
+                TestTarget::Inside(to) => {
+                    let mut goals = self.goals(to, from, &sender, &receivers);
+                    if goals.is_empty() {
+                        invented = invent(to, self.directory, Some(from));
+                        goals.extend(invented.iter().map(Goal::Member));
+                    }
+                    goals
+                }
+            };
+            for goal in &goals {
+                for port in &ports {
+                    if self.left.get() == 0 {
+                        return unjudged(format!(
+                            "the tests stand for more than {MAX_FLOWS} flows: name fewer members in them"
+                        ));
+                    }
+                    self.left.set(self.left.get() - 1);
+                    let found = sender.judge(goal.destination(), test.port.protocol, *port);
+                    let as_expected = found.allowed == (test.expect == Expect::Allow);
+                    let by_rule = test.by.as_ref().is_none_or(|by| found.rule.as_ref() == Some(by));
+                    if !(as_expected && by_rule) {
+                        let shown = shown(test, *port);
+                        return outcome(false, format!("{}/{}", from.network, from.name), goal.shown(), shown, found);
+                    }
+                    last = Some((from, goal.shown(), *port, found));
+                }
+            }
+            drop(goals);
+            drop(invented);
+        }
+        match last {
+            Some((from, to, port, found)) => {
+                outcome(true, format!("{}/{}", from.network, from.name), to, shown(test, port), found)
+            }
+            None => unjudged(format!("{} means nobody and no address outside", test.to)),
+        }
+    }
+
+    /// Up to two members of each kind that a subject means.
+    fn representatives(&self, subject: &Subject) -> Vec<Vec<&'_ Member>> {
+        let meant: HashSet<u32> = self.people.meant(subject).into_iter().collect();
+        let of_kind = |kind: &Vec<u32>| -> Vec<&Member> {
+            kind.iter()
+                .filter(|member| meant.contains(member))
+                .take(2)
+                .map(|member| self.people.members[*member as usize])
+                .collect()
+        };
+        self.kinds.iter().map(of_kind).filter(|kind| !kind.is_empty()).collect()
+    }
+
+    /// Whom and what a sender has to be judged with.
+    fn goals<'t>(
+        &self,
+        to: &Subject,
+        from: &Member,
+        sender: &Sender<'_>,
+        receivers: &[Vec<&'t Member>],
+    ) -> Vec<Goal<'t>> {
+        let is_sender = |member: &Member| {
+            member.machine == from.machine && member.network == from.network && member.name == from.name
+        };
+        let mut goals: Vec<Goal<'t>> = receivers
+            .iter()
+            .filter_map(|kind| kind.iter().find(|member| !is_sender(member)))
+            .filter(|member| sender.means(to, member))
+            .map(|member| Goal::Member(member))
+            .collect();
+        if let Subject::Range(None, range) = to {
+            let outside = self.edges(*range).into_iter().filter(|address| sender.is_outside(*address));
+            goals.extend(outside.map(Goal::Address));
+            if goals.is_empty() && protection(range.network()).is_some() {
+                goals.push(Goal::Address(range.network()));
+            }
+        }
+        goals
+    }
+
+    /// The addresses in a range at which the answer may change: to judge each is to judge the range.
+    fn edges(&self, range: IpNet) -> Vec<IpAddr> {
+        let named = self.policy.rules().filter_map(|(rule, _)| match &rule.to {
+            Target::Inside(Subject::Range(None, other)) => Some(*other),
+            _ => None,
+        });
+        let networks = self.directory.networks.values();
+        let own = networks.flat_map(|entry| {
+            [IpNet::V4(entry.cidr.net()), IpNet::V6(entry.cidr6), IpNet::V6(super::link::installation(entry))]
+        });
+        let built_in = protected_ranges().iter().map(|(range, _)| *range);
+        let special = NOT_GLOBAL_V4.iter().chain(&NOT_GLOBAL_V6).chain(&[super::GLOBAL_V6]);
+        let special = special.filter_map(|text| text.parse::<IpNet>().ok());
+        let inside = named.chain(own).chain(built_in).chain(special).filter(|other| range.contains(other));
+        let mut edges: Vec<IpAddr> = std::iter::once(range.network())
+            .chain(inside.flat_map(|other| [Some(other.network()), after(other.broadcast())]).flatten())
+            .filter(|address| range.contains(address))
+            .collect();
+        edges.sort_unstable();
+        edges.dedup();
+        edges
+    }
+}
+
+fn shown(test: &Test, port: Option<u16>) -> String {
+    match port {
+        Some(port) => format!("{}/{port}", test.port.protocol),
+        None => test.port.protocol.to_string(),
+    }
+}
+
+fn after(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(four) => u32::from(four).checked_add(1).map(|next| IpAddr::V4(Ipv4Addr::from(next))),
+        IpAddr::V6(six) => u128::from(six).checked_add(1).map(|next| IpAddr::V6(Ipv6Addr::from(next))),
+    }
+}
+
+/// Somebody whom a subject would mean, in a network that is there; not the one given.
+fn invent(subject: &Subject, directory: &Directory, other_than: Option<&Member>) -> Option<Member> {
+    let (network, entry) = match named(subject) {
+        Some(network) => directory.networks.get_key_value(network)?,
+        None => {
+            let own = other_than.and_then(|member| directory.networks.get_key_value(&member.network));
+            let all = own.into_iter().chain(&directory.networks);
+            all.into_iter().find(|(name, entry)| may_mean(subject, name, entry))?
+        }
+    };
+    // The last addresses of a range are no member's.
+    let mut member = Member {
+        machine: MachineId::from_ulid(ulid::Ulid::nil()),
+        network: network.clone(),
+        name: label(if other_than.is_some() { "another" } else { "somebody" })?,
+        number: MemberNumber::new(u32::MAX).ok()?,
+        ipv4: entry.cidr.broadcast(),
+        ipv6: Ipv6Addr::from(u128::from(entry.cidr6.network()) | u128::from(u32::MAX)),
+        tags: Default::default(),
+    };
+    match subject {
+        Subject::Network(_) => {}
+        Subject::Tag(_, tag) => {
+            member.tags.insert(tag.clone());
+        }
+        Subject::Machine(_, name) => member.name = name.clone(),
+        Subject::Range(_, range) => place(&mut member, *range, entry),
+    }
+    Some(member)
+}
+
+/// Gives a member an address in a range of its network.
+fn place(member: &mut Member, range: IpNet, entry: &NetworkEntry) {
+    match range {
+        IpNet::V4(four) if four.prefix_len() >= entry.cidr.prefix_len() => member.ipv4 = four.network(),
+        IpNet::V6(six) if six.prefix_len() >= entry.cidr6.prefix_len() => member.ipv6 = six.network(),
+        // A wider range contains the network's, and so the address that the member has already.
+        _ => {}
+    }
+}
+
+fn label(text: &str) -> Option<Label> {
+    text.parse().ok()
+}

@@ -1,0 +1,198 @@
+//! The denials that are remembered: a ring for each account, in memory, and their log.
+
+use std::collections::{HashMap, VecDeque};
+
+use jiff::{SignedDuration, Timestamp};
+use warren_model::denial::Denial;
+use warren_model::{AccountId, DenialId, MachineId};
+
+/// How many records of one account are kept.
+const KEPT: usize = 10_000;
+/// Refusals alike within this time are one record.
+const ALIKE_WITHIN: SignedDuration = SignedDuration::from_secs(1);
+/// How many of an account's newest records a refusal is compared with.
+const COMPARED: usize = 64;
+
+/// Everything that was refused of late.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    accounts: HashMap<AccountId, VecDeque<Denial>>,
+    /// Every refusal, also those whose records have gone, by machine.
+    totals: HashMap<MachineId, u64>,
+}
+
+/// What became of a refusal that was added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Added {
+    /// It is a record of its own.
+    New,
+    /// It was counted on this record, which is as it is now.
+    Counted(Denial),
+}
+
+impl Ledger {
+    /// Adds a refusal: as a record of its own, or counted on one that says the same.
+    pub fn add(&mut self, denial: Denial) -> Added {
+        let ring = self.accounts.entry(denial.account).or_default();
+        let known = ring.iter_mut().rev().take(COMPARED).find(|known| is_same(known, &denial));
+        let before = known.as_ref().filter(|known| known.id == denial.id).map_or(0, |known| known.count);
+        // A record that its layer counts on by itself comes again, with a higher count.
+        let more = denial.count.saturating_sub(before);
+        if let Some(machine) = denial.machine {
+            *self.totals.entry(machine).or_default() += more;
+        }
+        if let Some(known) = known {
+            known.count += more;
+            return Added::Counted(known.clone());
+        }
+        if ring.len() == KEPT {
+            ring.pop_front();
+        }
+        ring.push_back(denial);
+        Added::New
+    }
+
+    /// Puts back what was remembered before, oldest first.
+    pub fn restore(&mut self, denials: impl IntoIterator<Item = Denial>) {
+        for denial in denials {
+            let ring = self.accounts.entry(denial.account).or_default();
+            match ring.iter_mut().rev().take(COMPARED).find(|known| known.id == denial.id) {
+                Some(known) => *known = denial,
+                None => ring.push_back(denial),
+            }
+            if ring.len() > KEPT {
+                ring.pop_front();
+            }
+        }
+    }
+
+    /// Oldest first: those after `after`, or else the newest.
+    pub fn list(
+        &self,
+        account: AccountId,
+        machine: Option<MachineId>,
+        after: Option<DenialId>,
+        limit: usize,
+    ) -> Vec<Denial> {
+        let Some(ring) = self.accounts.get(&account) else { return Vec::new() };
+        let wanted = |denial: &&Denial| machine.is_none_or(|machine| denial.machine == Some(machine));
+        match after {
+            Some(after) => {
+                let first = ring.iter().position(|denial| denial.id == after).map_or_else(
+                    // The record itself may be gone; ids are in the order of time.
+                    || ring.iter().position(|denial| denial.id > after).unwrap_or(ring.len()),
+                    |position| position + 1,
+                );
+                ring.iter().skip(first).filter(wanted).take(limit).cloned().collect()
+            }
+            None => {
+                let mut newest: Vec<_> = ring.iter().rev().filter(wanted).take(limit).cloned().collect();
+                newest.reverse();
+                newest
+            }
+        }
+    }
+
+    /// What this machine was refused since then, oldest first.
+    pub fn since(&self, account: AccountId, machine: MachineId, since: Timestamp, limit: usize) -> Vec<Denial> {
+        let ring = self.accounts.get(&account);
+        let recent = ring.into_iter().flat_map(|ring| ring.iter().rev()).take_while(|denial| denial.time >= since - SLACK);
+        let mut found: Vec<_> = recent
+            .filter(|denial| denial.machine == Some(machine) && denial.time >= since)
+            .take(limit)
+            .cloned()
+            .collect();
+        found.reverse();
+        found
+    }
+
+    /// How often this machine was refused since the server started.
+    pub fn total(&self, machine: MachineId) -> u64 {
+        self.totals.get(&machine).copied().unwrap_or(0)
+    }
+
+    pub fn forget(&mut self, machine: MachineId) {
+        self.totals.remove(&machine);
+    }
+}
+
+/// Records of different layers come a little out of order.
+const SLACK: SignedDuration = SignedDuration::from_secs(2);
+
+fn is_same(known: &Denial, new: &Denial) -> bool {
+    let alike = known.machine == new.machine
+        && known.network == new.network
+        && known.to == new.to
+        && known.name == new.name
+        && known.port == new.port
+        && known.protocol == new.protocol
+        && known.layer == new.layer
+        && known.rule == new.rule;
+    known.id == new.id || (alike && new.time.duration_since(known.time).abs() < ALIKE_WITHIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ulid::Ulid;
+    use warren_model::NetworkId;
+    use warren_model::denial::Layer;
+    use warren_model::policy::Protocol;
+
+    fn denial(id: u64, machine: u64, port: u16, second: i64) -> Denial {
+        Denial {
+            id: DenialId::from_ulid(Ulid::from_parts(id, 0)),
+            time: Timestamp::from_second(second).unwrap(),
+            account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
+            network: NetworkId::from_ulid(Ulid::from_parts(1, 1)),
+            machine: Some(MachineId::from_ulid(Ulid::from_parts(machine, 1))),
+            to: Some([10, 0, 1, 11].into()),
+            name: None,
+            port: Some(port),
+            protocol: Protocol::Tcp,
+            layer: Layer::Network,
+            rule: None,
+            reason: "no rule allows it".into(),
+            suggested_rule: None,
+            count: 1,
+        }
+    }
+
+    #[test]
+    fn refusals_alike_are_counted_on_one_record() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.add(denial(1, 1, 80, 100)), Added::New);
+        assert!(matches!(ledger.add(denial(2, 1, 80, 100)), Added::Counted(record) if record.count == 2));
+        assert_eq!(ledger.add(denial(3, 1, 81, 100)), Added::New);
+        assert_eq!(ledger.add(denial(4, 2, 80, 100)), Added::New);
+        assert_eq!(ledger.add(denial(5, 1, 80, 102)), Added::New, "later, it is told again");
+        let account = denial(1, 1, 80, 100).account;
+        let listed = ledger.list(account, None, None, 100);
+        assert_eq!(listed.iter().map(|denial| denial.count).collect::<Vec<_>>(), [2, 1, 1, 1]);
+        assert_eq!(ledger.total(denial(1, 1, 80, 100).machine.unwrap()), 4);
+    }
+
+    #[test]
+    fn a_record_that_comes_again_is_not_counted_twice() {
+        let mut ledger = Ledger::default();
+        ledger.add(denial(1, 1, 80, 100));
+        let again = Denial { count: 5, ..denial(1, 1, 80, 100) };
+        assert!(matches!(ledger.add(again.clone()), Added::Counted(record) if record.count == 5));
+        assert!(matches!(ledger.add(again), Added::Counted(record) if record.count == 5));
+        assert_eq!(ledger.total(denial(1, 1, 80, 100).machine.unwrap()), 5);
+    }
+
+    #[test]
+    fn a_list_goes_on_after_a_record() {
+        let mut ledger = Ledger::default();
+        for n in 1..=5 {
+            ledger.add(denial(n, n % 2, 80 + n as u16, 100 + n as i64));
+        }
+        let (account, odd) = (denial(1, 1, 1, 1).account, denial(1, 1, 1, 1).machine);
+        let ids = |list: Vec<Denial>| list.iter().map(|denial| denial.port.unwrap() - 80).collect::<Vec<_>>();
+        assert_eq!(ids(ledger.list(account, None, Some(denial(2, 0, 0, 0).id), 2)), [3, 4]);
+        assert_eq!(ids(ledger.list(account, None, None, 2)), [4, 5]);
+        assert_eq!(ids(ledger.list(account, odd, None, 100)), [1, 3, 5]);
+        assert_eq!(ids(ledger.since(account, odd.unwrap(), Timestamp::from_second(103).unwrap(), 10)), [3, 5]);
+    }
+}

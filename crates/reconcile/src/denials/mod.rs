@@ -1,0 +1,191 @@
+//! Refusals of every layer become records: one denial, one voice.
+//!
+//! ```text
+//!  kernel (NFLOG) ── packets ──┐
+//!                              ├─ Denials ── ring for each account ── API, exec answers
+//!  edge (DNS, proxy) ─ records ┘        └─── denials.log
+//! ```
+//!
+//! The edge knows the policy and says in full what it refused. The kernel says only which packet it was; the rule, the
+//! reason and the missing rule are found here by the evaluator.
+
+mod ledger;
+mod log;
+mod packet;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{broadcast, mpsc};
+use warren_kernel::DeniedPacket;
+use warren_model::denial::Denial;
+use warren_model::{AccountId, DenialId, MachineId};
+
+use crate::ReconcileError;
+use crate::world::{World, blocking, lock};
+use ledger::{Added, Ledger};
+
+/// How often the edge is asked what it refused.
+const ASKED_EVERY: Duration = Duration::from_millis(200);
+/// How many records may wait to be logged; more are in the ring only.
+const WAITING: usize = 4096;
+/// How many records a slow follower may lag behind.
+const FOLLOWED: usize = 1024;
+
+/// What was refused on this host.
+#[derive(Debug)]
+pub struct Denials {
+    ledger: Mutex<Ledger>,
+    news: broadcast::Sender<Denial>,
+    to_log: mpsc::Sender<Denial>,
+    /// Taken by the task that writes.
+    from_log: Mutex<Option<mpsc::Receiver<Denial>>>,
+    path: PathBuf,
+    /// The number of the last record that was fetched from the edge.
+    fetched: tokio::sync::Mutex<u64>,
+}
+
+impl Denials {
+    /// Remembers what the log at this path says.
+    pub(crate) fn open(path: PathBuf) -> Result<Self, ReconcileError> {
+        let mut ledger = Ledger::default();
+        let known = log::read(&path)
+            .map_err(|source| ReconcileError::File { action: "reading the denials", path: path.clone(), source })?;
+        ledger.restore(known);
+        let (to_log, from_log) = mpsc::channel(WAITING);
+        let (news, _) = broadcast::channel(FOLLOWED);
+        Ok(Self {
+            ledger: Mutex::new(ledger),
+            news,
+            to_log,
+            from_log: Mutex::new(Some(from_log)),
+            path,
+            fetched: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Oldest first: those after `after`, or else the newest.
+    pub fn list(
+        &self,
+        account: AccountId,
+        machine: Option<MachineId>,
+        after: Option<DenialId>,
+        limit: usize,
+    ) -> Vec<Denial> {
+        lock(&self.ledger).list(account, machine, after, limit)
+    }
+
+    /// What this machine was refused since then, oldest first.
+    pub fn since(&self, account: AccountId, machine: MachineId, since: Timestamp, limit: usize) -> Vec<Denial> {
+        lock(&self.ledger).since(account, machine, since, limit)
+    }
+
+    /// How often this machine was refused since the server started.
+    pub fn total(&self, machine: MachineId) -> u64 {
+        lock(&self.ledger).total(machine)
+    }
+
+    /// Every record of every account; one that is counted on comes again.
+    pub fn follow(&self) -> broadcast::Receiver<Denial> {
+        self.news.subscribe()
+    }
+
+    fn add(&self, denial: Denial) {
+        let added = lock(&self.ledger).add(denial.clone());
+        let record = match added {
+            Added::New => denial,
+            Added::Counted(record) => record,
+        };
+        // Nobody may be following.
+        let _ = self.news.send(record.clone());
+        // A full queue costs the log a line, and the ring nothing.
+        let _ = self.to_log.try_send(record);
+    }
+
+    pub(crate) fn forget(&self, machine: MachineId) {
+        lock(&self.ledger).forget(machine);
+    }
+}
+
+impl World {
+    /// Asks the edge for what it has refused until now. An edge that does not answer is found out elsewhere.
+    pub async fn fetch_denials(&self) {
+        if let Err(error) = fetch(self).await {
+            tracing::debug!(error = %error.chain(), "the edge did not say what it refused");
+        }
+    }
+
+    /// What a machine was refused since then, the oldest first.
+    pub async fn gather_denials(&self, machine: MachineId, since: Timestamp, limit: usize) -> Vec<Denial> {
+        self.fetch_denials().await;
+        let account = self.desired.read().machine(machine).map(|machine| machine.account);
+        account.map_or_else(Vec::new, |account| self.denials.since(account, machine, since, limit))
+    }
+}
+
+/// Makes records of the packets that the kernel refused.
+pub(crate) async fn from_kernel(world: Arc<World>) {
+    let mut packets = match world.kernel.denied() {
+        Ok(packets) => packets,
+        Err(error) => {
+            tracing::warn!(%error, "packets that are refused are counted, but not told");
+            return;
+        }
+    };
+    while let Some(packet) = packets.recv().await {
+        take(&world, &packet);
+        while let Ok(packet) = packets.try_recv() {
+            take(&world, &packet);
+        }
+    }
+}
+
+fn take(world: &World, packet: &DeniedPacket) {
+    if let Some(denial) = packet::explain(world, packet, Timestamp::now()) {
+        world.denials.add(denial);
+    }
+}
+
+/// Fetches from the edge what it refused, now and then.
+pub(crate) async fn from_edge(world: Arc<World>) {
+    loop {
+        tokio::time::sleep(ASKED_EVERY).await;
+        world.fetch_denials().await;
+    }
+}
+
+/// Fetches what the edge refused until now.
+async fn fetch(world: &World) -> Result<(), ReconcileError> {
+    // One at a time, so that nothing is taken twice.
+    let mut fetched = world.denials.fetched.lock().await;
+    loop {
+        let taken = world.edge.take_denials(*fetched).await?;
+        *fetched = taken.last;
+        taken.denials.into_iter().for_each(|denial| world.denials.add(denial));
+        if !taken.more {
+            return Ok(());
+        }
+    }
+}
+
+/// Writes records to the log.
+pub(crate) async fn write(world: Arc<World>) {
+    let Some(mut records) = lock(&world.denials.from_log).take() else { return };
+    let mut batch = Vec::new();
+    while records.recv_many(&mut batch, WAITING).await > 0 {
+        let (path, lines) = (world.denials.path.clone(), std::mem::take(&mut batch));
+        let failed_path = path.clone();
+        let written = blocking(move || {
+            log::append(&path, &lines).map_err(|source| ReconcileError::File {
+                action: "appending to the denials",
+                path: failed_path,
+                source,
+            })
+        });
+        if let Err(error) = written.await {
+            tracing::warn!(error = %error.chain(), "denials are not logged");
+        }
+    }
+}

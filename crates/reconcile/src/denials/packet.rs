@@ -1,0 +1,79 @@
+//! What a packet that the kernel refused means.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use ulid::Ulid;
+use warren_kernel::DeniedPacket;
+use warren_model::DenialId;
+use warren_model::denial::{Denial, Layer};
+use warren_model::policy::{Destination, Flow, Protocol, RuleId, Verdict, evaluate, suggest};
+
+use crate::world::World;
+
+/// The record of a refused packet; `None` when it is of nobody that is known any more.
+pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> Option<Denial> {
+    let network = world.desired.read().network_by_number(packet.network)?;
+    let known = world.policy(network.account);
+    let directory = &known.directory;
+    let protocol = Protocol::of_number(packet.protocol);
+    // What is not the member's own address was forged, and says nothing about whose it is.
+    let sender = directory.at(&network.name, packet.source);
+    let port = packet.destination_port.filter(|_| protocol.has_ports());
+    let denial = |layer, verdict: Verdict, machine, name, suggested_rule| Denial {
+        id: DenialId::from_ulid(Ulid::generate()),
+        time: now,
+        account: network.account,
+        network: network.id,
+        machine,
+        to: Some(packet.destination),
+        name,
+        port,
+        protocol,
+        layer,
+        rule: verdict.rule,
+        reason: verdict.reason,
+        suggested_rule,
+        count: 1,
+    };
+    let Some(sender) = sender else {
+        let verdict = builtin("spoofing", format!("{} is not the sender's own address", packet.source));
+        return Some(denial(Layer::Network, verdict, None, None, None));
+    };
+    let machine = Some(sender.machine);
+    let inside = directory.at(&network.name, packet.destination).or_else(|| {
+        directory.members.iter().find(|member| IpAddr::V6(member.ipv6) == packet.destination)
+    });
+    let name = inside.map(|member| format!("{}/{}", member.network, member.name));
+    if packet.kind == "spoofed" {
+        let verdict = builtin("spoofing", "the packet did not come from its sender's own link and addresses".to_owned());
+        return Some(denial(Layer::Network, verdict, machine, name, None));
+    }
+    if is_own(world, &network, packet.destination) {
+        let verdict = builtin("gateway", "the gateway answers DNS and the proxy's port only".to_owned());
+        return Some(denial(Layer::Network, verdict, machine, name, None));
+    }
+    let to = inside.map_or(Destination::Address(packet.destination), Destination::Member);
+    let flow = Flow { from: sender, to, protocol, port };
+    let mut verdict = evaluate(&known.policy, directory, &flow, now);
+    if verdict.allowed {
+        // The policy has changed since, or this is the answer to a flow that is no longer allowed.
+        verdict = Verdict { allowed: false, rule: None, reason: "it belongs to no flow that is allowed".to_owned() };
+    }
+    let suggested = suggest(&flow).filter(|_| verdict.rule.as_ref().is_none_or(|rule| !rule.is_builtin()));
+    let in_range = match packet.destination {
+        IpAddr::V4(four) => network.cidr.contains(four),
+        IpAddr::V6(six) => world.installation.ula.range().contains(&six),
+    };
+    let layer = if inside.is_some() || in_range { Layer::Network } else { Layer::Egress };
+    Some(denial(layer, verdict, machine, name, suggested))
+}
+
+fn builtin(name: &str, reason: String) -> Verdict {
+    Verdict { allowed: false, rule: Some(RuleId::builtin(name)), reason }
+}
+
+fn is_own(world: &World, network: &warren_model::record::Network, address: IpAddr) -> bool {
+    let gateway6 = world.installation.ula.gateway(network.number);
+    address == IpAddr::V4(network.cidr.gateway()) || address == IpAddr::V6(gateway6)
+}

@@ -1,0 +1,225 @@
+//! Policies, compiled for the networks that they are about.
+//!
+//! What was compiled holds until something of the account changes (its policy, its networks, who is in them) or a rule
+//! expires. Whatever goes wrong leaves the account's networks closed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use warren_edge::OpenFlow;
+use warren_model::policy::compile::{Default as Treatment, compile};
+use warren_model::policy::{Directory, Member, NetworkEntry, NetworkRules, Policy};
+use warren_model::record::{Network, Power};
+use warren_model::{AccountId, NetworkId, UlaPrefix, wire};
+
+use crate::desired::Desired;
+use crate::world::{World, lock};
+
+/// An account's policy with all that follows from it.
+#[derive(Debug)]
+pub(crate) struct AccountPolicy {
+    /// Of [`Desired::account_version`].
+    seen: u64,
+    /// Counts how often anything was compiled, so that no two are taken for each other.
+    compiled: u64,
+    /// The policy's own version; 0 where none was ever applied.
+    pub version: u64,
+    pub hash: String,
+    pub policy: Arc<Policy>,
+    pub directory: Directory,
+    rules: HashMap<NetworkId, Arc<NetworkRules>>,
+    expires: Option<Timestamp>,
+}
+
+impl AccountPolicy {
+    fn build(desired: &Desired, ula: UlaPrefix, account: AccountId, compiled: u64, now: Timestamp) -> Self {
+        let applied = desired.policy(account);
+        let policy = applied.as_ref().map(|applied| Arc::new(applied.policy.clone())).unwrap_or_default();
+        let directory = directory(desired, ula, account);
+        let rules = desired
+            .networks_of(account)
+            .map(|network| (network.id, Arc::new(rules_of(&policy, &directory, network, now))))
+            .collect();
+        Self {
+            seen: desired.account_version(account),
+            compiled,
+            version: applied.as_ref().map_or(0, |applied| applied.version),
+            hash: policy.hash(),
+            expires: policy.next_expiry(now),
+            policy,
+            directory,
+            rules,
+        }
+    }
+
+    fn holds(&self, desired: &Desired, account: AccountId, now: Timestamp) -> bool {
+        self.seen == desired.account_version(account) && self.expires.is_none_or(|expires| now < expires)
+    }
+
+    /// Differs between any two that were compiled.
+    pub fn compiled_at(&self) -> u64 {
+        self.compiled
+    }
+
+    /// The rules of one of the account's networks; closed for one that it has not.
+    pub fn rules(&self, network: NetworkId) -> Arc<NetworkRules> {
+        self.rules.get(&network).cloned().unwrap_or_else(|| Arc::new(closed()))
+    }
+}
+
+/// What has been compiled, and what of it the data plane enforces.
+#[derive(Debug)]
+pub(crate) struct Policies {
+    compiled: AtomicU64,
+    accounts: Mutex<HashMap<AccountId, Arc<AccountPolicy>>>,
+    enforced: watch::Sender<BTreeMap<NetworkId, u64>>,
+}
+
+impl Default for Policies {
+    fn default() -> Self {
+        Self { compiled: AtomicU64::default(), accounts: Mutex::default(), enforced: watch::Sender::default() }
+    }
+}
+
+impl Policies {
+    /// The data plane of the network says what this version says.
+    pub fn is_enforced(&self, network: NetworkId, version: u64) {
+        self.enforced.send_if_modified(|enforced| enforced.insert(network, version) != Some(version));
+    }
+
+    pub fn forget(&self, network: NetworkId) {
+        self.enforced.send_if_modified(|enforced| enforced.remove(&network).is_some());
+    }
+}
+
+impl World {
+    /// The account's policy as it is now.
+    pub(crate) fn policy(&self, account: AccountId) -> Arc<AccountPolicy> {
+        let now = Timestamp::now();
+        let desired = self.desired.read();
+        let mut accounts = lock(&self.policies.accounts);
+        if let Some(known) = accounts.get(&account)
+            && known.holds(&desired, account, now)
+        {
+            return Arc::clone(known);
+        }
+        let compiled = self.policies.compiled.fetch_add(1, Ordering::Relaxed);
+        let built = Arc::new(AccountPolicy::build(&desired, self.installation.ula, account, compiled, now));
+        accounts.insert(account, Arc::clone(&built));
+        built
+    }
+
+    /// Waits until every network of the account enforces this version of its policy, or a later one.
+    pub async fn enforced(&self, account: AccountId, version: u64) {
+        let mut enforced = self.policies.enforced.subscribe();
+        loop {
+            enforced.mark_unchanged();
+            if self.not_enforced(account, version).is_empty() || enforced.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The connections to names outside that the account's machines have open; none when the edge does not answer.
+    pub async fn open_flows(&self, account: AccountId) -> Vec<wire::LiveFlow> {
+        let open = self.edge.open_flows().await.unwrap_or_default();
+        let desired = self.desired.read();
+        let flow = |flow: OpenFlow| {
+            let network = desired.network_by_number(flow.network).filter(|network| network.account == account)?;
+            let machine = desired.machine(flow.machine)?;
+            Some(wire::LiveFlow {
+                machine: format!("{}/{}", network.name, machine.name),
+                name: flow.host.to_string(),
+                port: flow.port,
+                rule: flow.rule.to_string(),
+            })
+        };
+        open.into_iter().filter_map(flow).collect()
+    }
+
+    /// What does not yet enforce this version of the account's policy.
+    pub fn not_enforced(&self, account: AccountId, version: u64) -> Vec<String> {
+        let enforced = self.policies.enforced.borrow();
+        let desired = self.desired.read();
+        // The watch of the store may not have come this far.
+        if desired.policy(account).map_or(0, |applied| applied.version) < version {
+            return vec!["the policy is not known on this host yet".to_owned()];
+        }
+        desired
+            .networks_of(account)
+            .filter(|network| !network.deleting)
+            .filter(|network| enforced.get(&network.id).is_none_or(|applied| *applied < version))
+            .map(|network| format!("network {}", network.name))
+            .collect()
+    }
+}
+
+/// Who is in the account.
+fn directory(desired: &Desired, ula: UlaPrefix, account: AccountId) -> Directory {
+    let mut directory = Directory::default();
+    for network in desired.networks_of(account) {
+        let entry = NetworkEntry {
+            id: network.id,
+            number: network.number,
+            cidr: network.cidr,
+            cidr6: ula.network(network.number),
+            egress: network.egress,
+        };
+        directory.networks.insert(network.name.clone(), entry);
+        let there = desired.members(network.id).filter(|machine| machine.power != Power::Gone);
+        directory.members.extend(there.map(|machine| Member {
+            machine: machine.id,
+            network: network.name.clone(),
+            name: machine.name.clone(),
+            number: machine.member,
+            ipv4: machine.ipv4,
+            ipv6: machine.ipv6(ula, network.number),
+            tags: machine.tags.clone(),
+        }));
+    }
+    directory
+}
+
+fn rules_of(policy: &Policy, directory: &Directory, network: &Network, now: Timestamp) -> NetworkRules {
+    let compiled = std::panic::catch_unwind(AssertUnwindSafe(|| compile(policy, directory, &network.name, now)));
+    match compiled {
+        Ok(Ok(rules)) => rules,
+        Ok(Err(error)) => {
+            tracing::error!(network = %network.name, id = %network.id, %error, "the network is closed: its policy cannot be compiled");
+            closed()
+        }
+        Err(_) => {
+            tracing::error!(network = %network.name, id = %network.id, "the network is closed: compiling its policy panicked");
+            closed()
+        }
+    }
+}
+
+fn closed() -> NetworkRules {
+    NetworkRules {
+        inside: Treatment::Refuse,
+        outside: Treatment::Refuse,
+        groups: BTreeMap::new(),
+        classes: BTreeMap::new(),
+        exceptions: Default::default(),
+        links: BTreeMap::new(),
+        exits: false,
+        private_exits: Default::default(),
+        names: BTreeMap::new(),
+    }
+}
+
+#[cfg(test)]
+impl AccountPolicy {
+    /// Of an account without a policy, with one network.
+    pub fn of(network: &Network, members: &[warren_model::record::Machine], ula: UlaPrefix) -> Self {
+        let mut desired = Desired::default();
+        desired.insert_network(network.clone());
+        members.iter().for_each(|machine| desired.insert_machine(machine.clone()));
+        Self::build(&desired, ula, network.account, 0, Timestamp::UNIX_EPOCH)
+    }
+}

@@ -1,0 +1,230 @@
+//! What a report says beside the flows: who is there, the policy and who applied it, the live rules, refusals, the log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use warren_audit::report::{
+    Applied, Approval, Denials, ExceptionRule, LiveRules, MachineItem, Named, NetworkItem, PolicyEvidence, Probed,
+};
+use warren_model::policy::{Intra, Rule};
+use warren_model::record::{ApiKey, Egress, MachineState, Network, PolicyVersion};
+use warren_model::{AccountId, KeyId, Label, MachineId};
+use warren_plan::network::{ObservedNetwork, plan};
+use warren_store::{Typed, schema};
+
+use crate::ReconcileError;
+use crate::network::{desired_of, is_published, observe_router};
+use crate::policy::AccountPolicy;
+use crate::world::World;
+
+/// Refusals of so long before the audit are summed up.
+const OF_LATE: SignedDuration = SignedDuration::from_hours(24);
+/// The most records that are looked at.
+const MOST_DENIALS: usize = 10_000;
+const MOST_MACHINES: usize = 50;
+/// How often rules that differ are looked at again: a change may be under way.
+const LOOKS: u32 = 8;
+const BETWEEN: Duration = Duration::from_millis(250);
+
+/// The policy in force, who applied it, and what came into force after version `before`.
+pub(crate) async fn policy(
+    world: &World,
+    account: AccountId,
+    policy: &AccountPolicy,
+    before: Option<u64>,
+    now: Timestamp,
+) -> Result<PolicyEvidence, ReconcileError> {
+    let (keys, _) = world.store.list_all(&schema::api_keys()).await?;
+    let keys: BTreeMap<KeyId, ApiKey> = keys.into_iter().map(|key| (key.record.id, key.record)).collect();
+    let approval = |version: &PolicyVersion| Approval {
+        key: version.key.to_string(),
+        key_name: keys.get(&version.key).and_then(|key| key.name.as_ref()).map(ToString::to_string),
+        at: version.applied_at,
+    };
+    let (versions, _) = world.store.list_all(&schema::policies(account)).await?;
+    let in_force = versions.iter().map(|version| &version.record).find(|version| version.version == policy.version);
+    let since = versions.iter().map(|version| &version.record).filter(|version| {
+        before.is_some_and(|before| version.version > before) && version.version <= policy.version
+    });
+    let since_previous = since.map(|version| Applied {
+        version: version.version,
+        hash: version.hash.clone(),
+        approved: approval(version),
+    });
+    Ok(PolicyEvidence {
+        version: policy.version,
+        hash: policy.hash.clone(),
+        text: in_force.map(|version| version.text.clone()).unwrap_or_default(),
+        approved: in_force.map(&approval),
+        since_previous: since_previous.collect(),
+        exceptions: exceptions(policy, now),
+    })
+}
+
+/// Everything that opens what would be closed without it: rules, and what a network opens as a whole.
+fn exceptions(policy: &AccountPolicy, now: Timestamp) -> Vec<ExceptionRule> {
+    let built_in = |id: &str, network: &str, to: String, reason: &str| ExceptionRule {
+        id: format!("builtin:{id}"),
+        from: format!("net:{network}"),
+        to,
+        ports: Vec::new(),
+        owner: None,
+        expires: None,
+        expired: false,
+        reason: Some(reason.to_owned()),
+    };
+    let mut found = Vec::new();
+    for (name, entry) in &policy.directory.networks {
+        if policy.policy.intra(name) == Intra::Allow {
+            let to = format!("net:{name}");
+            found.push(built_in("intra", name.as_str(), to, "its members reach each other: intra is allow"));
+        }
+        if entry.egress == Egress::Open {
+            let to = "the public internet".to_owned();
+            found.push(built_in("open-egress", name.as_str(), to, "its egress is open"));
+        }
+    }
+    found.extend(policy.policy.allow.iter().map(|rule: &Rule| ExceptionRule {
+        id: rule.id.to_string(),
+        from: rule.from.to_string(),
+        to: rule.to.to_string(),
+        ports: rule.ports.clone(),
+        owner: rule.owner.clone(),
+        expires: rule.expires,
+        expired: !rule.is_in_force(now),
+        reason: rule.reason.clone(),
+    }));
+    found
+}
+
+/// The networks of the account.
+pub(crate) fn networks(policy: &AccountPolicy) -> Vec<NetworkItem> {
+    let members = |name: &Label| policy.directory.members.iter().filter(|member| member.network == *name).count();
+    let item = |(name, entry): (&Label, &warren_model::policy::NetworkEntry)| NetworkItem {
+        id: entry.id.to_string(),
+        name: name.to_string(),
+        cidr: entry.cidr.to_string(),
+        cidr6: entry.cidr6.to_string(),
+        egress: match entry.egress {
+            Egress::Deny => "deny",
+            Egress::Open => "open",
+        }
+        .to_owned(),
+        intra: match policy.policy.intra(name) {
+            Intra::Allow => "allow",
+            Intra::Deny => "deny",
+        }
+        .to_owned(),
+        machines: members(name),
+    };
+    policy.directory.networks.iter().map(item).collect()
+}
+
+/// The machines of the account, and of each whether it was probed.
+pub(crate) fn machines(
+    world: &World,
+    policy: &AccountPolicy,
+    failures: &BTreeMap<MachineId, String>,
+    in_scope: impl Fn(&Label) -> bool,
+) -> Vec<MachineItem> {
+    let mut machines: Vec<MachineItem> = policy
+        .directory
+        .members
+        .iter()
+        .map(|member| {
+            let state = state(world, member.machine);
+            let probed = match (state, failures.get(&member.machine)) {
+                (_, Some(why)) => Probed::No { why: why.clone() },
+                (MachineState::Running, None) if in_scope(&member.network) => Probed::Yes,
+                (MachineState::Running, None) => Probed::OutOfScope,
+                (other, None) => Probed::No { why: format!("it is {}", other.as_str()) },
+            };
+            MachineItem {
+                id: member.machine.to_string(),
+                name: member.name.to_string(),
+                network: member.network.to_string(),
+                ipv4: member.ipv4.into(),
+                ipv6: member.ipv6.into(),
+                tags: member.tags.iter().map(ToString::to_string).collect(),
+                state: state.as_str().to_owned(),
+                probed,
+            }
+        })
+        .collect();
+    machines.sort_by(|one, other| (&one.network, &one.name).cmp(&(&other.network, &other.name)));
+    machines
+}
+
+/// The state that is shown of a machine.
+pub(crate) fn state(world: &World, machine: MachineId) -> MachineState {
+    world.shown(machine).map_or(MachineState::Creating, |status| status.state)
+}
+
+/// The live rules of each network of the account, against what its policy compiles to.
+pub(crate) async fn live(world: &World, account: AccountId) -> Vec<LiveRules> {
+    let mut networks: Vec<Arc<Network>> = {
+        let desired = world.desired.read();
+        desired.networks_of(account).filter(|network| !network.deleting).map(Arc::clone).collect()
+    };
+    networks.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
+    let mut found = Vec::with_capacity(networks.len());
+    for network in networks {
+        found.push(live_of(world, &network).await);
+    }
+    found
+}
+
+async fn live_of(world: &World, network: &Network) -> LiveRules {
+    let named = Named { id: network.id.to_string(), name: network.name.to_string() };
+    let mut detail = String::new();
+    for look in 0..LOOKS {
+        if look > 0 {
+            tokio::time::sleep(BETWEEN).await;
+        }
+        match differences(world, network).await {
+            Ok(steps) if steps.is_empty() => {
+                let detail = "namespace, links, rules, members and names were read back and are as compiled".to_owned();
+                return LiveRules { network: named, reconciled: true, detail };
+            }
+            Ok(steps) => detail = steps.join(", "),
+            Err(error) => detail = error.chain(),
+        }
+    }
+    LiveRules { network: named, reconciled: false, detail }
+}
+
+/// What the planner would have to do to make the network what it should be.
+async fn differences(world: &World, network: &Network) -> Result<Vec<String>, ReconcileError> {
+    let known = world.known_network(network.id);
+    let _known = known.lock().await;
+    let desired = desired_of(world, network);
+    let observed = ObservedNetwork {
+        router: observe_router(world, network).await?,
+        published: is_published(world, network),
+        at_edge: world.edge.generation(network.number).is_some(),
+    };
+    Ok(plan(&desired, &observed).iter().map(ToString::to_string).collect())
+}
+
+/// Refusals on record, summed up.
+pub(crate) async fn denials(world: &World, account: AccountId, now: Timestamp) -> Denials {
+    world.fetch_denials().await;
+    let records = world.denials.list(account, None, None, MOST_DENIALS);
+    let mut found = Denials::default();
+    let mut by_machine: BTreeMap<String, u64> = BTreeMap::new();
+    for denial in records.iter().filter(|denial| now.duration_since(denial.time) < OF_LATE) {
+        found.total += denial.count;
+        let layer = serde_json::to_value(denial.layer).ok();
+        let layer = layer.as_ref().and_then(serde_json::Value::as_str).unwrap_or("unknown").to_owned();
+        *found.by_layer.entry(layer).or_default() += denial.count;
+        let machine = denial.machine.and_then(|id| world.desired.read().machine(id));
+        let machine = machine.map_or_else(|| "a machine that is gone".to_owned(), |machine| machine.name.to_string());
+        *by_machine.entry(machine).or_default() += denial.count;
+    }
+    found.by_machine = by_machine.into_iter().collect();
+    found.by_machine.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
+    found.by_machine.truncate(MOST_MACHINES);
+    found
+}
