@@ -156,7 +156,7 @@ impl World {
     #[track_caller]
     pub fn py(&self, machine: &str, code: &str) -> String {
         let output = self.py_output(machine, code);
-        assert!(output.status.success(), "{}\n{code}", text(&output.stderr));
+        assert!(output.status.success(), "{}\n{code}\n{}", text(&output.stderr), self.server.log());
         text(&output.stdout).trim().to_owned()
     }
 

@@ -28,7 +28,7 @@ pub fn seal(mut report: Report, key: &SigningKey) -> Result<SignedReport, serde_
     report.installation.key_id = key.public().id();
     let page = page::render(&report);
     report.page_sha256 = sha256(page.as_bytes());
-    let mut json = serde_json::to_string_pretty(&report)?;
+    let mut json = serde_json::to_string(&report)?;
     json.push('\n');
     let mut signature = serde_json::to_string(&key.sign(json.as_bytes()))?;
     signature.push('\n');
@@ -223,4 +223,3 @@ fn read(path: &Path) -> Result<Vec<u8>, VerifyError> {
 fn printable(text: &str) -> String {
     text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
 }
-

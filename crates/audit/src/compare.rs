@@ -24,11 +24,17 @@ pub fn differences(before: &Report, now: &Report) -> Vec<String> {
     }
     let machines = |report: &Report| {
         let machines = report.inventory.machines.iter();
-        machines.map(|machine| (format!("{}/{}", machine.network, machine.name), machine.id.clone())).collect::<BTreeMap<_, _>>()
+        machines
+            .map(|machine| (format!("{}/{}", machine.network, machine.name), machine.id.clone()))
+            .collect::<BTreeMap<_, _>>()
     };
     let (had, has) = (machines(before), machines(now));
-    found.extend(has.iter().filter(|(name, id)| had.get(*name) != Some(id)).map(|(name, _)| format!("machine {name} is new")));
-    found.extend(had.iter().filter(|(name, id)| has.get(*name) != Some(id)).map(|(name, _)| format!("machine {name} is gone")));
+    found.extend(
+        has.iter().filter(|(name, id)| had.get(*name) != Some(id)).map(|(name, _)| format!("machine {name} is new")),
+    );
+    found.extend(
+        had.iter().filter(|(name, id)| has.get(*name) != Some(id)).map(|(name, _)| format!("machine {name} is gone")),
+    );
     let live = |report: &Report| {
         report.live.iter().map(|rules| (rules.network.name.clone(), rules.reconciled)).collect::<BTreeMap<_, _>>()
     };
@@ -37,17 +43,22 @@ pub fn differences(before: &Report, now: &Report) -> Vec<String> {
         match was.get(network) {
             None => found.push(format!("network {network} is new")),
             Some(before) if before != reconciled => {
-                let said = if *reconciled { "are those of the policy again" } else { "are no longer those of the policy" };
+                let said =
+                    if *reconciled { "are those of the policy again" } else { "are no longer those of the policy" };
                 found.push(format!("the live rules of network {network} {said}"));
             }
             Some(_) => {}
         }
     }
-    found.extend(was.keys().filter(|network| !is.contains_key(*network)).map(|network| format!("network {network} is gone")));
+    found.extend(
+        was.keys().filter(|network| !is.contains_key(*network)).map(|network| format!("network {network} is gone")),
+    );
     let old: BTreeMap<Flow, &Cell> = before.cells.iter().map(|cell| (flow(cell), cell)).collect();
     let changed = now.cells.iter().filter_map(|cell| {
         let before = old.get(&flow(cell))?;
-        let same = before.verdict == cell.verdict && before.expected.allowed == cell.expected.allowed && before.observed == cell.observed;
+        let same = before.verdict == cell.verdict
+            && before.expected.allowed == cell.expected.allowed
+            && before.observed == cell.observed;
         (!same).then(|| {
             let word = |allowed| if allowed { "allowed" } else { "refused" };
             let port = cell.port.map(|port| format!("/{port}")).unwrap_or_default();

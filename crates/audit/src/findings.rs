@@ -33,18 +33,19 @@ pub struct Findings {
 /// Judges every check.
 pub fn cells(checks: &[Check], controls: &[SelfControl], findings: &Findings) -> Vec<Cell> {
     let reached = Controls::new(controls, findings);
-    let attempts = counted(checks);
+    let attempts = counted(checks, findings);
     let mut ranks: BTreeMap<MachineId, usize> = BTreeMap::new();
     let mut cells = Vec::with_capacity(checks.len());
     for check in checks {
         let rank = ranks.entry(check.sender).or_default();
         let outcome = findings.outcomes.get(&check.sender).and_then(|outcomes| outcomes.get(*rank)).cloned();
         *rank += 1;
-        let counter = findings.refusals.get(&check.sender).filter(|_| is_counted(check)).map(|(before, after)| Counter {
-            before: *before,
-            after: *after,
-            attempts: attempts.get(&check.sender).copied().unwrap_or_default(),
-        });
+        let counter =
+            findings.refusals.get(&check.sender).filter(|_| is_counted(check)).map(|(before, after)| Counter {
+                before: *before,
+                after: *after,
+                attempts: attempts.get(&check.sender).copied().unwrap_or_default(),
+            });
         let evidence = Evidence {
             canary: check.canary,
             outcome,
@@ -88,17 +89,30 @@ fn token_seen(check: &Check, findings: &Findings) -> bool {
     }
 }
 
-/// Whether the kernel's counters of refusals are about this flow: it is between members, by an address that means the
-/// target, and policy refuses it.
+/// Whether the kernel's counters of refusals are about this flow: policy refuses it, and it goes to a member by an address
+/// that means that one, or to where nobody can be.
 fn is_counted(check: &Check) -> bool {
     let between = matches!(check.at, At::Machine(..)) && check.canary != Canary::TokenOnly;
-    between && !check.expected.allowed
+    (between || check.canary == Canary::Refusal) && !check.expected.allowed
 }
 
-fn counted(checks: &[Check]) -> BTreeMap<MachineId, u64> {
+/// How many packets of each sender had to be counted: what got no answer was sent again.
+fn counted(checks: &[Check], findings: &Findings) -> BTreeMap<MachineId, u64> {
     let mut attempts = BTreeMap::new();
-    for check in checks.iter().filter(|check| is_counted(check)) {
-        *attempts.entry(check.sender).or_default() += 1;
+    let mut ranks: BTreeMap<MachineId, usize> = BTreeMap::new();
+    for check in checks {
+        let rank = ranks.entry(check.sender).or_default();
+        let outcome = findings.outcomes.get(&check.sender).and_then(|outcomes| outcomes.get(*rank));
+        *rank += 1;
+        if is_counted(check) {
+            let again = match (outcome, &check.attempt) {
+                (Some(Outcome::Silent), Attempt::Udp { .. } | Attempt::Icmp { .. }) => 2,
+                // After one second (RFC 6298 §2).
+                (Some(Outcome::Silent), Attempt::Tcp { .. }) => 1,
+                _ => 0,
+            };
+            *attempts.entry(check.sender).or_default() += 1 + again;
+        }
     }
     attempts
 }
@@ -141,7 +155,10 @@ impl Controls {
     }
 
     fn of_sender(&self, sender: MachineId) -> Control {
-        Control { reached: self.resolvers.contains(&sender), what: "it asks its network's resolver for its own name".into() }
+        Control {
+            reached: self.resolvers.contains(&sender),
+            what: "it asks its network's resolver for its own name".into(),
+        }
     }
 
     fn of_canary(&self, check: &Check, findings: &Findings) -> Control {

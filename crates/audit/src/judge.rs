@@ -105,7 +105,8 @@ fn missing_control(evidence: &Evidence) -> Option<String> {
     if !evidence.canary_control.reached {
         return Some(format!("the canary's own control failed: {}", evidence.canary_control.what));
     }
-    (!evidence.sender_control.reached).then(|| format!("the sender's own control failed: {}", evidence.sender_control.what))
+    (!evidence.sender_control.reached)
+        .then(|| format!("the sender's own control failed: {}", evidence.sender_control.what))
 }
 
 #[cfg(test)]

@@ -9,12 +9,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
-use warren_model::policy::{
-    Destination, Directory, HostName, HostPattern, Member, Policy, Protocol, Sender, Target,
-};
+use warren_model::MachineId;
+use warren_model::policy::{Destination, Directory, HostName, HostPattern, Member, Policy, Protocol, Sender, Target};
 use warren_model::probe::{Attempt, Holder, Listening, MOST_ATTEMPTS, Setup, Token};
 use warren_model::record::{DeclaredPort, Egress, Protocol as Declared};
-use warren_model::MachineId;
 
 use crate::report::{Canary, Expected, Party};
 
@@ -62,6 +60,9 @@ pub struct Foreign {
     pub account: String,
     pub machine: MachineId,
     pub addresses: Vec<IpAddr>,
+    /// The gateway of its network, and its own name there.
+    pub gateway: IpAddr,
+    pub name: String,
     pub listening: Listening,
 }
 
@@ -155,13 +156,12 @@ pub fn matrix(setting: &Setting<'_>, mut token: impl FnMut() -> Token) -> Matrix
         let canaries = canaries(listening);
         matrix.controls.extend(self_controls(host.member.machine, &addresses, &canaries, &mut token));
         if let Some(gateway) = setting.directory.networks.get(&host.member.network) {
-            let server = SocketAddr::from((gateway.cidr.gateway(), DNS));
-            let name = format!("{}.vm.internal", host.member.name);
-            let attempt = Attempt::Lookup { server, name };
-            matrix.controls.push(SelfControl { machine: host.member.machine, at: At::Resolver, attempt });
+            let gateway = IpAddr::V4(gateway.cidr.gateway());
+            matrix.controls.push(link_control(host.member.machine, gateway, host.member.name.as_str()));
         }
     }
     for foreign in setting.foreign {
+        matrix.controls.push(link_control(foreign.machine, foreign.gateway, &foreign.name));
         let canaries = free_canaries(&foreign.listening);
         matrix.controls.extend(self_controls(foreign.machine, &foreign.addresses, &canaries, &mut token));
     }
@@ -195,9 +195,10 @@ fn canaries(listening: &Listening) -> Vec<CanaryAt> {
         Holder::Service => Some(Canary::Service),
         Holder::Nobody => None,
     };
-    let tcp = listening.tcp.iter().filter_map(|(port, holder)| {
-        told(holder, false).map(|canary| (Protocol::Tcp, Some(*port), false, canary))
-    });
+    let tcp = listening
+        .tcp
+        .iter()
+        .filter_map(|(port, holder)| told(holder, false).map(|canary| (Protocol::Tcp, Some(*port), false, canary)));
     // A datagram to a service that nobody sees come in proves nothing.
     let udp = listening.udp.iter().filter_map(|(port, holder)| {
         let canary = told(holder, listening.sees_all).filter(|canary| *canary == Canary::Token)?;
@@ -252,6 +253,12 @@ fn self_controls(
         }
     }
     controls
+}
+
+/// A machine asks its network's resolver for its own name: what every link carries.
+fn link_control(machine: MachineId, gateway: IpAddr, name: &str) -> SelfControl {
+    let attempt = Attempt::Lookup { server: (gateway, DNS).into(), name: format!("{name}.vm.internal") };
+    SelfControl { machine, at: At::Resolver, attempt }
 }
 
 fn attempt(to: IpAddr, protocol: Protocol, port: Option<u16>, token: Token) -> Attempt {
@@ -337,14 +344,15 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
         let linked = all.iter().any(|(protocol, port, ..)| self.policy.judge(to, *protocol, *port).allowed);
         let mut fixed = 0;
         for (protocol, port, free, canary) in all {
-            let wanted = linked || match (protocol, free) {
-                (Protocol::Tcp, true) => true,
-                (Protocol::Tcp, false) => {
-                    fixed += 1;
-                    fixed <= MOST_ACROSS
-                }
-                _ => false,
-            };
+            let wanted = linked
+                || match (protocol, free) {
+                    (Protocol::Tcp, true) => true,
+                    (Protocol::Tcp, false) => {
+                        fixed += 1;
+                        fixed <= MOST_ACROSS
+                    }
+                    _ => false,
+                };
             if wanted {
                 self.member(target, target.member.ipv6.into(), protocol, port, free, canary);
             }

@@ -80,7 +80,11 @@ impl Page {
                 "Flows",
                 format!(
                     "{} tried: {} pass, {} fail, {} inconclusive ({} that policy allows, {} that it refuses)",
-                    counts.cells, counts.pass, counts.fail, counts.inconclusive, counts.expected_allow,
+                    counts.cells,
+                    counts.pass,
+                    counts.fail,
+                    counts.inconclusive,
+                    counts.expected_allow,
                     counts.expected_deny
                 ),
             ),
@@ -229,7 +233,10 @@ impl Page {
             write!(self.0, "<details><summary>Its text</summary><pre>{}</pre></details>", Text(&policy.text))?;
         }
         let since = policy.since_previous.iter().map(|applied| {
-            format!("version {}, hash {}, by key {} at {}", applied.version, applied.hash, applied.approved.key, applied.approved.at)
+            format!(
+                "version {}, hash {}, by key {} at {}",
+                applied.version, applied.hash, applied.approved.key, applied.approved.at
+            )
         });
         self.list("Versions since the report before", &since.collect::<Vec<_>>())?;
         self.0.write_str("<h2>Exceptions</h2>")?;
@@ -329,7 +336,10 @@ impl Page {
             Some(log) => {
                 let intact = if log.intact { "the chain is whole" } else { "THE CHAIN IS BROKEN" };
                 let (number, hash) = (log.number, Text(&log.sha256));
-                writeln!(self.0, "<p class=\"hash\">{intact}; its last line is number {number}, SHA-256 <code>{hash}</code>.</p>")
+                writeln!(
+                    self.0,
+                    "<p class=\"hash\">{intact}; its last line is number {number}, SHA-256 <code>{hash}</code>.</p>"
+                )
             }
             None => self.0.write_str("<p>It has no line yet.</p>\n"),
         }
@@ -362,7 +372,8 @@ fn evidence(evidence: &Evidence) -> String {
         evidence.sender_control.what,
     );
     if let Some(counter) = evidence.counter {
-        let _ = write!(text, "; refusals counted {} to {} for {} attempts", counter.before, counter.after, counter.attempts);
+        let _ =
+            write!(text, "; refusals counted {} to {} for {} packets", counter.before, counter.after, counter.attempts);
     }
     text
 }

@@ -187,7 +187,9 @@ pub enum Probed {
     /// It is a target only: outside the scope that was asked for.
     OutOfScope,
     /// It was not, and so nothing is known about it: it is stopped, or its probe did not work.
-    No { why: String },
+    No {
+        why: String,
+    },
 }
 
 /// The rules of one network as they are, against what the policy compiles to.
@@ -253,14 +255,29 @@ pub struct Cell {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Party {
-    Machine { id: String, name: String, network: String, address: IpAddr },
+    Machine {
+        id: String,
+        name: String,
+        network: String,
+        address: IpAddr,
+    },
     /// A machine of another account, by the account's name only.
-    Foreign { account: String, address: IpAddr },
+    Foreign {
+        account: String,
+        address: IpAddr,
+    },
     /// One of the host's own addresses.
-    Host { address: IpAddr },
+    Host {
+        address: IpAddr,
+    },
     /// An address that no member has.
-    Address { address: IpAddr, what: String },
-    Name { name: String },
+    Address {
+        address: IpAddr,
+        what: String,
+    },
+    Name {
+        name: String,
+    },
 }
 
 impl Party {
@@ -355,7 +372,7 @@ pub struct Control {
 pub struct Counter {
     pub before: u64,
     pub after: u64,
-    /// How many attempts of this sender it had to count.
+    /// How many packets of this sender it had to count, at least.
     pub attempts: u64,
 }
 
@@ -395,7 +412,12 @@ pub struct LogHead {
 /// The result that these findings add up to, and why it is not `pass`.
 ///
 /// Anything that failed is `fail`. Anything undecided, unprobed or missing is `inconclusive`.
-pub fn result(cells: &[Cell], inventory: &Inventory, live: &[LiveRules], log: Option<&LogHead>) -> (Verdict, Vec<String>) {
+pub fn result(
+    cells: &[Cell],
+    inventory: &Inventory,
+    live: &[LiveRules],
+    log: Option<&LogHead>,
+) -> (Verdict, Vec<String>) {
     let (mut failed, mut open) = (Vec::new(), Vec::new());
     let count = |verdict| cells.iter().filter(|cell| cell.verdict == verdict).count();
     match count(Verdict::Fail) {
@@ -404,7 +426,8 @@ pub fn result(cells: &[Cell], inventory: &Inventory, live: &[LiveRules], log: Op
         n => failed.push(format!("{n} flows do not do what policy says")),
     }
     for rules in live.iter().filter(|rules| !rules.reconciled) {
-        failed.push(format!("the live rules of network {} differ from the policy: {}", rules.network.name, rules.detail));
+        failed
+            .push(format!("the live rules of network {} differ from the policy: {}", rules.network.name, rules.detail));
     }
     if log.is_some_and(|log| !log.intact) {
         failed.push("the chain of the log of mutations is broken".to_owned());

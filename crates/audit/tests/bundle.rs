@@ -43,7 +43,11 @@ fn cell(verdict: Verdict) -> Cell {
         protocol: Protocol::Tcp,
         port: Some(5432),
         free_port: false,
-        expected: Expected { allowed: false, rule: Some("no-prod".to_owned()), reason: "rule no-prod forbids it".to_owned() },
+        expected: Expected {
+            allowed: false,
+            rule: Some("no-prod".to_owned()),
+            reason: "rule no-prod forbids it".to_owned(),
+        },
         observed: Observed::NotReached,
         verdict,
         because: "it did not get through, and both controls did".to_owned(),
@@ -193,7 +197,10 @@ fn only_a_report_without_any_doubt_is_a_pass() {
     let live = |reconciled| [LiveRules { network: named("n"), reconciled, detail: "d".to_owned() }];
     let log = |intact| LogHead { number: 1, sha256: String::new(), intact };
     let unprobed = || vec![machine("b", Probed::No { why: "it is stopped".to_owned() })];
-    assert_eq!(verdict(&[cell(Verdict::Pass)], vec![machine("a", Probed::Yes)], &live(true), Some(&log(true))), Verdict::Pass);
+    assert_eq!(
+        verdict(&[cell(Verdict::Pass)], vec![machine("a", Probed::Yes)], &live(true), Some(&log(true))),
+        Verdict::Pass
+    );
     assert_eq!(verdict(&[], vec![], &[], None), Verdict::Inconclusive);
     assert_eq!(verdict(&[cell(Verdict::Pass), cell(Verdict::Inconclusive)], vec![], &[], None), Verdict::Inconclusive);
     assert_eq!(verdict(&[cell(Verdict::Pass)], unprobed(), &[], None), Verdict::Inconclusive);

@@ -157,7 +157,7 @@ impl Network {
         let Some(member) = outside.member(source).filter(|_| decision.allowed && !outside.open) else {
             return decision;
         };
-        if outside.only_wildcard(source, host).is_none() {
+        if !outside.is_by_wildcard(source, host) {
             return decision;
         }
         match self.names.assign(member.machine, host, true) {

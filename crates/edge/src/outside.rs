@@ -1,5 +1,6 @@
 //! What a network's policy says about names outside: an immutable snapshot.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -35,7 +36,19 @@ pub(crate) struct Outside {
     members: HashMap<IpAddr, Arc<Member>>,
     machines: HashSet<MachineId>,
     groups: HashMap<IpAddr, Group>,
-    rules: HashMap<Group, Vec<NameRule>>,
+    rules: HashMap<Group, Rules>,
+}
+
+/// The rules of one group, found by the name that a pattern ends in: however many there are, a name is compared with few.
+#[derive(Debug, Default)]
+struct Rules(HashMap<String, Listed>);
+
+/// Rules whose patterns end in the same name, in the order of the policy.
+#[derive(Debug, Default)]
+struct Listed {
+    /// The place of each among all the group's rules.
+    places: Vec<usize>,
+    rules: Vec<NameRule>,
 }
 
 /// What policy says about one connection, or about a name as such.
@@ -69,7 +82,7 @@ impl Outside {
             members,
             machines: view.members.iter().map(|member| member.machine).collect(),
             groups: view.groups.iter().map(|(address, group)| (*address, *group)).collect(),
-            rules: view.rules.iter().map(|(group, rules)| (*group, rules.clone())).collect(),
+            rules: view.rules.iter().map(|(group, rules)| (*group, Rules::index(rules))).collect(),
         }
     }
 
@@ -100,8 +113,8 @@ impl Outside {
         let Some(member) = self.member(source) else {
             return Decision::refused(None, format!("{source} is not a member of {}", self.name));
         };
-        let rules = self.rules_of(source);
-        let mut decision = NameRule::decide(rules, host, port);
+        let rules = self.rules_about(source, host);
+        let mut decision = NameRule::decide(&rules, host, port);
         if self.open && port.is_none() {
             // Where nothing needs to be allowed, a name is out of reach only when it is forbidden on every port.
             decision.rule = rules.iter().find(|rule| forbids_every_port(rule, host)).map(|rule| rule.id.clone());
@@ -122,7 +135,7 @@ impl Outside {
             let port = port.map(|port| format!(" on tcp/{port}")).unwrap_or_default();
             return Decision::refused(None, format!("no rule allows {from} to reach {host}{port}"));
         };
-        if let Some(pattern) = self.only_wildcard(source, host) {
+        if let Some(pattern) = only_wildcard(&rules, host) {
             let below = host.labels().count().saturating_sub(pattern.name().labels().count());
             if host.as_str().len() > WILDCARD_LENGTH || below > WILDCARD_LABELS {
                 let reason = format!(
@@ -141,12 +154,10 @@ impl Outside {
         }
     }
 
-    /// The wildcard that allows this name, when no rule names it: then what a machine could say by choosing names is
+    /// Whether a wildcard allows this name and no rule names it: then what a machine could say by choosing names is
     /// bounded.
-    pub fn only_wildcard(&self, source: IpAddr, host: &HostName) -> Option<&HostPattern> {
-        let allowing = || self.rules_of(source).iter().filter(|rule| !rule.forbid && rule.pattern.matches(host));
-        let named = allowing().any(|rule| !rule.pattern.is_wildcard());
-        allowing().map(|rule| &rule.pattern).find(|_| !named)
+    pub fn is_by_wildcard(&self, source: IpAddr, host: &HostName) -> bool {
+        only_wildcard(&self.rules_about(source, host), host).is_some()
     }
 
     /// The same network without members and rules: nobody may do anything.
@@ -165,12 +176,15 @@ impl Outside {
 
     /// Whether there is any rule about names for this address.
     pub fn has_rules(&self, source: IpAddr) -> bool {
-        !self.rules_of(source).is_empty()
+        self.rules_of(source).is_some_and(|rules| !rules.0.is_empty())
     }
 
-    fn rules_of(&self, source: IpAddr) -> &[NameRule] {
-        let group = self.groups.get(&source.to_canonical());
-        group.and_then(|group| self.rules.get(group)).map_or(&[], Vec::as_slice)
+    fn rules_of(&self, source: IpAddr) -> Option<&Rules> {
+        self.rules.get(self.groups.get(&source.to_canonical())?)
+    }
+
+    fn rules_about(&self, source: IpAddr, host: &HostName) -> Cow<'_, [NameRule]> {
+        self.rules_of(source).map_or(Cow::Borrowed(&[]), |rules| rules.about(host))
     }
 
     /// The rule that would allow what was refused; `None` where no rule can: what a rule forbids, and what is built in
@@ -189,6 +203,41 @@ impl Outside {
         };
         policy::suggest(&Flow { from, to, protocol: refusal.protocol, port: refusal.port })
     }
+}
+
+impl Rules {
+    fn index(rules: &[NameRule]) -> Self {
+        let mut by_name: HashMap<String, Listed> = HashMap::new();
+        for (place, rule) in rules.iter().enumerate() {
+            let listed = by_name.entry(rule.pattern.name().as_str().to_owned()).or_default();
+            listed.places.push(place);
+            listed.rules.push(rule.clone());
+        }
+        Self(by_name)
+    }
+
+    /// At least the rules whose pattern matches this name, in the order of the policy.
+    fn about(&self, host: &HostName) -> Cow<'_, [NameRule]> {
+        let parents = std::iter::successors(Some(host.as_str()), |name| Some(name.split_once('.')?.1));
+        let found: Vec<&Listed> = parents.filter_map(|name| self.0.get(name)).collect();
+        match found[..] {
+            [] => Cow::Borrowed(&[]),
+            [one] => Cow::Borrowed(&one.rules),
+            _ => {
+                let all = found.iter().flat_map(|listed| listed.places.iter().zip(&listed.rules));
+                let mut all: Vec<_> = all.collect();
+                all.sort_unstable_by_key(|(place, _)| **place);
+                all.into_iter().map(|(_, rule)| rule.clone()).collect()
+            }
+        }
+    }
+}
+
+/// The wildcard that allows a name, when no rule names it.
+fn only_wildcard<'a>(rules: &'a [NameRule], host: &HostName) -> Option<&'a HostPattern> {
+    let allowing = || rules.iter().filter(|rule| !rule.forbid && rule.pattern.matches(host));
+    let named = allowing().any(|rule| !rule.pattern.is_wildcard());
+    allowing().map(|rule| &rule.pattern).find(|_| !named)
 }
 
 fn forbids_every_port(rule: &NameRule, host: &HostName) -> bool {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::view::tests::{member, network_view};
+use proptest::prelude::*;
 use warren_model::denial::Layer;
 use warren_model::policy::Target;
 
@@ -109,4 +110,42 @@ fn the_rule_that_is_missing_is_suggested_where_one_would_help() {
     }
     assert_eq!(outside.suggest(&refusal(Some("not a name"), Some("93.184.216.34"), None)), None);
     assert_eq!(outside.suggest(&refusal(None, Some("169.254.169.254"), None)), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_index_changes_no_decision(
+        patterns in proptest::collection::vec(("(\\*\\.|\\*\\*\\.)?([ab]\\.){0,3}x\\.example", any::<bool>(), 0u16..3), 0..12),
+        name in "([ab]\\.){0,5}x\\.example",
+        port in proptest::option::of(1u16..4),
+    ) {
+        let rules: Vec<NameRule> = patterns
+            .iter()
+            .enumerate()
+            .map(|(index, (pattern, forbid, port))| {
+                let ports = if *port == 0 { vec![] } else { vec![format!("tcp/{port}")] };
+                let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+                rule(&format!("{}r{index}", if *forbid { "no-" } else { "" }), pattern, &ports, None)
+            })
+            .collect();
+        let host = host(&name);
+        let expected = NameRule::decide(&rules, &host, port);
+        let found = outside(rules, false).decide(WEB, &host, port);
+        prop_assert_eq!((found.allowed, found.rule), (expected.allowed, expected.rule));
+    }
+}
+
+#[test]
+fn many_rules_cost_a_name_nothing() {
+    let rules = (0..50_000).map(|index| rule(&format!("r{index}"), &format!("n{index}.example.com"), &[], None));
+    let outside = outside(rules.collect(), false);
+    let host = host("n49999.example.com");
+    let begun = std::time::Instant::now();
+    for _ in 0..1000 {
+        assert!(outside.decide(WEB, &host, Some(443)).allowed);
+    }
+    // Comparing with every rule would take a hundred times as long.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(1), "{:?}", begun.elapsed());
 }

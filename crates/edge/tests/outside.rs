@@ -17,7 +17,7 @@ use warren_edge::{EdgeClient, NetworkView, PROXY_PORT, Sockets};
 
 const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-/// Where the internet of this test is: the edge shares its namespace, as it shares the host's.
+/// On the internet of this test, a namespace one link away.
 const SERVER: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
 const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(93, 184, 216, 53)), 53);
 const PORT: u16 = 5432;
@@ -110,21 +110,39 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The whole of it, in a namespace in which the machine, the edge and the internet are; `body` gets the edge.
-fn in_lab(rules: &[(&str, &str, &[&str])], body: impl AsyncFnOnce(&Edge, EdgeClient) + Send) {
-    let addresses = ["10.0.0.1/32", "10.0.1.2/32", "93.184.216.34/32", "93.184.216.53/32", "fd12:3456:789a:1::1/128"];
-    in_namespace(&addresses, || {
-        // What the router does with what goes to a synthetic address.
-        run("ip", &["route", "add", "local", "198.18.0.0/15", "dev", "lo"]);
-        run(
-            "nft",
-            &["add table ip lab { chain in { type filter hook prerouting priority mangle; \
-            ip daddr 198.18.0.0/15 meta l4proto tcp tproxy to :3129 accept; }; }"],
-        );
+/// The internet, in a namespace of its own; returns the path of that, once it serves what asks it over `eth0`.
+fn internet() -> String {
+    let (send, path) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        run("ip", &["link", "set", "lo", "up"]);
+        for address in ["93.184.216.34/32", "93.184.216.53/32"] {
+            run("ip", &["address", "add", address, "dev", "lo"]);
+        }
         let resolver = UdpSocket::bind(RESOLVER).unwrap();
         let server = TcpListener::bind((SERVER, PORT)).unwrap();
         std::thread::spawn(move || serve_dns(&resolver));
-        std::thread::spawn(move || serve_echo(&server));
+        send.send(format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())).unwrap();
+        serve_echo(&server);
+    });
+    path.recv().unwrap()
+}
+
+/// The whole of it: a namespace with the machine and the edge, a link away from the internet; `body` gets the edge.
+fn in_lab(rules: &[(&str, &str, &[&str])], body: impl AsyncFnOnce(&Edge, EdgeClient) + Send) {
+    in_namespace(&["10.0.0.1/32", "10.0.1.2/32", "fd12:3456:789a:1::1/128"], || {
+        let internet = internet();
+        run("ip", &["link", "add", "wan0", "type", "veth", "peer", "name", "eth0", "netns", &internet]);
+        run("ip", &["address", "add", "10.255.0.1/30", "dev", "wan0"]);
+        run("ip", &["link", "set", "wan0", "up"]);
+        run("nsenter", &[&format!("--net={internet}"), "ip", "address", "add", "10.255.0.2/30", "dev", "eth0"]);
+        run("nsenter", &[&format!("--net={internet}"), "ip", "link", "set", "eth0", "up"]);
+        run("ip", &["route", "add", "93.184.216.0/24", "via", "10.255.0.2"]);
+        // What the router does with what goes to a synthetic address.
+        run("ip", &["route", "add", "local", "198.18.0.0/15", "dev", "lo"]);
+        let tproxy = "add table ip lab { chain in { type filter hook prerouting priority mangle; \
+                      ip daddr 198.18.0.0/15 meta l4proto tcp tproxy to :3129 accept; }; }";
+        run("nft", &[tproxy]);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (edge, client) = Edge::start().await;

@@ -2,167 +2,20 @@
 
 mod common;
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::Fixture;
-use warren_kernel::{MemberSpec, NetworkSpec, RulesState};
-use warren_lab::{Internet, Lab, Namespace, PUBLIC_V4, PUBLIC_V6, fetch};
+use common::trio::{Connection, DATABASES, OTHERS, Trio, WORKERS, any, bound, raw};
+use warren_kernel::RulesState;
+use warren_lab::{Internet, Lab, PUBLIC_V4, PUBLIC_V6, fetch};
 use warren_model::policy::compile::{Carrier, Default, Exception, OUTSIDE};
-use warren_model::policy::{Group, NetworkRules, PortRange};
+use warren_model::policy::{Group, PortRange};
 use warren_model::record::Egress;
 
-const WORKERS: Group = Group(0x7fff_0011);
-const DATABASES: Group = Group(0x12);
-const OTHERS: Group = Group(0x13);
 const CLASS: Group = Group(0x14);
-const PATIENCE: Duration = Duration::from_millis(300);
-
-/// Three members, each in a group of its own: a worker, a database, another one.
-struct Trio {
-    fixture: Fixture,
-    spec: NetworkSpec,
-    members: [MemberSpec; 3],
-    machines: [Namespace; 3],
-}
-
-impl Trio {
-    fn new(inside: Default, exceptions: &[Exception]) -> Self {
-        Self::on(Fixture::new(), |rules| {
-            rules.inside = inside;
-            rules.exceptions = exceptions.iter().copied().collect();
-        })
-    }
-
-    fn on(fixture: Fixture, change: impl FnOnce(&mut NetworkRules)) -> Self {
-        let mut spec = fixture.spec(1, "10.0.0.0/16", Egress::Deny);
-        let members = [2, 3, 4].map(|number| fixture.member(&spec, number));
-        let rules = Arc::make_mut(&mut spec.rules);
-        for (member, group) in members.iter().zip([WORKERS, DATABASES, OTHERS]) {
-            rules.groups.extend([(IpAddr::from(member.ipv4), group), (IpAddr::from(member.ipv6), group)]);
-        }
-        change(rules);
-        fixture.kernel.create_network(&spec, &members).unwrap();
-        let machines = [0, 1, 2].map(|index: usize| fixture.machine(&spec, &members[index]));
-        Self { fixture, spec, members, machines }
-    }
-
-    /// Other rules for the same members.
-    fn apply(&mut self, change: impl FnOnce(&mut NetworkRules)) {
-        change(Arc::make_mut(&mut self.spec.rules));
-        self.fixture.kernel.apply_policy(&self.spec, &self.members).unwrap();
-        let seen = self.fixture.kernel.observe(&self.spec).unwrap().unwrap();
-        assert!(seen.policy && seen.rules == RulesState::Intact, "{seen:?}");
-    }
-
-    fn addresses(&self, index: usize) -> [IpAddr; 2] {
-        [self.members[index].ipv4.into(), self.members[index].ipv6.into()]
-    }
-
-    fn refused(&self, index: usize) -> u64 {
-        self.fixture.kernel.refused(self.spec.number).unwrap()[&self.members[index].number].packets
-    }
-
-    /// Whether a connection from one to the other carries bytes both ways. What is refused is refused at once.
-    fn tcp(&self, from: usize, to: usize, port: u16) -> [bool; 2] {
-        self.addresses(to).map(|address| {
-            let start = Instant::now();
-            match Connection::open(&self.machines[from], &self.machines[to], SocketAddr::new(address, port), 0) {
-                Ok(mut connection) => connection.carries(),
-                Err(error) => {
-                    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{address}: {error}");
-                    assert!(start.elapsed() < PATIENCE, "{address} was refused late");
-                    false
-                }
-            }
-        })
-    }
-
-    /// Whether a datagram arrives, and its answer.
-    fn udp(&self, from: usize, to: usize, port: u16, size: usize) -> [bool; 2] {
-        self.addresses(to).map(|address| {
-            let server = bound(&self.machines[to], SocketAddr::new(address, port));
-            let client = bound(&self.machines[from], any(address));
-            client.connect((address, port)).unwrap();
-            let mut buffer = vec![0; 65_000];
-            client.send(&vec![7; size]).unwrap();
-            let Ok((length, back)) = server.recv_from(&mut buffer) else { return false };
-            assert_eq!(length, size);
-            server.send_to(&buffer[..length], back).unwrap();
-            client.recv(&mut buffer).is_ok()
-        })
-    }
-
-    fn ping(&self, from: usize, to: usize) -> [bool; 2] {
-        self.addresses(to).map(|address| self.machines[from].pings(&address.to_string()))
-    }
-}
-
-struct Connection {
-    client: TcpStream,
-    server: TcpStream,
-}
-
-impl Connection {
-    /// From a port of the client's own choice, or from this one.
-    fn open(from: &Namespace, to: &Namespace, target: SocketAddr, port: u16) -> std::io::Result<Self> {
-        let listener = to.enter(|| TcpListener::bind(target))?;
-        listener.set_nonblocking(true)?;
-        let target = listener.local_addr()?;
-        let client = from.enter(|| if port == 0 { dial(target) } else { dial_from(port, target) })?;
-        let (server, _) = listener.accept()?;
-        server.set_nonblocking(false)?;
-        for stream in [&client, &server] {
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_nodelay(true)?;
-        }
-        Ok(Self { client, server })
-    }
-
-    fn carries(&mut self) -> bool {
-        pass(&mut self.client, &mut self.server) && pass(&mut self.server, &mut self.client)
-    }
-
-    /// Both directions are closed, the one as well as the other, in less than a second.
-    fn is_cut(&mut self) -> bool {
-        let start = Instant::now();
-        let cut = !pass(&mut self.server, &mut self.client) && !pass(&mut self.client, &mut self.server);
-        cut && start.elapsed() < Duration::from_secs(1)
-    }
-}
-
-fn pass(from: &mut TcpStream, to: &mut TcpStream) -> bool {
-    let mut byte = [0];
-    from.write_all(b"x").is_ok() && matches!(to.read(&mut byte), Ok(1))
-}
-
-fn dial(target: SocketAddr) -> std::io::Result<TcpStream> {
-    TcpStream::connect_timeout(&target, Duration::from_secs(1))
-}
-
-/// From a port that was chosen: below those that the system chooses from.
-fn dial_from(port: u16, target: SocketAddr) -> std::io::Result<TcpStream> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
-    use std::os::fd::AsRawFd;
-    let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let fd = socket(family, SockType::Stream, SockFlag::empty(), None)?;
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any(target.ip()).ip(), port)))?;
-    connect(fd.as_raw_fd(), &SockaddrStorage::from(target))?;
-    Ok(fd.into())
-}
-
-fn any(like: IpAddr) -> SocketAddr {
-    let unspecified = if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    SocketAddr::new(unspecified, 0)
-}
-
-fn bound(inside: &Namespace, address: SocketAddr) -> UdpSocket {
-    let socket = inside.enter(|| UdpSocket::bind(address)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
-}
 
 fn listed(from: Group, to: Group, carrier: Carrier, first: u16, last: u16) -> Exception {
     Exception { from, to, carrier, ports: PortRange { first, last } }
@@ -255,25 +108,6 @@ fn protocols_without_ports_and_odd_packets_pass_just_where_all_is_allowed() {
     }
 }
 
-/// Sends an IPv4 and an IPv6 packet of this protocol, and says how many left.
-fn raw(addresses: [IpAddr; 2], protocol: i32) -> u64 {
-    use nix::libc;
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-    let mut sent = 0;
-    for address in addresses {
-        let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-        // SAFETY: a plain system call without pointers.
-        let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
-        assert!(fd >= 0);
-        // SAFETY: the descriptor was just made and is nobody else's.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let to = nix::sys::socket::SockaddrStorage::from(SocketAddr::new(address, 0));
-        let flags = nix::sys::socket::MsgFlags::empty();
-        sent += u64::from(nix::sys::socket::sendto(fd.as_raw_fd(), &[0x11; 40], &to, flags).is_ok());
-    }
-    sent
-}
-
 #[test]
 fn a_revoked_flow_is_cut_in_both_directions_and_another_one_goes_on() {
     let (allow, other) = (port(WORKERS, DATABASES, Carrier::Tcp, 5432), port(WORKERS, DATABASES, Carrier::Tcp, 80));
@@ -320,15 +154,14 @@ fn a_flow_that_is_newly_forbidden_is_cut_where_everything_else_is_allowed() {
 
 #[test]
 fn flows_of_the_fast_path_go_on_where_the_first_rules_allow_them_and_end_where_not() {
-    let allowed = [port(WORKERS, DATABASES, Carrier::Tcp, 5432), listed(WORKERS, DATABASES, Carrier::Tcp, 40_000, 65_535)];
+    let allowed =
+        [port(WORKERS, DATABASES, Carrier::Tcp, 5432), listed(WORKERS, DATABASES, Carrier::Tcp, 40_000, 65_535)];
     let forbidden = port(WORKERS, DATABASES, Carrier::Tcp, 22);
     for (inside, exceptions) in [(Default::Refuse, allowed.to_vec()), (Default::Accept, vec![forbidden])] {
         for family in [0, 1] {
             let mut trio = Trio::new(Default::Accept, &[]);
             let target = |port| SocketAddr::new(trio.addresses(1)[family], port);
-            let open = |port, from| {
-                Connection::open(&trio.machines[0], &trio.machines[1], target(port), from).unwrap()
-            };
+            let open = |port, from| Connection::open(&trio.machines[0], &trio.machines[1], target(port), from).unwrap();
             let (mut kept, mut high, mut ended, mut odd) = (open(5432, 0), open(40_001, 0), open(22, 0), open(22, 999));
             assert!(kept.carries() && high.carries() && ended.carries() && odd.carries());
             trio.apply(|rules| {
@@ -469,6 +302,8 @@ fn what_others_change_in_the_policys_elements_is_seen_and_made_good() {
         "delete element inet warren sources4 { 10.0.0.2 }",
         "add element inet warren targets4 { 10.0.0.77 : 0:12 }",
         "add rule inet warren inside accept",
+        "flush set inet warren current",
+        "add element inet warren current { 5 }",
     ] {
         for again in [None, Some(trio.fixture.restarted())] {
             assert!(kernel.observe(&trio.spec).unwrap().unwrap().policy, "before {damage}");
@@ -547,7 +382,11 @@ fn one_rule_of_ten_thousand_changes_in_milliseconds() {
     for turn in 0..40 {
         let allow = turn % 2 == 0;
         let rules = Arc::make_mut(&mut spec.rules);
-        if allow { rules.exceptions.insert(one) } else { rules.exceptions.remove(&one) };
+        if allow {
+            rules.exceptions.insert(one)
+        } else {
+            rules.exceptions.remove(&one)
+        };
         times.push(timed("apply", &mut || fixture.kernel.apply_policy(&spec, &members).unwrap()));
         assert_eq!(Connection::open(&machines[0], &machines[1], target, 0).is_ok(), allow);
     }

@@ -54,8 +54,7 @@ pub struct AuditProgress {
 }
 
 /// A report as it was signed: three files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedReport {
     pub result: Verdict,
     /// Counts up with every report of the account, from 1.
@@ -75,9 +74,73 @@ pub struct SignedReport {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum AuditEvent {
-    Progress { progress: AuditProgress },
-    Done { audit: SignedReport },
-    Failed { problem: crate::Problem },
+    Progress {
+        progress: AuditProgress,
+    },
+    /// The next piece of one of the report's files. Put together, the pieces are its exact content.
+    Piece {
+        file: AuditFile,
+        text: String,
+    },
+    Done {
+        audit: AuditSummary,
+    },
+    Failed {
+        problem: crate::Problem,
+    },
+}
+
+/// The files of a report: `report.json`, `report.sig` and `report.html`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum AuditFile {
+    Report,
+    Signature,
+    Page,
+}
+
+/// What came of an audit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuditSummary {
+    pub result: Verdict,
+    /// Counts up with every report of the account, from 1.
+    pub number: u64,
+    /// One sentence for a person.
+    pub summary: String,
+}
+
+/// The most characters of a file that one piece has.
+pub const PIECE: usize = 256 << 10;
+
+impl SignedReport {
+    /// The report as lines of an answer: its files in pieces, and what came of it.
+    pub fn into_events(self) -> Vec<AuditEvent> {
+        let files =
+            [(AuditFile::Report, &self.report), (AuditFile::Signature, &self.signature), (AuditFile::Page, &self.page)];
+        let mut events = Vec::new();
+        for (file, content) in files {
+            let mut rest = content.as_str();
+            while !rest.is_empty() {
+                let (text, after) = rest.split_at(rest.floor_char_boundary(PIECE));
+                events.push(AuditEvent::Piece { file, text: text.to_owned() });
+                rest = after;
+            }
+        }
+        let audit = AuditSummary { result: self.result, number: self.number, summary: self.summary };
+        events.push(AuditEvent::Done { audit });
+        events
+    }
+
+    /// Takes in the next piece of a file.
+    pub fn take(&mut self, file: AuditFile, text: &str) {
+        match file {
+            AuditFile::Report => self.report.push_str(text),
+            AuditFile::Signature => self.signature.push_str(text),
+            AuditFile::Page => self.page.push_str(text),
+        }
+    }
 }
 
 /// The public key with which reports are checked.
@@ -137,11 +200,7 @@ impl AuditSchedule {
 #[async_trait]
 pub trait Audits: Send + Sync + 'static {
     /// Examines, signs and keeps the report. One runs at a time; another waits.
-    async fn run(
-        &self,
-        scope: AuditScope,
-        progress: mpsc::Sender<AuditProgress>,
-    ) -> Result<SignedReport, AccessError>;
+    async fn run(&self, scope: AuditScope, progress: mpsc::Sender<AuditProgress>) -> Result<SignedReport, AccessError>;
     /// Makes the key if there is none yet.
     async fn public_key(&self) -> Result<AuditKey, AccessError>;
     /// The lines of the log of mutations after this number, as they are in the file.
@@ -151,6 +210,30 @@ pub trait Audits: Send + Sync + 'static {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pieces_of_a_report_are_its_files() {
+        let signed = SignedReport {
+            result: Verdict::Pass,
+            number: 7,
+            summary: "s".to_owned(),
+            report: "ä".repeat(PIECE),
+            signature: "sig".to_owned(),
+            page: String::new(),
+        };
+        let mut put_together =
+            SignedReport { report: String::new(), signature: String::new(), page: String::new(), ..signed.clone() };
+        let events = signed.clone().into_events();
+        assert_eq!(events.len(), 4);
+        for event in events {
+            match event {
+                AuditEvent::Piece { file, text } => put_together.take(file, &text),
+                AuditEvent::Done { audit } => assert_eq!((audit.result, audit.number), (Verdict::Pass, 7)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(put_together, signed);
+    }
 
     #[test]
     fn the_next_audit_is_due_one_interval_after_the_last_or_the_change() {

@@ -52,7 +52,8 @@ impl std::str::FromStr for Token {
     type Err = InvalidToken;
 
     fn from_str(text: &str) -> Result<Self, InvalidToken> {
-        let valid = text.len() == Self::LENGTH && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let valid =
+            text.len() == Self::LENGTH && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if valid { Ok(Self(text.to_owned())) } else { Err(InvalidToken) }
     }
 }
@@ -113,9 +114,9 @@ pub struct Attempts {
 pub enum Attempt {
     /// Connects and sends the token.
     Tcp { to: SocketAddr, token: Token },
-    /// Sends the token in a datagram, twice.
+    /// Sends the token in a datagram, up to three times.
     Udp { to: SocketAddr, token: Token },
-    /// Sends the token in an echo request, twice.
+    /// Sends the token in an echo request, up to three times.
     Icmp { to: IpAddr, token: Token },
     /// Asks this server over UDP for the addresses of a name.
     Lookup { server: SocketAddr, name: String },

@@ -108,7 +108,7 @@ pub(crate) async fn keep(world: Arc<World>) {
                     world.enqueue_everything();
                 }
                 first = false;
-                client.closed().await;
+                client.ended().await;
                 tracing::warn!("the edge ended; it is started anew");
             }
             Err(error) => tracing::error!(error = %error.chain(), "the edge cannot be started"),

@@ -72,17 +72,11 @@ impl AccountPolicy {
 }
 
 /// What has been compiled, and what of it the data plane enforces.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Policies {
     compiled: AtomicU64,
     accounts: Mutex<HashMap<AccountId, Arc<AccountPolicy>>>,
     enforced: watch::Sender<BTreeMap<NetworkId, u64>>,
-}
-
-impl Default for Policies {
-    fn default() -> Self {
-        Self { compiled: AtomicU64::default(), accounts: Mutex::default(), enforced: watch::Sender::default() }
-    }
 }
 
 impl Policies {

@@ -89,8 +89,9 @@ pub struct VerifyArgs {
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
     /// The file with the public key, as `warren audit key` printed it
+    // Of the same type as the global option of this name, in whose place it stands.
     #[arg(long, value_name = "FILE")]
-    pub key: PathBuf,
+    pub key: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -125,8 +126,9 @@ pub struct VerifyLogArgs {
     #[arg(long, value_name = "DIR", requires = "key")]
     pub report: Option<PathBuf>,
     /// The file with the public key of that report
+    // As in `verify`.
     #[arg(long, value_name = "FILE", requires = "report")]
-    pub key: Option<PathBuf>,
+    pub key: Option<String>,
 }
 
 /// The commands that work without a server; hands back the others.
@@ -161,16 +163,26 @@ async fn audit(context: &Context, args: RunArgs) -> Result<i32, Failure> {
         .map_err(|error| Failure::local(format!("cannot make {}", directory.display()), error))?;
     let body = serde_json::to_value(RunAudit { network: args.network }).map_err(ClientError::NotUnderstood)?;
     let route = Route::new(&["audit"]);
-    let mut documents =
-        context.client.documents(Method::POST, &route, Payload::Json(body), HeaderMap::new()).await?;
+    let mut documents = context.client.documents(Method::POST, &route, Payload::Json(body), HeaderMap::new()).await?;
     let mut bar = AuditBar::new(context.output.json);
+    let mut files = SignedReport {
+        result: Verdict::Inconclusive,
+        number: 0,
+        summary: String::new(),
+        report: String::new(),
+        signature: String::new(),
+        page: String::new(),
+    };
     let signed = loop {
         let Some(document) = documents.next().await else {
             return Err(ClientError::BrokenOff("the server ended it before the audit was done".into()).into());
         };
         match read(document?)? {
             AuditEvent::Progress { progress } => bar.show(&progress.stage, progress.fraction),
-            AuditEvent::Done { audit } => break audit,
+            AuditEvent::Piece { file, text } => files.take(file, &text),
+            AuditEvent::Done { audit } => {
+                break SignedReport { result: audit.result, number: audit.number, summary: audit.summary, ..files };
+            }
             AuditEvent::Failed { problem } => return Err(ClientError::from(problem).into()),
         }
     };
@@ -202,7 +214,7 @@ fn told(output: Output, directory: &Path, signed: &SignedReport) -> Result<(), F
 }
 
 fn verify(output: Output, args: &VerifyArgs) -> Result<(), Failure> {
-    let key = public_key(&args.key)?;
+    let key = public_key(Path::new(&args.key))?;
     let verified = bundle::verify(&args.directory, &key).map_err(|error| Failure::Said(chain(&error)))?;
     let report = &verified.report;
     let (reports, whole) = match &verified.chain {
@@ -234,8 +246,19 @@ fn verify(output: Output, args: &VerifyArgs) -> Result<(), Failure> {
     output.text(&sheet(&[
         ("genuine", "yes: signature, page and chain hold".to_owned()),
         ("result", report.result.as_str().to_owned()),
-        ("report", format!("{} of account {}, {}", report.number, printable(&report.scope.account.name), time(report.finished_at))),
-        ("made by", format!("warren {} on {}", printable(&report.installation.warren), printable(&report.installation.host))),
+        (
+            "report",
+            format!(
+                "{} of account {}, {}",
+                report.number,
+                printable(&report.scope.account.name),
+                time(report.finished_at)
+            ),
+        ),
+        (
+            "made by",
+            format!("warren {} on {}", printable(&report.installation.warren), printable(&report.installation.host)),
+        ),
         ("key", key.id()),
         ("chain", linked),
     ]))
@@ -244,14 +267,14 @@ fn verify(output: Output, args: &VerifyArgs) -> Result<(), Failure> {
 fn verify_log(output: Output, args: &VerifyLogArgs) -> Result<(), Failure> {
     let verified = match (&args.report, &args.key) {
         (Some(report), Some(key)) => {
-            let key = public_key(key)?;
+            let key = public_key(Path::new(key))?;
             Some(bundle::verify(report, &key).map_err(|error| Failure::Said(chain(&error)))?)
         }
         _ => None,
     };
     let seen = verified.as_ref().and_then(|verified| Some((verified.report.number, verified.report.log.as_ref()?)));
-    let file = File::open(&args.log)
-        .map_err(|error| Failure::local(format!("cannot open {}", args.log.display()), error))?;
+    let file =
+        File::open(&args.log).map_err(|error| Failure::local(format!("cannot open {}", args.log.display()), error))?;
     let checked = log::verify(BufReader::new(file), seen).map_err(|error| Failure::Said(chain(&error)))?;
     let (first, last) = (checked.first, checked.head.number);
     if output.json {
@@ -317,8 +340,7 @@ async fn show_log(context: &Context, args: LogArgs) -> Result<(), Failure> {
         }
         return std::io::stdout().lock().flush().map_err(Failure::stdout);
     }
-    let mut documents =
-        context.client.documents(Method::GET, &route, Payload::Nothing, HeaderMap::new()).await?;
+    let mut documents = context.client.documents(Method::GET, &route, Payload::Nothing, HeaderMap::new()).await?;
     let mut items = Vec::new();
     while let Some(document) = documents.next().await {
         items.push(document?);

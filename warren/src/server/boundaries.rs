@@ -54,8 +54,7 @@ impl Boundaries for LiveBoundaries {
         self.world.gather_denials(machine, since, GATHERED).await
     }
 
-    /// None: the edge tells how many connections a rule has open, and not to which names.
-    async fn flows(&self, _: AccountId) -> Vec<wire::LiveFlow> {
-        Vec::new()
+    async fn flows(&self, account: AccountId) -> Vec<wire::LiveFlow> {
+        self.world.open_flows(account).await
     }
 }

@@ -30,7 +30,7 @@ const NDJSON: [(header::HeaderName, &str); 2] =
 /// Run an audit
 ///
 /// Puts a probe into every running machine of the account and compares what policy promises with what real packets do.
-/// The answer is one `AuditEvent` a line; the last is `done`, with a signed report, or `failed`. With the root key,
+/// The answer is one `AuditEvent` a line: the report's files come in pieces, and the last line is `done` or `failed`. With the root key,
 /// machines of other accounts are targets, too. The audit goes on when the client goes away.
 #[utoipa::path(post, path = "/v1/audit", operation_id = "run_audit", tag = "audit", request_body = wire::RunAudit,
     responses((status = 200, content_type = "application/x-ndjson", body = AuditEvent)))]
@@ -56,10 +56,15 @@ pub(crate) async fn run(
         };
         let (outcome, ()) = tokio::join!(api.audits.run(scope, progress), relay);
         let last = match outcome {
-            Ok(audit) => AuditEvent::Done { audit },
-            Err(error) => AuditEvent::Failed { problem: error.into() },
+            Ok(audit) => audit.into_events(),
+            Err(error) => vec![AuditEvent::Failed { problem: error.into() }],
         };
-        let _ = lines.send(last).await;
+        for event in last {
+            // The client went away; the report is kept on the host.
+            if lines.send(event).await.is_err() {
+                return;
+            }
+        }
     });
     let lines = futures::stream::unfold(told, |mut told| async move { told.recv().await.map(|line| (line, told)) });
     let body = lines.map(|line| {

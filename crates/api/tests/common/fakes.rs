@@ -15,8 +15,8 @@ use warren_model::access::{
     AccessError, ByteStream, ExecCommand, ExecExit, ExecInput, ExecOutput, ExecSession, FileInfo, FileKind,
     HostCapacity, ImageInfo, ImageProgress, Images, ListeningPort, MachineAccess, WriteOptions,
 };
-use warren_model::audit::{AuditKey, AuditProgress, AuditScope, Audits, SignedReport, Verdict};
 use warren_model::allocate::{MemberKind, REST};
+use warren_model::audit::{AuditKey, AuditProgress, AuditScope, Audits, SignedReport, Verdict};
 use warren_model::denial::Denial;
 use warren_model::record::{AddressHold, Failure, MachineState, MachineStatus, Power};
 use warren_model::{

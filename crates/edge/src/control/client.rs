@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, poll};
@@ -107,6 +109,8 @@ pub struct SpawnConfig {
 pub struct EdgeClient {
     jobs: mpsc::Sender<Job>,
     closed: watch::Receiver<bool>,
+    /// How many requests were answered.
+    answered: Arc<AtomicU64>,
     pid: i32,
     /// The process that listens, whatever its id is given to later.
     process: Option<OwnedFd>,
@@ -138,8 +142,9 @@ impl EdgeClient {
         let process = listener.and_then(open_process);
         let (jobs, queue) = mpsc::channel(64);
         let (ended, closed) = watch::channel(false);
-        tokio::spawn(carry(Channel::new(stream), queue, ended));
-        let mut client = Self { jobs, closed, pid: listener.unwrap_or(0), process };
+        let answered = Arc::new(AtomicU64::new(0));
+        tokio::spawn(carry(Channel::new(stream), queue, answered.clone(), ended));
+        let mut client = Self { jobs, closed, answered, pid: listener.unwrap_or(0), process };
         let hello = match client.request(&Request::Hello { protocol: PROTOCOL }, Vec::new()).await {
             // An edge that is just ending takes connections for a moment longer than it answers.
             Err(EdgeError::Closed) => return Ok(None),
@@ -265,7 +270,8 @@ impl EdgeClient {
         }
     }
 
-    /// Resolves when the edge has ended. One that twice in a row does not say how it is hangs, and is killed.
+    /// Resolves when the edge has ended. One that twice in a row answers nothing for three seconds, although it is asked,
+    /// hangs, and is killed.
     pub async fn ended(&self) {
         let mut silent = 0;
         loop {
@@ -273,10 +279,11 @@ impl EdgeClient {
                 () = self.closed() => return,
                 () = sleep(PULSE) => {}
             }
-            match self.status().await {
-                Err(EdgeError::TimedOut) => silent += 1,
-                _ => silent = 0,
-            }
+            let before = self.answered.load(Relaxed);
+            let greeting = self.request(&Request::Hello { protocol: PROTOCOL }, Vec::new());
+            let late = matches!(timeout(STATUS, greeting).await, Err(_) | Ok(Err(EdgeError::TimedOut)));
+            // A greeting may wait behind requests that take their time.
+            silent = if late && self.answered.load(Relaxed) == before { silent + 1 } else { 0 };
             if silent == 2 {
                 tracing::error!(pid = self.pid, "the edge does not answer and is killed");
                 if let Err(error) = self.kill().await {
@@ -340,7 +347,12 @@ async fn kill(pid: i32, process: &OwnedFd) -> Result<(), EdgeError> {
 }
 
 /// Owns the connection: one request after the other, so that a caller who gives up leaves no half of one behind.
-async fn carry(mut channel: Channel, mut queue: mpsc::Receiver<Job>, ended: watch::Sender<bool>) {
+async fn carry(
+    mut channel: Channel,
+    mut queue: mpsc::Receiver<Job>,
+    answered: Arc<AtomicU64>,
+    ended: watch::Sender<bool>,
+) {
     loop {
         let job = tokio::select! {
             job = queue.recv() => job,
@@ -353,6 +365,7 @@ async fn carry(mut channel: Channel, mut queue: mpsc::Receiver<Job>, ended: watc
             Err(_) => Err(EdgeError::TimedOut),
         };
         let broken = result.is_err();
+        answered.fetch_add(u64::from(!broken), Relaxed);
         let _ = job.answer.send(result);
         if broken {
             break;

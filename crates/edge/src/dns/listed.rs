@@ -94,7 +94,7 @@ impl Reply<'_> {
         if self.outside.open {
             return None;
         }
-        let wildcard = self.outside.only_wildcard(self.source, &host).is_some();
+        let wildcard = self.outside.is_by_wildcard(self.source, &host);
         Some(match self.query.record_type {
             record_type::A | record_type::AAAA => self.address(member.machine, &host, wildcard),
             record_type::ANY => done(answer::every_type(&self.query.head, self.buffer, self.udp), Kind::Answered),

@@ -227,8 +227,8 @@ fn check_hello<G: Gate>(way: &Way<G>, hello: &ClientHello, strict: bool) -> Opti
 
 /// Any protocol. TLS and HTTP are recognized, and checked.
 async fn carry_any<G: Gate>(way: Way<G>, mut client: Side, mut ahead: Ahead) {
-    let start = Instant::now();
     let limits = way.proxy.limits;
+    let mut latest = Instant::now() + limits.hello;
     let watch = loop {
         let deadline = match first(&client.ahead) {
             First::Tls => return carry_tls(&way, client, ahead, false).await,
@@ -242,13 +242,14 @@ async fn carry_any<G: Gate>(way: Way<G>, mut client: Side, mut ahead: Ahead) {
             First::Likely if client.ahead.is_empty() => match listen(&way, &mut client, ahead).await {
                 Heard::Client(kept) => {
                     ahead = kept;
+                    latest = Instant::now() + limits.hello;
                     continue;
                 }
                 Heard::Server(connected) => return carry_on(&way, client, connected, None).await,
                 Heard::Nobody => return,
             },
-            First::Likely if client.ahead[0] == 22 => start + limits.hello,
-            First::Likely => Instant::now() + limits.rest,
+            First::Likely if client.ahead[0] == 22 => latest,
+            First::Likely => latest.min(Instant::now() + limits.rest),
         };
         match read_more(&mut client, deadline).await {
             Read::Some => {}

@@ -1,5 +1,6 @@
 //! The listeners: who connects, and to what.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,21 +46,22 @@ where
     loop {
         let accepted = listener.accept().await;
         while connections.try_join_next().is_some() {}
-        let begun = accepted.and_then(|(stream, peer)| {
-            stream.set_nodelay(true)?;
-            Ok(Accepted { to: stream.local_addr()?, source: peer, stream })
-        });
-        match begun {
-            Ok(accepted) => match proxy.gate.place(accepted.source.ip().to_canonical()) {
-                Some(place) => {
-                    let attended = attend(proxy.clone(), accepted);
-                    connections.spawn(async move {
-                        let _place = place;
-                        attended.await;
-                    });
-                }
-                None => refuse_full(&proxy, accepted),
-            },
+        match accepted {
+            Ok((stream, peer)) => {
+                // A connection that is gone already concerns nobody.
+                let (Ok(()), Ok(to)) = (stream.set_nodelay(true), stream.local_addr()) else { continue };
+                let accepted = Accepted { to, source: peer, stream };
+                let Some(place) = proxy.gate.place(peer.ip().to_canonical()) else {
+                    refuse_full(&proxy, accepted);
+                    continue;
+                };
+                let attended = attend(proxy.clone(), accepted);
+                connections.spawn(async move {
+                    let _place = place;
+                    attended.await;
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(%error, "a proxied connection was not accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;

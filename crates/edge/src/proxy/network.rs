@@ -1,6 +1,6 @@
 //! A network as the proxies see it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -51,7 +51,7 @@ impl Gate for Network {
     }
 
     fn may_dial(&self, address: IpAddr) -> bool {
-        is_global(address)
+        is_global(address) && !is_own(address)
     }
 
     fn place(&self, source: IpAddr) -> Option<Place> {
@@ -65,6 +65,22 @@ impl Gate for Network {
     }
 }
 
+/// Whether the host has this address itself: then, and only then, a socket can be bound to it.
+fn is_own(address: IpAddr) -> bool {
+    // Of documentation (RFC 5737, RFC 3849): bound only where `ip_nonlocal_bind` lets everything be.
+    let (any, nobodys): (IpAddr, IpAddr) = match address {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
+    };
+    let can_bind = |address: IpAddr| UdpSocket::bind((address, 0)).is_ok();
+    if !can_bind(nobodys) {
+        return can_bind(address);
+    }
+    // What goes to an own address comes from it, unless it is one of several of a link. Connecting UDP sends nothing.
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((address, 9)).and(socket.local_addr()));
+    source.is_ok_and(|source| source.ip() == address)
+}
+
 impl Passage for Flow {
     fn revoked(&self) -> &CancellationToken {
         &self.revoked
@@ -76,5 +92,20 @@ impl Passage for Flow {
 
     fn add_received(&self, bytes: u64) {
         self.traffic.add_received(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_addresses_are_known_as_such() {
+        for own in ["127.0.0.1", "127.1.2.3", "::1"] {
+            assert!(is_own(own.parse().unwrap()), "{own}");
+        }
+        for other in ["93.184.216.34", "2606:2800:220::1"] {
+            assert!(!is_own(other.parse().unwrap()), "{other}");
+        }
     }
 }

@@ -2,8 +2,10 @@
 
 /// How every connection of HTTP/2 begins that knows beforehand that the server speaks it (RFC 9113 §3.4).
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The longest request line that is waited for, in bytes.
-const MAX_LINE: usize = 64 << 10;
+/// The longest request line that is waited for, in bytes; what goes on longer is left to the HTTP parser.
+const MAX_LINE: usize = 16 << 10;
+/// The longest method, in bytes.
+const MAX_METHOD: usize = 64;
 /// Whether a request has one of these methods shows before its line is complete.
 const METHODS: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
 
@@ -78,8 +80,13 @@ fn http(bytes: &[u8]) -> First {
         });
         return if space.is_some() && is_version { First::Http1 } else { First::Other };
     }
-    if line.len() > MAX_LINE {
+    if method.len() > MAX_METHOD {
         return First::Other;
+    }
+    if line.len() > MAX_LINE {
+        // Method, target, version: no server takes a line of more words for a request.
+        let words = line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty()).count();
+        return if words <= 3 { First::Http1 } else { First::Other };
     }
     let known = METHODS.iter().any(|known| if space.is_some() { *known == method } else { known.starts_with(method) });
     if known { First::Likely } else { First::Unlikely }
@@ -124,6 +131,15 @@ mod tests {
         ] {
             assert_eq!(first(other), First::Other, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_line_that_does_not_end_is_judged_by_its_words() {
+        let long = "a".repeat(MAX_LINE);
+        assert_eq!(first(format!("GET /{long}").as_bytes()), First::Http1);
+        assert_eq!(first(format!("FROB /{long}").as_bytes()), First::Http1);
+        assert_eq!(first(format!("some words of text {long}").as_bytes()), First::Other);
+        assert_eq!(first(long.as_bytes()), First::Other);
     }
 
     #[test]

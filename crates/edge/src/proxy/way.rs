@@ -44,7 +44,7 @@ pub(crate) enum Ahead {
 /// Why there is no connection to the server.
 #[derive(Debug)]
 pub(crate) enum NoWay {
-    Denied(Denied),
+    Denied(Box<Denied>),
     Failed { code: Code, detail: String },
 }
 
@@ -128,12 +128,12 @@ impl<G: Gate> Way<G> {
 
     fn not_global(&self, reason: String) -> NoWay {
         let rule = Some(RuleId::builtin("not-global"));
-        NoWay::Denied(self.refuse(Layer::Egress, self.host.to_string(), rule, reason))
+        NoWay::Denied(Box::new(self.refuse(Layer::Egress, self.host.to_string(), rule, reason)))
     }
 
     fn revoked(&self) -> NoWay {
         let decision = self.proxy.gate.decide(self.source, &self.host, self.port);
         let rule = decision.rule.filter(|_| !decision.allowed);
-        NoWay::Denied(self.refuse(Layer::Tcp, self.host.to_string(), rule, decision.reason))
+        NoWay::Denied(Box::new(self.refuse(Layer::Tcp, self.host.to_string(), rule, decision.reason)))
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, getsockopt, recv, send, socket,
-    sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, getsockopt, recv, send,
+    socket, sockopt,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -18,8 +18,9 @@ use warren_model::probe::{Outcome, Token};
 
 use super::refusal;
 
-/// After this a datagram that nobody answered is sent once more.
-const AGAIN: Duration = Duration::from_millis(400);
+/// When a datagram that nobody answered is sent again: the kernel answers so many refusals a second and no more, and
+/// the last time is after the rush.
+const AGAIN: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(1300)];
 /// The header of an echo request (RFC 792, RFC 4443 §4.1): the kernel fills in checksum and identifier (icmp(7)).
 const ECHO_V4: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 1];
 const ECHO_V6: [u8; 8] = [128, 0, 0, 0, 0, 0, 0, 1];
@@ -56,13 +57,13 @@ pub async fn tcp(to: SocketAddr, token: &Token, patience: Duration) -> io::Resul
     }
 }
 
-/// Sends the token in a datagram, twice, and waits for it to come back.
+/// Sends the token in a datagram, up to three times, and waits for it to come back.
 pub async fn udp(to: SocketAddr, token: &Token, patience: Duration) -> io::Result<Outcome> {
     let socket = open(to.ip(), SockType::Datagram, None)?;
     exchange(socket, to, token.as_str().as_bytes(), token, patience).await
 }
 
-/// Sends the token in an echo request, twice, and waits for it to come back.
+/// Sends the token in an echo request, up to three times, and waits for it to come back.
 pub async fn icmp(to: IpAddr, token: &Token, patience: Duration) -> io::Result<Outcome> {
     let (protocol, header) = match to {
         IpAddr::V4(_) => (SockProtocol::Icmp, ECHO_V4),
@@ -92,13 +93,13 @@ async fn exchange(
     connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
     let put = || send(socket.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL).map_err(io::Error::from);
     put()?;
-    let mut again = true;
+    let mut again = AGAIN.into_iter();
     loop {
-        let until = started + if again { AGAIN.min(patience) } else { patience };
+        let next = again.next();
+        let until = started + next.unwrap_or(patience).min(patience);
         match timeout_at(until, answer(&socket, token)).await {
             Ok(outcome) => return outcome,
-            Err(_) if again => {
-                again = false;
+            Err(_) if next.is_some() => {
                 // A refusal of the first may come as the error of the second.
                 if let Err(error) = put() {
                     return Ok(refusal::meaning(socket.as_fd(), &error));
@@ -113,7 +114,8 @@ async fn answer(socket: &AsyncFd<OwnedFd>, token: &Token) -> io::Result<Outcome>
     let mut bytes = [0; 2048];
     loop {
         let mut ready = socket.readable().await?;
-        let received = ready.try_io(|socket| recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()).map_err(io::Error::from));
+        let received =
+            ready.try_io(|socket| recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()).map_err(io::Error::from));
         match received {
             Ok(Ok(length)) if Token::find(&bytes[..length]).as_ref() == Some(token) => return Ok(Outcome::Echoed),
             // Somebody else's answer says nothing.

@@ -28,8 +28,10 @@ pub fn start(setup: &Setup, seen: &Seen, problems: &mut Vec<String>) -> Listenin
     let udp = fixed(&setup.udp, "udp", problems, |port| {
         setup.addresses.iter().map(|address| serve_udp((*address, port).into(), seen)).collect()
     });
-    let free_tcp = free(&setup.addresses, |at| serve_tcp(at, seen)).map_err(|error| problem(problems, "tcp", error)).ok();
-    let free_udp = free(&setup.addresses, |at| serve_udp(at, seen)).map_err(|error| problem(problems, "udp", error)).ok();
+    let free_tcp =
+        free(&setup.addresses, |at| serve_tcp(at, seen)).map_err(|error| problem(problems, "tcp", error)).ok();
+    let free_udp =
+        free(&setup.addresses, |at| serve_udp(at, seen)).map_err(|error| problem(problems, "udp", error)).ok();
     Listening { free_tcp, free_udp, tcp, udp, sees_all: false, problems: Vec::new() }
 }
 
@@ -96,7 +98,9 @@ fn serve_tcp(at: SocketAddr, seen: &Seen) -> io::Result<u16> {
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
-                Ok((stream, from)) => drop(tokio::spawn(tokio::time::timeout(PATIENCE, answer(stream, from, port, seen.clone())))),
+                Ok((stream, from)) => {
+                    drop(tokio::spawn(tokio::time::timeout(PATIENCE, answer(stream, from, port, seen.clone()))))
+                }
                 // Out of descriptors, for a moment.
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }

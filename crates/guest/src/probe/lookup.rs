@@ -48,8 +48,7 @@ struct Answer {
 }
 
 async fn ask(server: SocketAddr, name: &str, kind: u16, until: Instant) -> io::Result<Option<Answer>> {
-    let local: IpAddr =
-        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let local: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((local, 0)).await?;
     socket.connect(server).await?;
     let id = std::hash::RandomState::new().build_hasher().finish() as u16;

@@ -80,7 +80,8 @@ pub fn run() -> ExitCode {
 
 async fn probe() -> Result<(), ProbeError> {
     let mut input = BufReader::new(tokio::io::stdin());
-    let setup: Setup = tokio::time::timeout(LONGEST_LIFE, request(&mut input)).await.map_err(|_| ProbeError::Late)??;
+    let setup: Setup =
+        tokio::time::timeout(LONGEST_LIFE, request(&mut input)).await.map_err(|_| ProbeError::Late)??;
     let life = Duration::from_millis(setup.lifetime_ms).min(LONGEST_LIFE);
     tokio::time::timeout(life, work(setup, input)).await.map_err(|_| ProbeError::Late)?
 }

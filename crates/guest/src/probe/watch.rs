@@ -56,11 +56,14 @@ async fn follow(socket: AsyncFd<OwnedFd>, four: bool, watched: Watched, seen: Se
     let mut packet = [0; PACKET];
     loop {
         let Ok(mut ready) = socket.readable().await else { return };
-        let received = ready.try_io(|socket| {
-            recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut packet).map_err(io::Error::from)
-        });
+        let received = ready
+            .try_io(|socket| recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut packet).map_err(io::Error::from));
         let Ok(Ok((length, from))) = received else { continue };
-        let found = if four { in_ipv4(&packet[..length], watched) } else { from.and_then(|from| in_ipv6(&packet[..length], &from, watched)) };
+        let found = if four {
+            in_ipv4(&packet[..length], watched)
+        } else {
+            from.and_then(|from| in_ipv6(&packet[..length], &from, watched))
+        };
         if let Some((token, arrival)) = found {
             seen.note(token, arrival);
         }
@@ -90,4 +93,3 @@ fn inside(payload: &[u8], from: IpAddr, echo: u8, watched: Watched) -> Option<(T
         Watched::Echoes => None,
     }
 }
-

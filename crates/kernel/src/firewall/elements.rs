@@ -45,33 +45,49 @@ impl Element {
 #[derive(Debug)]
 pub(crate) struct Change {
     set: Set,
-    add: bool,
+    kind: Kind,
     entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Add,
+    Delete,
+    DeleteAll,
 }
 
 impl Change {
     /// Those that are there keep their counters.
     pub(crate) fn add(set: Set, entries: impl IntoIterator<Item = Entry>) -> Self {
-        Self { set, add: true, entries: entries.into_iter().collect() }
+        Self { set, kind: Kind::Add, entries: entries.into_iter().collect() }
     }
 
     /// All of them have to be there.
     pub(crate) fn delete(set: Set, entries: impl IntoIterator<Item = Entry>) -> Self {
-        Self { set, add: false, entries: entries.into_iter().collect() }
+        Self { set, kind: Kind::Delete, entries: entries.into_iter().collect() }
+    }
+
+    /// Whatever is there, also nothing.
+    pub(crate) fn delete_all(set: Set) -> Self {
+        Self { set, kind: Kind::DeleteAll, entries: Vec::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.kind != Kind::DeleteAll && self.entries.is_empty()
     }
 
     fn messages(&self) -> impl Iterator<Item = Message> {
-        let (kind, flags) = if self.add { (NEW_ELEMENT, CREATE) } else { (DELETE_ELEMENT, 0) };
-        self.entries.chunks(PER_MESSAGE).map(move |entries| {
+        let (kind, flags) = if self.kind == Kind::Add { (NEW_ELEMENT, CREATE) } else { (DELETE_ELEMENT, 0) };
+        let about = move || {
             Message::new(get_kind(kind), flags, &nfgen(self.set.family()))
                 .put_text(1, names::TABLE)
                 .put_text(2, self.set.name())
-                .nest(3, |list| entries.iter().fold(list, |list, entry| list.nest(1, |element| put(element, entry))))
-        })
+        };
+        // Without a list every element is meant.
+        let all = (self.kind == Kind::DeleteAll).then(about);
+        all.into_iter().chain(self.entries.chunks(PER_MESSAGE).map(move |entries| {
+            about().nest(3, |list| entries.iter().fold(list, |list, entry| list.nest(1, |element| put(element, entry))))
+        }))
     }
 }
 

@@ -14,7 +14,8 @@ pub(crate) enum Field {
     Mac(MacAddress),
     Address(IpAddr),
     Range(IpNet),
-    /// `nf_proto`, in front of an address: only a key of several parts can be a range without tricks.
+    /// `nf_proto`: the range's family. In front of an address, since only a key of several parts can be a range without
+    /// tricks.
     Family(IpNet),
     /// `mark`: the group that sends.
     Mark(u32),
@@ -31,7 +32,7 @@ pub(crate) struct Item {
     pub(crate) data: Option<Field>,
 }
 
-/// An element in the kernel's form: each field filled up with zeros to a multiple of four bytes.
+/// An element in the kernel's form: each field of several is filled up with zeros to a multiple of four bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Entry {
     pub(crate) key: Vec<u8>,
@@ -52,6 +53,10 @@ impl Item {
     /// For a set of ranges or of single keys.
     pub(crate) fn entry(&self, ranges: bool) -> Entry {
         let (mut key, mut end) = (Vec::with_capacity(44), Vec::new());
+        let data = self.data.as_ref().map(|field| field.bytes(false).0);
+        if let ([field], false) = (self.key.as_slice(), ranges) {
+            return Entry { key: field.bytes(false).0, end: None, data };
+        }
         for field in &self.key {
             let (first, last) = field.bytes(ranges);
             pad(&mut key, &first);
@@ -59,7 +64,6 @@ impl Item {
                 pad(&mut end, last.as_ref().unwrap_or(&first));
             }
         }
-        let data = self.data.as_ref().map(|field| field.bytes(false).0);
         Entry { key, end: ranges.then_some(end), data }
     }
 }

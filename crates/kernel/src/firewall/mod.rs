@@ -6,10 +6,12 @@
 //! | [`text`] | the fixed rules, and all elements, as nftables reads them |
 //! | [`sets`], [`item`] | the sets and maps that change, and one element of them |
 //! | [`policy`] | what policy says, as elements |
+//! | [`cache`] | which flows need not be judged again |
 //! | [`elements`] | adding, deleting and listing elements in process |
 //! | [`rules`] | the rules of one network: loading, changing, and knowing them |
 //! | [`digest`] | what the kernel holds, in short, to see whether somebody changed it |
 
+mod cache;
 pub(crate) mod digest;
 pub(crate) mod elements;
 pub(crate) mod item;

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use warren_model::policy::NetworkRules;
 use warren_model::{InstallationId, MemberNumber, NetworkNumber};
 
+use super::cache;
 use super::elements::{self, Change, Listing};
 use super::policy::{self, Groups};
 use super::sets::Set;
@@ -27,11 +28,14 @@ use crate::network::{record_path, refused};
 use crate::record::Record;
 use crate::spec::NetworkSpec;
 
-/// What nobody answered is forgotten soon, in seconds. Of a TCP connection the beginning is what tells who began it, so
-/// one that was not seen to begin is not taken up half-way; a packet outside of its window is no other connection's
-/// (the kernel's `nf_conntrack-sysctl.rst`).
-const TRACKING: [(&str, &str); 3] = [
+/// What nobody answered is forgotten soon, and so is a closed connection, in seconds. Of a TCP connection the beginning
+/// is what tells who began it, so one that was not seen to begin is not taken up half-way. A packet outside of its window
+/// or with a wrong checksum is no other connection's: that is for its receiver to find (the kernel's
+/// `nf_conntrack-sysctl.rst`).
+const TRACKING: [(&str, &str); 5] = [
     ("netfilter/nf_conntrack_udp_timeout", "10"),
+    ("netfilter/nf_conntrack_tcp_timeout_time_wait", "30"),
+    ("netfilter/nf_conntrack_checksum", "0"),
     ("netfilter/nf_conntrack_tcp_loose", "0"),
     ("netfilter/nf_conntrack_tcp_be_liberal", "1"),
 ];
@@ -50,6 +54,8 @@ struct Known {
     admitted: BTreeSet<MemberSpec>,
     /// `None`: the elements say something else than any policy that was asked for here.
     policy: Option<Policy>,
+    /// Flows that pass are remembered, where anything is looked up.
+    remembers: bool,
 }
 
 struct Policy {
@@ -104,7 +110,8 @@ impl Rules {
         };
         let wanted = policy::entries(&policy::items(&self.installation, shape, &spec.rules));
         let policy = policy::is_listed(shape, &listing, &wanted).then(|| Policy::of(spec));
-        let known = self.known.insert(Known { generation, record, admitted, policy });
+        let remembers = cache::current(&listing).is_some();
+        let known = self.known.insert(Known { generation, record, admitted, policy, remembers });
         Ok(known.judge(&self.installation, spec))
     }
 
@@ -140,8 +147,9 @@ impl Rules {
                 let record = Record::new(&base(&self.installation, spec), &fixed, kernel, shape);
                 record.write(&self.record_path())?;
                 let admitted = members.iter().cloned().collect();
-                self.known = Some(Known { generation, record, admitted, policy: Some(Policy::of(spec)) });
-                return Ok(());
+                let policy = Some(Policy::of(spec));
+                self.known = Some(Known { generation, record, admitted, policy, remembers: false });
+                return self.remember();
             }
         }
         Record::remove(&self.record_path())
@@ -259,12 +267,18 @@ impl Rules {
                     policy::from_listing(shape, &there, &wanted)
                 }
             };
+            let judged_anew = changes.iter().any(|change| !change.is_empty());
+            if judged_anew {
+                changes.extend(cache::suspend(shape));
+            }
             changes.extend(more(shape));
             match self.commit(&changes) {
                 Ok(()) => {
                     if let Some(known) = &mut self.known {
                         known.policy = Some(Policy::of(spec));
+                        known.remembers &= !judged_anew;
                     }
+                    self.remember()?;
                     return Ok(true);
                 }
                 Err(NotChanged::Raced) => {}
@@ -273,6 +287,26 @@ impl Rules {
             }
         }
         Ok(false)
+    }
+
+    /// Lets flows that pass be remembered again. Where somebody interferes they are not, which harms nobody.
+    fn remember(&mut self) -> Result<(), KernelError> {
+        let Some(known) = self.known.as_ref().filter(|known| known.record.shape.has_groups() && !known.remembers)
+        else {
+            return Ok(());
+        };
+        let shape = known.record.shape;
+        cache::wait_for_packets();
+        match self.commit(&cache::resume(shape, cache::fresh())) {
+            Ok(()) => {
+                if let Some(known) = &mut self.known {
+                    known.remembers = true;
+                }
+                Ok(())
+            }
+            Err(NotChanged::Raced) => Ok(()),
+            Err(NotChanged::Refused(errno)) => Err(self.failed("change the elements of its rules")(errno)),
+        }
     }
 
     /// One transaction on what is known. It is known after, too, unless somebody else changed the rules meanwhile.
@@ -315,6 +349,7 @@ impl Known {
         let intact = self.record.is_based_on(&base(installation, spec));
         let policy = intact
             && self.record.shape == Shape::of(spec)
+            && (self.remembers || !self.record.shape.has_groups())
             && self.policy.as_ref().is_some_and(|policy| policy.is_as_wanted(spec, &self.admitted));
         let state = if intact { RulesState::Intact } else { RulesState::Altered };
         Seen { state, policy, admitted: self.admitted.clone() }

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use warren_model::{InstallationId, MacAddress};
 
+use super::MemberSpec;
 use super::elements::{ARP, INET};
 use super::item::{Field, Item};
 use super::shape::Shape;
-use super::MemberSpec;
 use crate::names;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +39,8 @@ pub(crate) enum Set {
     Beyond6,
     Private4,
     Private6,
+    Current,
+    Generation,
 }
 
 /// One element per member, in this order.
@@ -67,6 +69,7 @@ const GROUPS: [Set; 8] = [
 ];
 const CLASSES: [Set; 2] = [Set::Classes4, Set::Classes6];
 const LINKS: [Set; 4] = [Set::Linked4, Set::Linked6, Set::Beyond4, Set::Beyond6];
+const CACHE: [Set; 2] = [Set::Current, Set::Generation];
 const PRIVATE: [Set; 2] = [Set::Private4, Set::Private6];
 
 impl Set {
@@ -90,8 +93,13 @@ impl Set {
             .chain(when(shape.outside.is_some(), &PRIVATE))
     }
 
+    /// The sets that say which flows need not be judged again.
+    pub(crate) fn of_cache(shape: Shape) -> impl Iterator<Item = Self> {
+        if shape.has_groups() { CACHE.as_slice() } else { &[] }.iter().copied()
+    }
+
     pub(crate) fn all(shape: Shape) -> impl Iterator<Item = Self> {
-        Self::of_members(shape).iter().copied().chain(Self::of_policy(shape))
+        Self::of_members(shape).iter().copied().chain(Self::of_policy(shape)).chain(Self::of_cache(shape))
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -123,6 +131,8 @@ impl Set {
             Self::Beyond6 => "beyond6",
             Self::Private4 => "private4",
             Self::Private6 => "private6",
+            Self::Current => "current",
+            Self::Generation => "generation",
         }
     }
 
@@ -146,6 +156,8 @@ impl Set {
             Self::TalkOther => "type mark . classid;",
             Self::Linked4 => "type ifname . ipv4_addr; flags interval;",
             Self::Linked6 => "type ifname . ipv6_addr; flags interval;",
+            Self::Current => "type mark;",
+            Self::Generation => "type nf_proto : mark;",
             Self::Beyond4 | Self::Private4 => "type nf_proto . ipv4_addr; flags interval;",
             Self::Beyond6 | Self::Private6 => "type nf_proto . ipv6_addr; flags interval;",
         }

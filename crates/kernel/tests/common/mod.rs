@@ -1,6 +1,8 @@
 //! A host with Warren's networks on it, and namespaces that stand for machines.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod trio;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;

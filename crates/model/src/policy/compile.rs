@@ -131,14 +131,14 @@ pub enum CompileError {
     #[error("there is no network {0}")]
     UnknownNetwork(Label),
     #[error(
-        "the rules of network {network} come to more than {MAX_EXCEPTIONS} exceptions: {rule} alone stands for {count} \
-         pairs of groups; name machines by tag instead of one by one, or narrow that rule"
+        "the rules of network {network} come to more than {MAX_EXCEPTIONS} entries: {rule} alone stands for {count} of \
+         them; name machines by tag instead of one by one, or narrow that rule"
     )]
     TooMany {
         network: Label,
         /// The rule that expands most.
         rule: RuleId,
-        /// How many pairs it stands for.
+        /// How many pairs of groups, or pieces of ranges, it stands for.
         count: usize,
     },
 }

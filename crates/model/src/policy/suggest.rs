@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::protect::{as_sent, protection};
 use super::{
-    Destination, Directory, Flow, HostPattern, Member, Policy, PortRange, Ports, Protocol, Rule, RuleId, Sender,
-    Subject, Target,
+    Destination, Directory, Flow, Member, Policy, PortRange, Ports, Protocol, Rule, RuleId, Sender, Subject, Target,
 };
 
 /// The most near misses that are listed.
@@ -39,7 +38,8 @@ pub fn suggest(flow: &Flow<'_>) -> Option<Rule> {
             (Target::Inside(Subject::Range(None, IpNet::from(address))), in_an_id(address))
         }
         Destination::Name(_) if flow.protocol != Protocol::Tcp => return None,
-        Destination::Name(name) => (Target::Outside(HostPattern::Exact(name.clone())), name.to_string()),
+        // No rule may be about some names, such as the shared outer names of encrypted ClientHello.
+        Destination::Name(name) => (Target::Outside(name.as_str().parse().ok()?), name.to_string()),
     };
     let ports = match (flow.protocol, flow.port) {
         (Protocol::Other, _) => Vec::new(),
@@ -145,6 +145,22 @@ fn id(text: &str) -> RuleId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_rule_is_suggested_that_no_policy_may_hold() {
+        let member: Member = serde_json::from_value(serde_json::json!({
+            "machine": "mch_01m80p9pd7vhxnyw255xxk75p1", "network": "dev", "name": "agent", "number": 2,
+            "ipv4": "10.0.1.10", "ipv6": "fd00::2", "tags": [],
+        }))
+        .unwrap();
+        let suggested = |name: &str| {
+            let (to, protocol, port) = (name.parse().unwrap(), Protocol::Tcp, Some(443));
+            suggest(&Flow { from: &member, to: Destination::Name(&to), protocol, port })
+        };
+        let rule = suggested("api.example.com").unwrap();
+        assert_eq!(serde_json::from_value::<Rule>(serde_json::to_value(&rule).unwrap()).unwrap(), rule);
+        assert_eq!(suggested("cloudflare-ech.com"), None);
+    }
 
     #[test]
     fn an_id_is_valid_however_long_the_names_are() {

@@ -157,3 +157,15 @@ fn an_unknown_network_is_an_error() {
     let error = compile(&policy("{}"), &world(), &label("nowhere"), now()).unwrap_err();
     assert_eq!(error, CompileError::UnknownNetwork(label("nowhere")));
 }
+
+#[test]
+fn a_rule_about_the_range_of_another_network_opens_no_way_out() {
+    for to in ["10.1.0.0/16", "10.1.2.1", "fd01:203:405:2::/80", "fd01:203:405::/48", "169.254.0.0/16", "10.0.2.0/24"] {
+        let rules = compiled(&format!("allow: [{{id: a, from: net:dev, to: \"{to}\"}}]"), "dev");
+        assert!(!rules.exits && rules.private_exits.is_empty() && rules.classes.is_empty(), "{to}: {rules:#?}");
+    }
+    // Where two networks have the range, the address alone tells neither.
+    let text = "allow: [{id: a, from: net:prod, to: 10.0.0.0/16}]";
+    let rules = compiled(text, "prod");
+    assert!(rules.exits && rules.links.values().flatten().all(|range| range.to_string().contains(':')), "{rules:#?}");
+}

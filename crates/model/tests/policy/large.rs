@@ -88,3 +88,17 @@ fn a_broad_rule_among_few_groups_is_cheap() {
     let rules = compile(&policy, &directory, &label("dev"), now()).unwrap();
     assert_eq!(rules.exceptions.len(), 3 * 3 + 1);
 }
+
+#[test]
+fn ranges_that_are_cut_into_too_many_pieces_are_refused() {
+    let directory = crowd(2);
+    let mut policy = between_machines(0, 2);
+    policy.allow.push(rule("wide".to_owned(), "net:dev", "fd00::/8", 443));
+    for index in 0..5000 {
+        policy.forbid.push(rule(format!("hole-{index}"), "net:dev", &format!("fd00:{:x}::1", index + 1), 443));
+    }
+    let before = Instant::now();
+    let error = compile(&policy, &directory, &label("dev"), now()).unwrap_err();
+    assert!(matches!(error, CompileError::TooMany { .. }), "{error}");
+    assert!(before.elapsed().as_secs() < 20);
+}

@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use proptest::prelude::*;
 use warren_model::policy::read::{MAX_BYTES, MAX_RULES};
 use warren_model::policy::{Application, Intra, Join, Policy, Subject, Target, read};
@@ -198,6 +200,43 @@ fn what_is_too_large_is_refused() {
     let text = format!("allow:\n{}forbid:\n{}", rules('a', MAX_RULES - 1), rules('f', 2));
     assert_refused(&text, "1:1 the policy has more than 20000 rules");
     assert_refused(&format!("allow:\n{}", rules('a', MAX_RULES + 1)), "20002:3 the policy has more than 20000 rules");
+}
+
+#[test]
+fn the_example_of_the_documentation_is_read() {
+    let docs = include_str!("../../../../docs/policy.md");
+    let example = docs.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    assert_eq!(read(example).unwrap().policy.rules().count(), 4);
+}
+
+#[test]
+fn time_grows_with_the_length_of_the_text_and_no_faster() {
+    let fill = |unit: &str| unit.repeat(MAX_BYTES / 8 / unit.len());
+    let plain = [
+        "a\n", "a,", "? ", "?\n", "- ", "-\n", "a:\n", "a: b\n", "&a ", "'", "\"", "#", "\t", "\n", "...\n", "{", "[",
+        ":", "a\n\n",
+    ];
+    let mut texts: Vec<String> = plain.map(fill).into();
+    for (front, unit, back) in [
+        ("[", "a,", "]"),
+        ("{", "a,", ""),
+        ("{", "a: b,", "}"),
+        ("|\n", " a\n", ""),
+        (">\n", "\n", ""),
+        ("\"", "\\u0041", "\""),
+        ("{\"allow\": [", "{},", "{}]}"),
+        ("{\"allow\": \"", "a", "\"}"),
+        ("{\"allow\": {", "\"\":0,", "\"\":0}}"),
+    ] {
+        texts.push(format!("{front}{}{back}", fill(unit)));
+    }
+    for text in texts {
+        let before = Instant::now();
+        let _ = read(&text);
+        // A millionth of a second a byte would be slow; a square of the length would be hours.
+        let took = before.elapsed();
+        assert!(took.as_secs() < 10, "{:?}: {took:?}", &text[..10]);
+    }
 }
 
 #[test]

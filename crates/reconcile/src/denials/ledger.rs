@@ -21,18 +21,9 @@ pub(crate) struct Ledger {
     totals: HashMap<MachineId, u64>,
 }
 
-/// What became of a refusal that was added.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Added {
-    /// It is a record of its own.
-    New,
-    /// It was counted on this record, which is as it is now.
-    Counted(Denial),
-}
-
 impl Ledger {
-    /// Adds a refusal: as a record of its own, or counted on one that says the same.
-    pub fn add(&mut self, denial: Denial) -> Added {
+    /// Adds a refusal: as a record of its own, or counted on one that says the same. Returns the record as it is now.
+    pub fn add(&mut self, denial: Denial) -> Denial {
         let ring = self.accounts.entry(denial.account).or_default();
         let known = ring.iter_mut().rev().take(COMPARED).find(|known| is_same(known, &denial));
         let before = known.as_ref().filter(|known| known.id == denial.id).map_or(0, |known| known.count);
@@ -43,13 +34,13 @@ impl Ledger {
         }
         if let Some(known) = known {
             known.count += more;
-            return Added::Counted(known.clone());
+            return known.clone();
         }
         if ring.len() == KEPT {
             ring.pop_front();
         }
-        ring.push_back(denial);
-        Added::New
+        ring.push_back(denial.clone());
+        denial
     }
 
     /// Puts back what was remembered before, oldest first.
@@ -161,11 +152,13 @@ mod tests {
     #[test]
     fn refusals_alike_are_counted_on_one_record() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.add(denial(1, 1, 80, 100)), Added::New);
-        assert!(matches!(ledger.add(denial(2, 1, 80, 100)), Added::Counted(record) if record.count == 2));
-        assert_eq!(ledger.add(denial(3, 1, 81, 100)), Added::New);
-        assert_eq!(ledger.add(denial(4, 2, 80, 100)), Added::New);
-        assert_eq!(ledger.add(denial(5, 1, 80, 102)), Added::New, "later, it is told again");
+        let first = denial(1, 1, 80, 100);
+        assert_eq!(ledger.add(first.clone()), first);
+        assert_eq!(ledger.add(denial(2, 1, 80, 100)), Denial { count: 2, ..first });
+        // Another port, another machine, and later: each is told by itself.
+        for other in [denial(3, 1, 81, 100), denial(4, 2, 80, 100), denial(5, 1, 80, 102)] {
+            assert_eq!(ledger.add(other.clone()), other);
+        }
         let account = denial(1, 1, 80, 100).account;
         let listed = ledger.list(account, None, None, 100);
         assert_eq!(listed.iter().map(|denial| denial.count).collect::<Vec<_>>(), [2, 1, 1, 1]);
@@ -177,8 +170,9 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.add(denial(1, 1, 80, 100));
         let again = Denial { count: 5, ..denial(1, 1, 80, 100) };
-        assert!(matches!(ledger.add(again.clone()), Added::Counted(record) if record.count == 5));
-        assert!(matches!(ledger.add(again), Added::Counted(record) if record.count == 5));
+        for _ in 0..2 {
+            assert_eq!(ledger.add(again.clone()).count, 5);
+        }
         assert_eq!(ledger.total(denial(1, 1, 80, 100).machine.unwrap()), 5);
     }
 

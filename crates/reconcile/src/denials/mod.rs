@@ -25,7 +25,7 @@ use warren_model::{AccountId, DenialId, MachineId};
 
 use crate::ReconcileError;
 use crate::world::{World, blocking, lock};
-use ledger::{Added, Ledger};
+use ledger::Ledger;
 
 /// How often the edge is asked what it refused.
 const ASKED_EVERY: Duration = Duration::from_millis(200);
@@ -93,11 +93,7 @@ impl Denials {
     }
 
     fn add(&self, denial: Denial) {
-        let added = lock(&self.ledger).add(denial.clone());
-        let record = match added {
-            Added::New => denial,
-            Added::Counted(record) => record,
-        };
+        let record = lock(&self.ledger).add(denial);
         // Nobody may be following.
         let _ = self.news.send(record.clone());
         // A full queue costs the log a line, and the ring nothing.

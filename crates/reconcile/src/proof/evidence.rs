@@ -45,9 +45,10 @@ pub(crate) async fn policy(
     };
     let (versions, _) = world.store.list_all(&schema::policies(account)).await?;
     let in_force = versions.iter().map(|version| &version.record).find(|version| version.version == policy.version);
-    let since = versions.iter().map(|version| &version.record).filter(|version| {
-        before.is_some_and(|before| version.version > before) && version.version <= policy.version
-    });
+    let since = versions
+        .iter()
+        .map(|version| &version.record)
+        .filter(|version| before.is_some_and(|before| version.version > before) && version.version <= policy.version);
     let since_previous = since.map(|version| Applied {
         version: version.version,
         hash: version.hash.clone(),

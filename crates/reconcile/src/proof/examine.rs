@@ -195,7 +195,10 @@ async fn attempt(
     let mut done = 0;
     while let Some((machine, of_controls, outcome)) = trying.next().await {
         done += 1;
-        told(format!("{done} of {total} machines have tried their part of {flows} flows"), 0.4 + 0.45 * share(done, total));
+        told(
+            format!("{done} of {total} machines have tried their part of {flows} flows"),
+            0.4 + 0.45 * share(done, total),
+        );
         match outcome {
             Ok(observations) => {
                 let mut controls: Vec<Outcome> = observations.outcomes;

@@ -19,7 +19,7 @@ use warren_model::AccountId;
 use warren_model::audit::SignedReport;
 
 /// How many reports of an account are kept here.
-const KEPT: u64 = 100;
+const KEPT: u64 = 50;
 
 /// Why the audit's own files are of no use.
 #[derive(Debug, thiserror::Error)]

@@ -29,9 +29,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use futures::future::join_all;
 use futures::stream::{self, BoxStream};
-use futures::StreamExt as _;
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::{Mutex, mpsc};
@@ -93,7 +93,11 @@ impl Auditor {
         schedule::keep(self).await;
     }
 
-    async fn report(&self, scope: &AuditScope, told: &mpsc::Sender<AuditProgress>) -> Result<SignedReport, AccessError> {
+    async fn report(
+        &self,
+        scope: &AuditScope,
+        told: &mpsc::Sender<AuditProgress>,
+    ) -> Result<SignedReport, AccessError> {
         let world = self.world.as_ref();
         let tell = |stage: String, fraction: f32| {
             // Whoever listens slowly misses some of it.
@@ -146,12 +150,12 @@ impl Auditor {
         let denials = evidence::denials(world, account, Timestamp::now()).await;
         while mutations::move_batch(world).await.map_err(|error| failed(error.chain()))? > 0 {}
         let log = Arc::clone(&world.audit_log);
-        let log = self.blocking(move |_| {
-            log.examine().map_err(|source| KeptError::File { path: log.path().to_owned(), source })
-        });
+        let log = self
+            .blocking(move |_| log.examine().map_err(|source| KeptError::File { path: log.path().to_owned(), source }));
         let log = log.await?;
         let seen = before.as_ref().and_then(|before| before.report.as_ref()).map(|report| report.policy.version);
-        let policy_evidence = evidence::policy(world, account, &policy, seen, started_at).await.map_err(|error| failed(error.chain()))?;
+        let policy_evidence =
+            evidence::policy(world, account, &policy, seen, started_at).await.map_err(|error| failed(error.chain()))?;
         let inventory = Inventory {
             networks: evidence::networks(&policy),
             machines: evidence::machines(world, &policy, &failures, in_scope),
@@ -181,7 +185,9 @@ impl Auditor {
             page_sha256: String::new(),
         };
         match &before {
-            Some(kept::Before { report: Some(before), .. }) => report.differences = compare::differences(before, &report),
+            Some(kept::Before { report: Some(before), .. }) => {
+                report.differences = compare::differences(before, &report)
+            }
             Some(kept::Before { link, report: None }) => {
                 report.differences = vec![format!("report {} has another format, and is not compared", link.number)];
             }
@@ -274,7 +280,8 @@ fn internal(error: warren_store::StoreError) -> AccessError {
 /// The running machines of the account.
 fn hosts(world: &World, policy: &AccountPolicy, in_scope: impl Fn(&Label) -> bool) -> Vec<Host> {
     let desired = world.desired.read();
-    let running = policy.directory.members.iter().filter(|member| state(world, member.machine) == MachineState::Running);
+    let running =
+        policy.directory.members.iter().filter(|member| state(world, member.machine) == MachineState::Running);
     running
         .map(|member| Host {
             member: member.clone(),
@@ -306,6 +313,8 @@ async fn foreign(world: &World, account: AccountId) -> Result<Vec<Foreign>, Acce
             account: names.get(&machine.account).cloned().unwrap_or_else(|| machine.account.to_string()),
             machine: machine.id,
             addresses: vec![machine.ipv4.into(), machine.ipv6(world.installation.ula, network.number).into()],
+            gateway: network.cidr.gateway().into(),
+            name: machine.name.to_string(),
             listening: Listening::default(),
         });
     }
@@ -390,7 +399,6 @@ impl Tokens {
         Token::from_random(u128::from_str_radix(&digest[..Token::LENGTH], 16).unwrap_or_default())
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -61,8 +61,9 @@ impl Prober for InMachines {
             let listening: Listening = running.answer().await?;
             Ok((listening, running))
         };
-        let (listening, running) =
-            timeout(STARTING, starting).await.map_err(|_| ProbeFailure("its probe did not start in time".to_owned()))??;
+        let (listening, running) = timeout(STARTING, starting)
+            .await
+            .map_err(|_| ProbeFailure("its probe did not start in time".to_owned()))??;
         Ok((listening, Box::new(running)))
     }
 }

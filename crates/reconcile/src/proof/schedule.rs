@@ -47,7 +47,10 @@ async fn run(auditor: &Auditor, account: AccountId, schedule: Versioned<AuditSch
     let (run, mut news) = match outcome {
         Ok(signed) => {
             let news = news(&signed, first);
-            (AuditRun { time: Timestamp::now(), result: Some(signed.result), summary: signed.summary.clone() }, (news, Some(signed)))
+            (
+                AuditRun { time: Timestamp::now(), result: Some(signed.result), summary: signed.summary.clone() },
+                (news, Some(signed)),
+            )
         }
         Err(error) => {
             let failed = (EventKind::AuditFailed, format!("the scheduled audit could not run: {}", error.detail));
@@ -70,7 +73,8 @@ fn news(signed: &SignedReport, first: bool) -> Vec<(EventKind, String)> {
     if signed.result != Verdict::Pass {
         news.push((EventKind::AuditFailed, signed.summary.clone()));
     }
-    let differences = serde_json::from_str::<Report>(&signed.report).map(|report| report.differences).unwrap_or_default();
+    let differences =
+        serde_json::from_str::<Report>(&signed.report).map(|report| report.differences).unwrap_or_default();
     if !first && !differences.is_empty() {
         let more = differences.len().saturating_sub(TOLD);
         let mut told = differences.into_iter().take(TOLD).collect::<Vec<_>>().join("; ");

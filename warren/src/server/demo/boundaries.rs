@@ -78,7 +78,7 @@ pub(super) fn play(stage: &mut Stage, outside: &Outside) -> anyhow::Result<()> {
 
     title("The rule is revoked under an open connection");
     let download = format!(
-        "nohup sh -c 'curl -sS --cacert /root/authority.pem --limit-rate 1M -o /root/part \
+        "nohup sh -c 'curl -sS --http1.1 --cacert /root/authority.pem --limit-rate 1M -o /root/part \
          \"https://{ALLOWED}/bytes?count=100000000\"; echo $? > /root/ended' >/dev/null 2>&1 &"
     );
     stage.exec("agent", &download)?;

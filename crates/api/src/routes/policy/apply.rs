@@ -264,7 +264,7 @@ async fn compare(
     now: Timestamp,
 ) -> Answer<wire::PolicyChange> {
     let (before, read) = (before.clone(), read.clone());
-    apart(move || change::compare(&before.policy, &read.policy, &directory, now)).await
+    Ok(apart(move || change::compare(&before.policy, &read.policy, &directory, now)).await??)
 }
 
 /// The open connections to names outside that the new policy would not allow.

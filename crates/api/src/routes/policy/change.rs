@@ -13,16 +13,23 @@ use warren_model::policy::{Destination, Directory, HostName, HostPattern, Member
 use warren_model::wire::{Passage, Passages, PolicyChange};
 
 use super::pieces::{self, Piece, View};
+use super::{Limit, TooLong};
 
 /// How many passages of each list are shown.
 const SHOWN: usize = 200;
 
 /// What the new policy opens and closes against the old one.
-pub(super) fn compare(old: &Policy, new: &Policy, directory: &Directory, now: Timestamp) -> PolicyChange {
+pub(super) fn compare(
+    old: &Policy,
+    new: &Policy,
+    directory: &Directory,
+    now: Timestamp,
+) -> Result<PolicyChange, TooLong> {
+    let limit = Limit::new();
     let difference = Difference::new(old, new, now);
     let mut change = PolicyChange::default();
     if difference.is_none() {
-        return change;
+        return Ok(change);
     }
     let classes = classes(&[old, new], directory.members.iter());
     for senders in &classes {
@@ -42,6 +49,7 @@ pub(super) fn compare(old: &Policy, new: &Policy, directory: &Directory, now: Ti
             }
         };
         for receivers in &classes {
+            limit.check()?;
             // A machine's way to itself leads through no network.
             let Some(to) = receivers.iter().copied().find(|member| member.machine != from.machine) else { continue };
             let touched = inside && to.network == from.network
@@ -68,7 +76,7 @@ pub(super) fn compare(old: &Policy, new: &Policy, directory: &Directory, now: Ti
             }
         }
     }
-    change
+    Ok(change)
 }
 
 /// What is not the same in both policies.

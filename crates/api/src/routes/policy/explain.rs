@@ -12,7 +12,7 @@ use warren_model::wire;
 
 use super::pieces::{self, Piece, View};
 use super::places::{self, Goal, Meant};
-use super::{apart, change, full_name, scene};
+use super::{Limit, TooLong, apart, change, full_name, scene};
 use crate::directory::Census;
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
@@ -41,7 +41,7 @@ pub(crate) async fn explain(
         let edition = edition.clone();
         move || question.answer(&edition.policy, now)
     })
-    .await?
+    .await??
     .ok_or_else(|| ApiError::invalid("from and to are the same machine: what it sends to itself crosses no network"))?;
     if made_up {
         explanation.reason.push_str("; no such machine is there yet");
@@ -67,7 +67,8 @@ struct Judged<'a> {
 
 impl Question {
     /// `None` when nobody would send anything to another.
-    fn answer(&self, policy: &Policy, now: Timestamp) -> Option<wire::Explanation> {
+    fn answer(&self, policy: &Policy, now: Timestamp) -> Result<Option<wire::Explanation>, TooLong> {
+        let limit = Limit::new();
         // One sender of each kind is enough, and so is one receiver, or two where a sender is one of them.
         let senders = change::classes(&[policy], self.senders.members.iter());
         let receivers = self.goals.iter().filter_map(|goal| match goal {
@@ -88,18 +89,19 @@ impl Question {
                 let view = View::new(policy, &self.directory, from, now);
                 for to in goals.iter().filter(|goal| !is_self(from, goal)) {
                     for piece in pieces::within(pieces::pieces(view.toward(to.destination())), self.ports) {
+                        limit.check()?;
                         let verdict = view.judge(to.destination(), &piece);
                         let denied = !verdict.allowed;
                         let judged = Judged { from, to, piece, verdict };
                         if denied {
-                            return Some(self.explain(&judged, policy, now));
+                            return Ok(Some(self.explain(&judged, policy, now)));
                         }
                         first.get_or_insert(judged);
                     }
                 }
             }
         }
-        first.map(|judged| self.explain(&judged, policy, now))
+        Ok(first.map(|judged| self.explain(&judged, policy, now)))
     }
 
     fn explain(&self, judged: &Judged, policy: &Policy, now: Timestamp) -> wire::Explanation {

@@ -12,7 +12,7 @@ use warren_model::{Code, wire};
 use warren_store::{Typed, schema};
 
 use super::apply::no_version;
-use super::{apart, change, view};
+use super::{TooLong, apart, change, view};
 use crate::bootstrap;
 use crate::cursor::Paging;
 use crate::directory::{self, Census};
@@ -114,13 +114,13 @@ pub(crate) async fn diff(
     let Census { directory, .. } = directory::census(&api, caller.account).await?;
     let now = Timestamp::now();
     let diff = apart(move || {
-        let change = change::compare(&from.policy, &to.policy, &directory, now);
+        let change = change::compare(&from.policy, &to.policy, &directory, now)?;
         let mut diff = rules(&from.policy, &to.policy);
         (diff.from, diff.to) = (from.version, to.version);
         (diff.opens, diff.closes) = (change.opens, change.closes);
-        diff
+        Ok::<_, TooLong>(diff)
     });
-    Ok(Json(diff.await?))
+    Ok(Json(diff.await??))
 }
 
 /// What was written differently.

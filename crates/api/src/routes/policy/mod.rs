@@ -11,12 +11,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
 use warren_model::policy::{Directory, Member, Policy, Subject, Target};
-use warren_model::{Label, wire};
+use warren_model::{Code, Label, wire};
 
 use crate::directory::{self, Census};
 use crate::error::{Answer, ApiError};
@@ -105,9 +106,40 @@ fn full_name(member: &Member) -> String {
     format!("{}/{}", member.network, member.name)
 }
 
+/// How long a question may keep a processor busy.
+const LONGEST: Duration = Duration::from_secs(20);
+
 /// Runs what takes the processor for long where it holds up nobody.
 async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Answer<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal())
+}
+
+/// The work that begins now took too long.
+#[derive(Debug, Clone, Copy)]
+struct TooLong;
+
+/// When the work that begins now has to end.
+#[derive(Debug, Clone, Copy)]
+struct Limit(Instant);
+
+impl Limit {
+    fn new() -> Self {
+        Self(Instant::now() + LONGEST)
+    }
+
+    fn check(self) -> Result<(), TooLong> {
+        if Instant::now() < self.0 { Ok(()) } else { Err(TooLong) }
+    }
+}
+
+impl From<TooLong> for ApiError {
+    fn from(TooLong: TooLong) -> Self {
+        Self::new(
+            Code::DeadlineExceeded,
+            "there are too many flows to look at: ask about fewer machines or ports, or put rules for many machines into \
+             fewer that name a tag",
+        )
+    }
 }
 
 /// The policy in force and who is there, to be taken to another thread.

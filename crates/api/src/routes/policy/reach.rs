@@ -14,7 +14,7 @@ use warren_model::wire;
 
 use super::change::{example, lone_address};
 use super::pieces::{self, View};
-use super::{apart, full_name, scene};
+use super::{Limit, apart, full_name, scene};
 use crate::cursor::Paging;
 use crate::directory::Census;
 use crate::error::Answer;
@@ -60,14 +60,25 @@ pub(crate) async fn list(
         .filter(|index| paging.after.as_ref().is_none_or(|after| full_name(&members[*index]) > *after))
         .collect();
     let size = paging.limit.min(PAIRS.div_ceil(members.len().max(1))).max(1);
-    let next = senders.get(size).map(|_| paging.next(&full_name(&members[senders[size - 1]])));
     let now = Timestamp::now();
     let work = census.clone();
-    let items = apart(move || {
-        let senders = senders.iter().take(size);
-        senders.map(|index| reach(&edition.policy, &work, *index, now)).collect::<Vec<_>>()
-    });
-    Ok(Json(wire::Page { items: items.await?, next }))
+    let (items, senders) = apart(move || {
+        let limit = Limit::new();
+        let mut items = Vec::new();
+        for index in senders.iter().take(size) {
+            // A page may be short, but never empty while there is something to say.
+            if limit.check().is_err() && !items.is_empty() {
+                break;
+            }
+            items.push(reach(&edition.policy, &work, *index, now));
+        }
+        (items, senders)
+    })
+    .await?;
+    let more = items.len() < senders.len();
+    let last = items.len().checked_sub(1).and_then(|last| senders.get(last)).filter(|_| more);
+    let next = last.map(|last| paging.next(&full_name(&census.directory.members[*last])));
+    Ok(Json(wire::Page { items, next }))
 }
 
 fn reach(policy: &Policy, census: &Census, sender: usize, now: Timestamp) -> wire::Reach {

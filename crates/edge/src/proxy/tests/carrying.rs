@@ -106,7 +106,7 @@ async fn revoking_cuts_both_ends_at_once() {
     setup.gate.revoke();
     assert!(drain(&mut server).await.1);
     assert!(drain(&mut client).await.1);
-    assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -151,14 +151,14 @@ async fn a_reset_is_passed_on() {
 
 #[tokio::test]
 async fn a_connection_on_which_nothing_moves_ends() {
-    let limits = Limits { idle: Duration::from_millis(150), ..QUICK };
+    let limits = Limits { idle: Duration::from_millis(500), ..QUICK };
     let setup = Setup::begin(Application::Tcp, limits, true).await;
     let mut client = setup.dial().await;
     send(&mut client, "\0").await;
     let mut server = setup.accept().await;
     // Slow is not idle.
     for _ in 0..8 {
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        tokio::time::sleep(Duration::from_millis(120)).await;
         send(&mut server, ".").await;
         expect(&mut client, b".").await;
     }
@@ -185,8 +185,9 @@ async fn every_byte_arrives_and_is_counted() {
     let (mut up, mut down) = (Vec::new(), Vec::new());
     let reads = async { tokio::join!(from_client.read_to_end(&mut up), from_server.read_to_end(&mut down)) };
     let (read_up, read_down) = tokio::time::timeout(Duration::from_secs(60), reads).await.unwrap();
-    (read_up.unwrap(), read_down.unwrap());
-    (sending.await.unwrap(), answering.await.unwrap());
+    read_up.and(read_down).unwrap();
+    sending.await.unwrap();
+    answering.await.unwrap();
     let mut expected = pattern(SIZE);
     expected[0] = 0;
     assert!(up == expected && down == pattern(SIZE / 2));

@@ -152,7 +152,7 @@ fn what_two_readers_could_read_in_two_ways_is_refused() {
         ("the same extension twice", hello(&[good.clone(), (7, vec![]), (7, vec![])])),
         ("another message in its record", records(&shared, 16_000)),
         ("something after the extensions", records(&trailing, 16_000)),
-        ("a record without content", [&[22, 3, 1, 0, 0][..], &hello(&[good.clone()])].concat()),
+        ("a record without content", [&[22, 3, 1, 0, 0][..], &hello(std::slice::from_ref(&good))].concat()),
         ("a broken encrypted hello", hello(&[good.clone(), (ECH, vec![0, 1])])),
         ("an encrypted hello of no kind", hello(&[good.clone(), (ECH, vec![2])])),
     ] {

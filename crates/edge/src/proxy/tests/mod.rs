@@ -38,11 +38,11 @@ const PRIVATE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 4));
 
 /// Everything is short, except what a test waits for.
 pub(super) const QUICK: Limits = Limits {
-    hello: Duration::from_millis(400),
-    silence: Duration::from_millis(40),
-    rest: Duration::from_millis(100),
-    request: Duration::from_millis(600),
-    connect: Duration::from_millis(800),
+    hello: Duration::from_millis(1500),
+    silence: Duration::from_millis(250),
+    rest: Duration::from_millis(400),
+    request: Duration::from_millis(1000),
+    connect: Duration::from_millis(2000),
     stagger: Duration::from_millis(50),
     idle: Duration::from_secs(20),
     farewell: Duration::from_millis(300),
@@ -93,9 +93,14 @@ impl Fake {
         self.addresses.lock().unwrap().insert(host(name), addresses.to_vec());
     }
 
+    /// Forbids everything from now on.
+    pub fn forbid(&self) {
+        self.allowed.lock().unwrap().clear();
+    }
+
     /// Forbids everything and ends what is open.
     pub fn revoke(&self) {
-        self.allowed.lock().unwrap().clear();
+        self.forbid();
         for open in self.open.lock().unwrap().iter() {
             open.revoked.cancel();
         }

@@ -134,10 +134,11 @@ async fn each_request_is_decided_anew() {
     send(&mut server, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
     drop(server);
     head(&mut client).await;
-    setup.gate.revoke();
-    let (_, reset) = drain(&mut client).await;
-    // Whether the connection was still open or not: nothing more goes out.
-    let _ = reset;
+    setup.gate.forbid();
+    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
+    let (head, body) = problem(&mut client).await;
+    assert!(head.starts_with("http/1.1 403"), "{head}");
+    assert!(body["detail"].as_str().unwrap().starts_with("no rule allows good.example"), "{body}");
     setup.nothing_went_out().await;
 }
 

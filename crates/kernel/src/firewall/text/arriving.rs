@@ -67,9 +67,7 @@ fn onward(context: &Context<'_>, first: Chain, family: &str, cidr: &str, gateway
     let untracked = untracked(context);
     let checked = shape.inside != Scope::All;
     let onward = if checked {
-        first
-            .rule(format!("{family} daddr {gateway} notrack accept"))
-            .rule(format!("{family} daddr {cidr} accept"))
+        first.rule(format!("{family} daddr {gateway} notrack accept")).rule(format!("{family} daddr {cidr} accept"))
     } else {
         first.rule(format!("{family} daddr {cidr} {untracked}accept"))
     }
@@ -91,10 +89,7 @@ fn names(context: &Context<'_>) -> Chain {
     let tcp = |proto: &str, family: &str| {
         format!("meta nfproto {proto} meta l4proto tcp {untracked}tproxy {family} to :{TRANSPARENT_PORT} accept")
     };
-    Chain::new("names")
-        .rule(tcp("ipv4", "ip"))
-        .rule(tcp("ipv6", "ip6"))
-        .rule(format!("goto {}", chain(Refusal::Names)))
+    Chain::new("names").rule(tcp("ipv4", "ip")).rule(tcp("ipv6", "ip6")).rule(format!("goto {}", chain(Refusal::Names)))
 }
 
 fn untracked(context: &Context<'_>) -> &'static str {

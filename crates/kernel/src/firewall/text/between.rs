@@ -101,9 +101,11 @@ fn outside(context: &Context<'_>, scope: Scope) -> Vec<Chain> {
         Chain::new("to_outside")
             .rule("# what masquerade would not touch must not leave with its private source")
             .rule("ct state invalid drop")
+            .rules_if(checked, [format!("{} goto outside_passing", checks::JUDGED)])
             .rule(verdict)
             .rules_if(checked, [format!("goto {refuse}")]),
         Chain::new("from_internet")
+            .rules_if(checked, [format!("{} goto outside_passing", checks::JUDGED)])
             .rule(format!("ct state established {verdict}"))
             .rule(format!("ct state related {verdict}"))
             .rule("drop"),

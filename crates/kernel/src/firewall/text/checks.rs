@@ -2,7 +2,8 @@
 //!
 //! A flow is judged by who began it, with which protocol, to which port, and every packet of it anew, in both
 //! directions: so a flow that is no longer allowed ends with its next packet, and nothing has to be flushed. Connection
-//! tracking only knows who began. A packet that begins a TCP connection is judged by itself, whatever is known.
+//! tracking only knows who began. A packet that begins a TCP connection is judged by itself, whatever is known. A flow
+//! that was judged under the policy in force has the mark that says so, and is not looked up again.
 //!
 //! TCP that is not known began before anything was tracked here. Then ports tell who is the client: an operating system
 //! takes its own from 32768 on (`ip_local_port_range`), and services are below. Where both ports are above, the packet
@@ -11,8 +12,8 @@
 
 use warren_model::policy::compile::Default as ByDefault;
 
-use super::refusing::chain;
 use super::Chain;
+use super::refusing::chain;
 use crate::firewall::Refusal;
 use crate::firewall::item::Field;
 
@@ -20,6 +21,8 @@ use crate::firewall::item::Field;
 const BEGINS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 /// The protocols that are told apart.
 const KNOWN: &str = "{ tcp, udp, icmp, ipv6-icmp }";
+/// The flow of a packet was judged under the policy in force, and passes.
+pub(super) const JUDGED: &str = "ct mark @current";
 /// Where an operating system's own choice of ports begins.
 const EPHEMERAL: u16 = 32768;
 
@@ -37,6 +40,7 @@ pub(super) fn of_members(name: &str, default: ByDefault, pass: &str, refusal: Re
     let mut all = vec![
         Chain::new(name)
             .rule(format!("{BEGINS} goto {name}_begins"))
+            .rule(format!("{JUDGED} goto {pass}"))
             .rule(format!("ct state invalid goto {name}_unknown"))
             .rule(format!("jump {name}_by_origin"))
             // An answer to what is not allowed may still be allowed for its own sake; of TCP that would be a new flow.
@@ -51,7 +55,9 @@ pub(super) fn of_members(name: &str, default: ByDefault, pass: &str, refusal: Re
         only("answers"),
     ];
     let targets = Targets { maps: ["@targets4", "@targets6"], otherwise: None };
-    for view in [&BY_ORIGIN, &BY_PACKET, &BY_ANSWER] {
+    all.push(judged(name, pass));
+    all.extend(BY_ORIGIN.chains(name, targets, &Outcome::of(default, &format!("{name}_judged"))));
+    for view in [&BY_PACKET, &BY_ANSWER] {
         all.extend(view.chains(name, targets, &Outcome::of(default, pass)));
     }
     if default == ByDefault::Accept {
@@ -71,7 +77,14 @@ pub(super) fn of_members(name: &str, default: ByDefault, pass: &str, refusal: Re
 /// The chain `{name}_by_origin`: it goes on to `pass` or returns.
 pub(super) fn of_outside(name: &str, default: ByDefault, pass: &str, otherwise: u32) -> Vec<Chain> {
     let targets = Targets { maps: ["@classes4", "@classes6"], otherwise: Some(otherwise) };
-    BY_ORIGIN.chains(name, targets, &Outcome::of(default, pass))
+    let mut all = vec![judged(name, pass)];
+    all.extend(BY_ORIGIN.chains(name, targets, &Outcome::of(default, &format!("{name}_judged"))));
+    all
+}
+
+/// Marks the flow of what passes, if anything is current.
+fn judged(name: &str, pass: &str) -> Chain {
+    Chain::new(format!("{name}_judged")).rule("ct mark set meta nfproto map @generation").rule(format!("goto {pass}"))
 }
 
 /// Where the group is found that is sent to, by IPv4 and IPv6.

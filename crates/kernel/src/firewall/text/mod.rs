@@ -126,6 +126,9 @@ fn of_shape(
             items.iter().filter(|(of, _)| *of == set).map(|(_, item)| item.to_string()).collect();
         text.push_str(&declaration(set, &elements));
     }
+    for set in Set::of_cache(shape) {
+        text.push_str(&declaration(set, &[]));
+    }
     for (set, kind) in dynamic_sets(shape) {
         let _ = writeln!(text, "\tset {set} {{ {kind} }}");
     }

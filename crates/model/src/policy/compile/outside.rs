@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::{CompileError, Default, Draft, Exceptions, Group, MAX_EXCEPTIONS, Ruling, Scene, Traffic, Work, link};
-use crate::policy::{NOT_GLOBAL_V4, NOT_GLOBAL_V6, Subject, Target, protected_ranges};
+use crate::policy::{NOT_GLOBAL_V4, NOT_GLOBAL_V6, RuleId, Subject, Target, protected_ranges};
 
 /// What is known of the outside once it is cut.
 #[derive(std::default::Default)]
@@ -34,7 +34,7 @@ pub(super) fn compile<'a>(
         let allowed = piece.chain.iter().any(|range| ranges.list[*range as usize].exits);
         cut.exits |= allowed;
         if allowed && !piece.global {
-            cut.private_exits.extend(piece.nets());
+            fill(&mut cut.private_exits, &piece, ranges.first_rule(&piece.chain, draft), work)?;
         }
         // Where egress is open, what is not the public internet stays closed by itself, except in private exits.
         if open && !piece.global && !allowed {
@@ -47,9 +47,6 @@ pub(super) fn compile<'a>(
             }
             _ => pieces.push(piece),
         }
-    }
-    if cut.private_exits.len() > MAX_EXCEPTIONS {
-        return Err(work.too_many());
     }
     cut.private_exits = IpNet::aggregate(&cut.private_exits.into_iter().collect()).into_iter().collect();
 
@@ -90,15 +87,34 @@ pub(super) fn compile<'a>(
             exceptions.add(draft.groups[source as usize].number, class, &traffic, work)?;
         }
         if used {
-            for piece in pieces {
-                cut.classes.extend(piece.nets().map(|net| (net, class)));
+            let mut nets = BTreeSet::new();
+            for piece in &pieces {
+                fill(&mut nets, piece, ranges.first_rule(&chain, draft), work)?;
             }
-            if cut.classes.len() > MAX_EXCEPTIONS {
+            if nets.len() + cut.classes.len() > MAX_EXCEPTIONS {
                 return Err(work.too_many());
             }
+            cut.classes.extend(nets.into_iter().map(|net| (net, class)));
         }
     }
     Ok(cut)
+}
+
+/// Adds a piece as ranges, of which there may not be too many.
+fn fill<'a>(
+    nets: &mut BTreeSet<IpNet>,
+    piece: &Piece,
+    rule: Option<&'a RuleId>,
+    work: &mut Work<'a>,
+) -> Result<(), CompileError> {
+    let before = nets.len();
+    nets.extend(piece.nets());
+    let added = nets.len() - before;
+    match rule {
+        Some(rule) => work.expands(rule, added)?,
+        None => work.spend(added)?,
+    }
+    if nets.len() > MAX_EXCEPTIONS { Err(work.too_many()) } else { Ok(()) }
 }
 
 /// Whether a range is the public internet from end to end.
@@ -172,6 +188,12 @@ impl Ranges {
         let mut list: Vec<Named> = found.into_values().collect();
         list.sort_by_cached_key(|named| named.range.to_string());
         Self { list }
+    }
+
+    /// A rule about one of these ranges.
+    fn first_rule<'a>(&self, chain: &[u32], draft: &Draft<'a>) -> Option<&'a RuleId> {
+        let rules = chain.iter().flat_map(|range| &self.list[*range as usize].rules);
+        rules.map(|rule| &draft.rules[*rule as usize].rule.id).next()
     }
 
     fn pieces(&self, scene: &Scene<'_>) -> Vec<Piece> {
