@@ -78,8 +78,8 @@ pub(super) fn play(stage: &mut Stage, outside: &Outside) -> anyhow::Result<()> {
 
     title("The rule is revoked under an open connection");
     let download = format!(
-        "nohup sh -c 'curl -sS --http1.1 --cacert /root/authority.pem --limit-rate 1M -o /root/part \
-         \"https://{ALLOWED}/bytes?count=100000000\"; echo $? > /root/ended' >/dev/null 2>&1 &"
+        "nohup sh -c 'curl -sS --http1.1 --cacert /root/authority.pem -o /root/part \
+         \"https://{ALLOWED}/bytes?count=100000000&rate=1000000\"; echo $? > /root/ended' >/dev/null 2>&1 &"
     );
     stage.exec("agent", &download)?;
     std::thread::sleep(Duration::from_millis(1500));
