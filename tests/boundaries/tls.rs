@@ -49,7 +49,7 @@ pub fn begin(world: &World) {
              \x20   heard = quietly(lambda: stream.recv(100))\n\
              \x20   return time.time() - start\n\
              whole = hello({STALLED:?})\n\
-             print('took', together(lambda: stall([whole[:40]]), lambda: stall([]), lambda: stall([whole[i:i+2] for i in range(30)])), flush=True)"
+             print('took', together(lambda: stall([whole[:40]]), lambda: stall([]), lambda: stall([whole[i:i+2] for i in range(8)])), flush=True)"
         ),
     );
 }

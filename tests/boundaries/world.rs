@@ -57,7 +57,7 @@ allow:
   - {id: db, from: dev/tag:agent, to: {name: db.allowed.example}, ports: [tcp/5432]}
   - {id: range, from: dev/tag:agent, to: "45.33.32.0/24", ports: [tcp/8443, udp/7]}
   - {id: range6, from: dev/tag:agent, to: "2a01:7e00::/32", ports: [tcp/8443, udp/7]}
-  - {id: mates, from: dev/tag:agent, to: dev/mate, ports: [tcp/8080, udp/9]}
+  - {id: mates, from: dev/tag:agent, to: dev/mate, ports: [tcp/8080-8081, udp/9]}
 "#;
 
 pub struct World {

@@ -34,6 +34,13 @@ async fn bad_input_gets_a_code_of_its_own_and_changes_nothing() {
         ("POST", "/v1/networks", json!({ "name": "Not_a_label" }), 422, "invalid_name"),
         ("POST", "/v1/networks", json!({ "name": long }), 422, "invalid_name"),
         ("POST", "/v1/networks", json!({ "name": "n", "egress": "open" }), 409, "forwarding_required"),
+        (
+            "PUT",
+            "/v1/policy",
+            json!({ "text": "allow: [{id: out, from: net:default, to: 1.1.1.1/32, ports: [tcp/443]}]" }),
+            409,
+            "forwarding_required",
+        ),
         ("POST", "/v1/networks", json!({ "name": "n", "egress": "ajar" }), 422, "invalid_request"),
         ("POST", "/v1/networks", json!({ "name": "n", "colour": "red" }), 422, "invalid_request"),
         ("POST", "/v1/networks", json!({}), 422, "invalid_request"),

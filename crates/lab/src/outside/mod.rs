@@ -89,7 +89,7 @@ impl Outside {
             for address in UDP_ECHO {
                 let socket = bind(&namespace, address.parse().expect("an address"), 7);
                 tokio::spawn(async move {
-                    let mut buffer = [0; 2048];
+                    let mut buffer = [0; 4096];
                     while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
                         let _ = socket.send_to(&buffer[..length], from).await;
                     }

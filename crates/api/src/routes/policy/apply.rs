@@ -138,6 +138,7 @@ async fn put(api: &Shared, caller: &Caller, asked: Asked) -> Answer<Json<wire::A
         if !failures.is_empty() {
             return Err(refused(Code::PolicyTestFailed, "the policy was not applied", failures));
         }
+        can_be_enforced(api, &asked.read, directory.clone(), now).await?;
         let policy = &asked.read.policy;
         let unchanged = asked.rolled_back_from.is_none() && before.edition.text == asked.text;
         let mut answer = wire::AppliedPolicy {
@@ -249,6 +250,28 @@ async fn check(
         Ok(tests)
     } else {
         Err(refused(Code::PolicyInvalid, "the policy does not fit the account", others))
+    }
+}
+
+/// Refuses a policy that the data plane could not take over: too large, or with ways out that the host does not give.
+async fn can_be_enforced(api: &Api, read: &Arc<ReadPolicy>, directory: Arc<Directory>, now: Timestamp) -> Answer<()> {
+    let (read, compiled) = (read.clone(), directory.clone());
+    let rules = apart(move || {
+        let rules = compiled.networks.keys().map(|network| model::compile(&read.policy, &compiled, network, now));
+        rules.collect::<Result<Vec<_>, _>>()
+    })
+    .await?
+    .map_err(|error| ApiError::new(Code::PolicyInvalid, format!("the policy cannot be enforced: {error}")))?;
+    let exits = directory.networks.iter().zip(&rules).find(|(_, rules)| rules.exits);
+    match exits {
+        Some(((network, _), _)) if !api.host.forwarding() => Err(ApiError::new(
+            Code::ForwardingRequired,
+            format!(
+                "a rule lets network {network} reach a range outside, and this host does not forward: start the server \
+                 with --forwarding, or name hosts instead of ranges"
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 
