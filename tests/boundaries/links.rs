@@ -63,8 +63,7 @@ fn a_rule_joins_two_networks_in_one_direction_and_for_nobody_else() {
 #[test]
 fn networks_whose_ranges_overlap_are_joined_over_ipv6_only() {
     let server = two("10.33.0.0/24", "10.33.0.0/24");
-    let said = server.apply(LINK);
-    assert!(said["warnings"].to_string().contains("overlap"), "{said}");
+    server.apply(LINK);
     assert_eq!(met(&server, "private_ip6"), ["a>c", "c>d", "d>c"]);
     // The same IPv4 addresses are there twice: each machine meets its own network's.
     let server_of =

@@ -6,7 +6,7 @@ use std::io::Write as _;
 
 use serde_json::Value;
 
-use crate::common::{Server, text};
+use crate::common::{Options, Server, text};
 
 const ROUNDS: u64 = 6;
 const PORTS: [u16; 3] = [7001, 7002, 7003];
@@ -104,7 +104,9 @@ fn covers(open: &Value, protocol: &str, port: u16) -> bool {
 
 #[test]
 fn random_policies_do_to_packets_what_they_promise() {
-    let server = Server::start();
+    // Rules to ranges outside need it.
+    let options = Options { arguments: vec!["--forwarding".to_owned()], ..Options::default() };
+    let server = Server::start_with(options);
     server.ok(&["network", "create", "one", "--cidr", "10.51.0.0/24"]);
     server.ok(&["network", "create", "two", "--cidr", "10.52.0.0/24"]);
     let mut addresses = BTreeMap::new();

@@ -155,7 +155,7 @@ fn a_proxied_download_survives_the_daemon() {
     let fetch = |url: &str, name: &str, proxy: &str| {
         format!(
             "with open('/root/{name}', 'wb') as copy:\n\
-             \x20   made = subprocess.run(['curl', '-sS', '--cacert', CA, '--max-time', '30', {proxy} '{url}://{API}/bytes?count={BYTES}&rate=1500000'], stdout=copy)\n\
+             \x20   made = subprocess.run(['curl', '-sS', '--http1.1', '--cacert', CA, '--max-time', '30', {proxy} '{url}://{API}/bytes?count={BYTES}&rate=1500000'], stdout=copy)\n\
              print('done', made.returncode, hashlib.sha256(open('/root/{name}', 'rb').read()).hexdigest(), flush=True)"
         )
     };

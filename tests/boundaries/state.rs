@@ -96,6 +96,11 @@ fn good_since(check: &Check, name: &str, mark: Mark) -> Option<SystemTime> {
     check.log().since(mark).iter().rev().find(|entry| is_good(&entry.seen)).map(|entry| entry.at)
 }
 
+/// Waits until a restless script has ended, so that it disturbs no other case.
+fn calm(check: &Check, name: &str) {
+    eventually(BACK, || check.world.output("agent", name).contains("over"));
+}
+
 fn reused_address(check: &mut Check) {
     const ADDRESS: &str = "10.77.0.50";
     check.world.create("gone", "dev", &["--ip", ADDRESS, "--tag", "agent"]);
@@ -183,6 +188,7 @@ fn daemon_down(check: &mut Check) {
     let told = check.world.output("agent", "case48");
     check.must(&format!("{} rounds were tried", told.lines().count()), told.lines().count() > 10);
     check.denial("agent", None, |item| is_to(item, CANARY_AT[0]));
+    calm(check, "case48");
 }
 
 fn edge_killed(check: &mut Check) {
@@ -200,7 +206,7 @@ fn edge_killed(check: &mut Check) {
     check.nothing_to(&CANARY_AT);
     let asked = check.log().queries(check.mark).contains(&CANARY.to_owned());
     check.never("query for the canary", asked);
-    eventually(BACK, || check.world.output("agent", "case49").contains("over"));
+    calm(check, "case49");
     check.nothing_to(&CANARY_AT);
 }
 
@@ -265,6 +271,7 @@ fn crashes(check: &mut Check) {
     check.again();
     check.py("agent", &format!("touch({:?}, 80), curl('http://{API}/case51-end')", CANARY_AT[0]));
     check.must("and policy goes on", check.log().requests(check.mark).concat().contains("/case51-end"));
+    calm(check, "case51");
     check.nothing_to(&CANARY_AT);
 }
 

@@ -57,8 +57,9 @@ pub fn measure(options: &Options, network: &Network) -> anyhow::Result<Row> {
 fn records(network: &Network) -> Vec<NameRecord> {
     let record = |(index, (member, _)): (usize, &(warren_kernel::MemberSpec, Namespace))| NameRecord {
         name: format!("worker-{index}.vm.internal"),
-        ipv4: member.ipv4,
+        ipv4: Some(member.ipv4),
         ipv6: member.ipv6,
+        scope: None,
     };
     network.members.iter().enumerate().map(record).collect()
 }
@@ -144,6 +145,7 @@ impl Edge {
             cidr: spec.cidr,
             cidr6: spec.cidr6,
             names,
+            sight: BTreeMap::new(),
             forward: Vec::new(),
             names6: spec.names6,
             members: members(network)?,
@@ -182,7 +184,8 @@ impl Dnsmasq {
         let mut hosts = String::new();
         for record in names {
             // Writing to a String cannot fail.
-            let _ = writeln!(hosts, "{} {}\n{} {}", record.ipv4, record.name, record.ipv6, record.name);
+            let addresses = record.ipv4.map(IpAddr::V4).into_iter().chain([IpAddr::V6(record.ipv6)]);
+            addresses.for_each(|address| drop(writeln!(hosts, "{address} {}", record.name)));
         }
         let file = directory.path().join("hosts");
         std::fs::write(&file, hosts)?;

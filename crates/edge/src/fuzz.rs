@@ -13,8 +13,9 @@ use crate::view::NetworkView;
 /// A message from a machine, to the resolver of this network.
 pub fn question(view: &NetworkView, packet: &[u8]) {
     let Ok(zone) = Zone::build(view) else { return };
+    let asker = view.members.first().map_or(view.gateway4, |member| member.ipv4);
     for udp in [true, false] {
-        let outcome = answer::respond(&zone, packet, &mut [0; MAX_UDP], udp, true);
+        let outcome = answer::respond(&zone, packet, &mut [0; MAX_UDP], udp, Some(asker.into()));
         let asks_outside = matches!(outcome, Outcome::Outside | Outcome::Forward);
         if asks_outside && let Ok(query) = Query::parse(packet) {
             // As a text, a name is at most four times as long as on the wire.

@@ -65,4 +65,4 @@ pub use dns::stats::QueryCounters;
 pub use flows::{FlowCounters, OpenFlow};
 pub use names::LedgerError;
 pub use process::{EdgeConfig, RunError, run};
-pub use view::{NameRecord, NetworkView, PROXY_PORT, Sockets, TRANSPARENT_PORT};
+pub use view::{NOBODY, NameRecord, NetworkView, PROXY_PORT, Sockets, TRANSPARENT_PORT};

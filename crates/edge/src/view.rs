@@ -1,6 +1,6 @@
 //! What the daemon hands to the edge.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -34,8 +34,12 @@ pub struct NetworkView {
     pub cidr: NetworkCidr,
     /// The range whose reverse names (ip6.arpa) are answered here.
     pub cidr6: Ipv6Net,
-    /// The names in `.internal`. `gateway.internal` is always there and cannot be given to a member.
+    /// The names in `.internal`, of members and of those in other networks with whom members have traffic.
+    /// `gateway.internal` is always there and cannot be given to a member.
     pub names: Vec<NameRecord>,
+    /// For whom names with a scope are there: the scopes that each group of members sees.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sight: BTreeMap<Group, BTreeSet<Group>>,
     /// Where every other name is looked up, in order of preference. Empty: nothing outside is looked up, and names that
     /// a rule allows get synthetic addresses.
     pub forward: Vec<SocketAddr>,
@@ -53,15 +57,23 @@ pub struct NetworkView {
     pub policy: String,
 }
 
-/// One name of a network and the two addresses behind it.
+/// One name and the addresses behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NameRecord {
     /// A name inside `.internal`, such as `worker.vm.internal`, without a trailing dot.
     pub name: String,
-    pub ipv4: Ipv4Addr,
+    /// `None`: it is reached by IPv6 alone.
+    pub ipv4: Option<Ipv4Addr>,
     pub ipv6: Ipv6Addr,
+    /// `None`: the name is there for everybody. Else only for itself, and for the groups that see this one; for nobody
+    /// else where the scope is [`NOBODY`]. Who does not see it gets the answers of a name that does not exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Group>,
 }
+
+/// The group of members that no rule is about: nobody sees them.
+pub const NOBODY: Group = Group(0);
 
 /// The sockets of one network, made inside its namespace; the TCP ones listen.
 #[derive(Debug)]
@@ -167,6 +179,7 @@ pub(crate) mod tests {
             cidr: "10.0.0.0/16".parse().unwrap(),
             cidr6: "fd12:3456:789a:1::/80".parse().unwrap(),
             names: vec![],
+            sight: BTreeMap::new(),
             forward: vec![],
             names6: "fd12:3456:789a:1:ffff::/80".parse().unwrap(),
             members: vec![],

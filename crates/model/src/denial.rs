@@ -29,6 +29,20 @@ pub enum Layer {
     Proxy,
 }
 
+impl Layer {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Egress => "egress",
+            Self::Dns => "dns",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Http => "http",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
 /// One refusal, or several alike in a row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denial {

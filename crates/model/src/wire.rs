@@ -398,8 +398,27 @@ shape! {
     pub struct Traffic {
         /// Inside the network.
         pub private: Counters,
-        /// To and from the public internet.
+        /// To and from the outside, by address.
         pub egress: Counters,
+        /// To and from names outside, under each rule that allowed it, since the proxy started.
+        #[serde(default)]
+        pub names: Vec<NameTraffic>,
+        /// How many packets and requests were refused.
+        #[serde(default)]
+        pub refused: u64,
+    }
+}
+
+shape! {
+    /// Connections to names outside under one rule.
+    pub struct NameTraffic {
+        pub rule: String,
+        /// Open now.
+        pub open: u64,
+        /// Since the proxy started.
+        pub opened: u64,
+        pub sent_bytes: u64,
+        pub received_bytes: u64,
     }
 }
 

@@ -14,10 +14,10 @@ use warren_edge::OpenFlow;
 use warren_model::policy::compile::{Default as Treatment, compile};
 use warren_model::policy::{Directory, Member, NetworkEntry, NetworkRules, Policy};
 use warren_model::record::{Network, Power};
-use warren_model::{AccountId, NetworkId, UlaPrefix, wire};
+use warren_model::{AccountId, MemberNumber, NetworkId, NetworkNumber, UlaPrefix, wire};
 
 use crate::desired::Desired;
-use crate::world::{World, lock};
+use crate::world::{World, blocking, lock};
 
 /// An account's policy with all that follows from it.
 #[derive(Debug)]
@@ -133,6 +133,30 @@ impl World {
             })
         };
         open.into_iter().filter_map(flow).collect()
+    }
+
+    /// What a member of a network did by name, and how often it was refused, packets included.
+    pub async fn named_traffic(&self, network: NetworkNumber, member: MemberNumber) -> (Vec<wire::NameTraffic>, u64) {
+        let machine = {
+            let desired = self.desired.read();
+            let network = desired.network_by_number(network);
+            let machine = network.and_then(|network| desired.members(network.id).find(|m| m.member == member).cloned());
+            let Some(machine) = machine else { return (Vec::new(), 0) };
+            machine.id
+        };
+        self.fetch_denials().await;
+        let kernel = self.kernel.clone();
+        let packets = blocking(move || kernel.refused(network)).await.ok();
+        let packets = packets.and_then(|refused| Some(refused.get(&member)?.packets)).unwrap_or(0);
+        let flows = self.edge.status().await.map(|status| status.flows).unwrap_or_default();
+        let names = flows.into_iter().filter(|flow| flow.machine == machine).map(|flow| wire::NameTraffic {
+            rule: flow.rule.to_string(),
+            open: flow.open,
+            opened: flow.opened,
+            sent_bytes: flow.sent,
+            received_bytes: flow.received,
+        });
+        (names.collect(), packets + self.denials.by_edge(machine))
     }
 
     /// What does not yet enforce this version of the account's policy.

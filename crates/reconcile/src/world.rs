@@ -235,7 +235,6 @@ impl World {
     pub(crate) fn forget_machine(&self, id: MachineId) {
         lock(&self.machines).remove(&id);
         lock(&self.statuses).remove(&id);
-        self.denials.forget(id);
     }
 
     pub(crate) fn known_machines(&self) -> Vec<(MachineId, KnownMachine)> {

@@ -12,7 +12,7 @@ use warren_model::access::ListeningPort;
 use warren_model::wire::{Event, Traffic};
 
 use super::failure::Failure;
-use super::render::{printable, table, time, traffic_row};
+use super::render::{bytes, printable, table, time, traffic_row};
 use super::{Context, values};
 use crate::client::Payload;
 use crate::client::error::ClientError;
@@ -184,7 +184,19 @@ fn render_ports(ports: &[ListeningPort]) -> String {
 
 fn render_traffic(traffic: &Traffic) -> String {
     let rows = [traffic_row("private", &traffic.private), traffic_row("egress", &traffic.egress)];
-    table(&["", "sent", "packets", "received", "packets"], &[1, 2, 3, 4], rows)
+    let mut text = table(&["", "sent", "packets", "received", "packets"], &[1, 2, 3, 4], rows);
+    if !traffic.names.is_empty() {
+        let rows = traffic.names.iter().map(|rule| {
+            let (sent, received) = (bytes(rule.sent_bytes), bytes(rule.received_bytes));
+            vec![rule.rule.clone(), sent, received, rule.open.to_string(), rule.opened.to_string()]
+        });
+        text.push('\n');
+        text.push_str(&table(&["names, by rule", "sent", "received", "open", "in all"], &[1, 2, 3, 4], rows));
+    }
+    if traffic.refused > 0 {
+        text.push_str(&format!("\nrefused {} times: warren denials\n", traffic.refused));
+    }
+    text
 }
 
 fn render_events(events: &[Event]) -> String {
@@ -201,7 +213,7 @@ fn render_event(event: &Event) -> String {
 mod tests {
     use super::*;
     use warren_model::record::{EventKind, Protocol};
-    use warren_model::wire::Counters;
+    use warren_model::wire::{Counters, NameTraffic};
 
     #[test]
     fn listening_ports_stand_in_columns() {
@@ -222,11 +234,17 @@ mod tests {
     #[test]
     fn traffic_tells_private_from_egress() {
         let private = Counters { sent_bytes: 1536, sent_packets: 3, received_bytes: 5 << 20, received_packets: 4000 };
-        let traffic = Traffic { private, egress: Counters::default() };
+        let rule = NameTraffic { rule: "api".into(), open: 1, opened: 3, sent_bytes: 2048, received_bytes: 10 << 20 };
+        let traffic = Traffic { private, egress: Counters::default(), names: vec![rule], refused: 7 };
         insta::assert_snapshot!(render_traffic(&traffic), @r"
                     SENT  PACKETS  RECEIVED  PACKETS
         private  1.5 KiB        3   5.0 MiB     4000
         egress       0 B        0       0 B        0
+
+        NAMES, BY RULE     SENT  RECEIVED  OPEN  IN ALL
+        api             2.0 KiB  10.0 MiB     1       3
+
+        refused 7 times: warren denials
         ");
     }
 

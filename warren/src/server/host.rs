@@ -27,6 +27,7 @@ impl LiveHost {
     pub fn new(world: Arc<World>, forwarding: bool) -> Self {
         let mut registry = Registry::default();
         world.metrics.register(&mut registry);
+        world.denials.register(&mut registry);
         Self { world, forwarding, registry, examined: Mutex::default() }
     }
 }
@@ -55,7 +56,13 @@ impl Host for LiveHost {
         let kernel = self.world.kernel.clone();
         let counters = tokio::task::spawn_blocking(move || kernel.counters(network)).await.ok()?.ok()?;
         let counters = counters.get(&member)?;
-        Some(wire::Traffic { private: convert(&counters.private), egress: convert(&counters.egress) })
+        let (names, refused) = self.world.named_traffic(network, member).await;
+        Some(wire::Traffic {
+            private: convert(&counters.private),
+            egress: convert(&counters.egress),
+            names,
+            refused,
+        })
     }
 
     async fn readiness(&self) -> Result<(), String> {

@@ -2,7 +2,8 @@
 //!
 //! | asked for | answered with |
 //! | --- | --- |
-//! | `.internal`, reverse names of the network's ranges | the network's records; negative answers carry an SOA (RFC 2308) |
+//! | `.internal`, reverse names of the network's ranges | the network's records that are there for who asks; negative answers carry an SOA (RFC 2308) |
+//! | reverse names of members of other networks | the name, where who asks has traffic with them |
 //! | names that mean something only where they are asked (`.local`, private reverse names, …) | NXDOMAIN and a reason |
 //! | anything else, in a network that may look names up | the resolvers outside |
 //! | anything else, in every other network | what policy says ([`crate::dns::listed`]) |
@@ -54,8 +55,8 @@ pub enum Kind {
 }
 
 /// Answers a message that came over UDP or TCP, into `buffer`; `udp` limits the length to what the client takes.
-/// `member`: whether it came from somebody whom this network answers.
-pub fn respond(zone: &Zone, packet: &[u8], buffer: &mut [u8], udp: bool, member: bool) -> Outcome {
+/// `asker`: from where it came, if that is somebody whom this network answers.
+pub fn respond(zone: &Zone, packet: &[u8], buffer: &mut [u8], udp: bool, asker: Option<IpAddr>) -> Outcome {
     let query = match Query::parse(packet) {
         Ok(query) => query,
         Err(Malformed::Ignore) => return Outcome::Ignore,
@@ -63,10 +64,10 @@ pub fn respond(zone: &Zone, packet: &[u8], buffer: &mut [u8], udp: bool, member:
             return reply(&head, buffer, udp, &Answer::plain(code), zone, Kind::Malformed);
         }
     };
-    if !member {
+    let Some(asker) = asker else {
         return reply(&query.head, buffer, udp, &Answer::plain(ResponseCode::Refused), zone, Kind::Prohibited);
-    }
-    let answer = match decide(zone, &query) {
+    };
+    let answer = match decide(zone, &query, asker) {
         Decision::Answer(answer) => answer,
         Decision::Forward => return Outcome::Forward,
         Decision::Outside => return Outcome::Outside,
@@ -162,7 +163,7 @@ impl<'z> Answer<'z> {
     }
 }
 
-fn decide<'z>(zone: &'z Zone, query: &Query<'_>) -> Decision<'z> {
+fn decide<'z>(zone: &'z Zone, query: &Query<'_>, asker: IpAddr) -> Decision<'z> {
     let name = &query.name;
     if query.class != wire::CLASS_IN {
         return Decision::Answer(Answer::plain(ResponseCode::Refused));
@@ -174,9 +175,9 @@ fn decide<'z>(zone: &'z Zone, query: &Query<'_>) -> Decision<'z> {
         _ => {}
     }
     if name.is_within(zone::INTERNAL) {
-        return Decision::Answer(internal(zone, query));
+        return Decision::Answer(internal(zone, query, asker));
     }
-    if let Some(answer) = reverse_ipv4(zone, query).or_else(|| reverse_ipv6(zone, query)) {
+    if let Some(answer) = reverse_ipv4(zone, query, asker).or_else(|| reverse_ipv6(zone, query, asker)) {
         return Decision::Answer(answer);
     }
     if zone.forward.is_empty() {
@@ -196,7 +197,7 @@ fn refusal<'z>(text: String) -> Decision<'z> {
     Decision::Answer(Answer { error: Some(prohibited(text)), ..Answer::plain(ResponseCode::NxDomain) })
 }
 
-fn internal<'z>(zone: &'z Zone, query: &Query<'_>) -> Answer<'z> {
+fn internal<'z>(zone: &'z Zone, query: &Query<'_>, asker: IpAddr) -> Answer<'z> {
     let name = &query.name;
     let apex = name.offset(name.label_count() - 1);
     let none = |code| Answer::local(apex, code, Data::None);
@@ -209,11 +210,11 @@ fn internal<'z>(zone: &'z Zone, query: &Query<'_>) -> Answer<'z> {
             _ => none(ResponseCode::NoError),
         };
     }
-    match zone.lookup(name.octets()) {
-        Entry::Host(Addresses { ipv4, ipv6 }) => match query.record_type {
-            record_type::A => found(Data::Ipv4(ipv4)),
-            record_type::AAAA => found(Data::Ipv6(ipv6)),
-            record_type::ANY => found(Data::Any),
+    match zone.lookup(name.octets(), asker) {
+        Entry::Host(Addresses { ipv4, ipv6 }) => match (query.record_type, ipv4) {
+            (record_type::A, Some(ipv4)) => found(Data::Ipv4(ipv4)),
+            (record_type::AAAA, _) => found(Data::Ipv6(ipv6)),
+            (record_type::ANY, _) => found(Data::Any),
             _ => none(ResponseCode::NoError),
         },
         Entry::Between => none(ResponseCode::NoError),
@@ -221,28 +222,29 @@ fn internal<'z>(zone: &'z Zone, query: &Query<'_>) -> Answer<'z> {
     }
 }
 
-/// The answer to a reverse name of the network's IPv4 range, or one above it.
-fn reverse_ipv4<'z>(zone: &'z Zone, query: &Query<'_>) -> Option<Answer<'z>> {
+/// The answer to a reverse name of the network's IPv4 range, or one above it, or of somebody elsewhere who is there for
+/// the asker.
+fn reverse_ipv4<'z>(zone: &'z Zone, query: &Query<'_>, asker: IpAddr) -> Option<Answer<'z>> {
     let reverse = Reverse::<4>::read(&query.name, IN_ADDR_ARPA, decimal)?;
     let address = Ipv4Addr::from(reverse.units);
     let covers = u32::from(zone.cidr.netmask()) & mask32(reverse.given * 8);
     if reverse.given == 0 || (u32::from(address) ^ u32::from(zone.cidr.network())) & covers != 0 {
-        return None;
+        return reverse.elsewhere(query, || zone.name_of(address.into(), asker));
     }
     let apex_units = usize::from(zone.cidr.prefix_len().div_ceil(8));
-    Some(reverse.answer(query, apex_units, zone.name_of_ipv4(address)))
+    Some(reverse.answer(query, apex_units, zone.name_of(address.into(), asker)))
 }
 
-/// The answer to a reverse name of the network's IPv6 range, or one above it.
-fn reverse_ipv6<'z>(zone: &'z Zone, query: &Query<'_>) -> Option<Answer<'z>> {
+/// The same for IPv6.
+fn reverse_ipv6<'z>(zone: &'z Zone, query: &Query<'_>, asker: IpAddr) -> Option<Answer<'z>> {
     let reverse = Reverse::<32>::read(&query.name, IP6_ARPA, hexadecimal)?;
-    let value = nibbles(&reverse.units);
+    let address = Ipv6Addr::from(nibbles(&reverse.units));
     let covers = u128::from(zone.cidr6.netmask()) & mask128(reverse.given * 4);
-    if reverse.given == 0 || (value ^ u128::from(zone.cidr6.network())) & covers != 0 {
-        return None;
+    if reverse.given == 0 || (u128::from(address) ^ u128::from(zone.cidr6.network())) & covers != 0 {
+        return reverse.elsewhere(query, || zone.name_of(address.into(), asker));
     }
     let apex_units = usize::from(zone.cidr6.prefix_len().div_ceil(4));
-    Some(reverse.answer(query, apex_units, zone.name_of_ipv6(Ipv6Addr::from(value))))
+    Some(reverse.answer(query, apex_units, zone.name_of(address.into(), asker)))
 }
 
 /// The address, or the leading part of one, that a reverse name spells (RFC 1035 §3.5, RFC 3596 §2.5).
@@ -274,6 +276,15 @@ impl<const N: usize> Reverse<N> {
             }
         }
         Some(reverse)
+    }
+
+    /// Answers for the whole name of an address outside the network's range that has a name here. What has none is not
+    /// this network's to answer.
+    fn elsewhere<'z>(&self, query: &Query<'_>, name: impl FnOnce() -> Option<&'z [u8]>) -> Option<Answer<'z>> {
+        if self.given < N || self.more {
+            return None;
+        }
+        name().map(|name| self.answer(query, N, Some(name)))
     }
 
     /// Answers for a name that lies in the network's range or above it; `apex_units` is how deep the zone begins.

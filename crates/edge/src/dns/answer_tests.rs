@@ -7,13 +7,16 @@ use hickory_proto::rr::{DNSClass, Name as FullName, RData, Record, RecordType};
 use proptest::prelude::*;
 
 const SEALED: &[&str] = &[];
+/// A member.
+const ASKER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 10));
 const OPEN: &[&str] = &["192.0.2.53:53"];
 
 fn zone(forward: &[&str]) -> Zone {
     let record = |name: &str, ipv4: &str, ipv6: &str| NameRecord {
         name: name.into(),
-        ipv4: ipv4.parse().unwrap(),
+        ipv4: Some(ipv4.parse().unwrap()),
         ipv6: ipv6.parse().unwrap(),
+        scope: None,
     };
     Zone::build(&NetworkView {
         names: vec![
@@ -42,7 +45,7 @@ fn with_edns(mut message: Message) -> Message {
 
 fn bytes(zone: &Zone, packet: &[u8]) -> Option<Vec<u8>> {
     let mut buffer = [0; wire::MAX_UDP];
-    match respond(zone, packet, &mut buffer, true, true) {
+    match respond(zone, packet, &mut buffer, true, Some(ASKER)) {
         Outcome::Reply { length, .. } => Some(buffer[..length].to_vec()),
         Outcome::Forward => panic!("forwarded"),
         Outcome::Outside => {
@@ -180,7 +183,7 @@ fn a_network_that_is_not_open_leaves_every_other_name_to_policy() {
     let zone = zone(SEALED);
     for name in ["x.example.", "com.", ".", "8.8.8.8.in-addr.arpa.", "printer.local.", "xinternal."] {
         let packet = question(name, RecordType::A).to_vec().unwrap();
-        assert!(matches!(respond(&zone, &packet, &mut [0; 1232], true, true), Outcome::Outside), "{name}");
+        assert!(matches!(respond(&zone, &packet, &mut [0; 1232], true, Some(ASKER)), Outcome::Outside), "{name}");
         let refused = get(&zone, name, RecordType::A);
         assert_eq!(show(&refused), "NXDomain", "{name}");
         assert!(refused.edns.is_none(), "nobody asked with EDNS");
@@ -193,7 +196,7 @@ fn somebody_who_is_not_a_member_is_refused_whatever_is_asked() {
         let packet = with_edns(question(name, RecordType::A)).to_vec().unwrap();
         for zone in [zone(SEALED), zone(OPEN)] {
             let mut buffer = [0; wire::MAX_UDP];
-            let Outcome::Reply { length, .. } = respond(&zone, &packet, &mut buffer, true, false) else {
+            let Outcome::Reply { length, .. } = respond(&zone, &packet, &mut buffer, true, None) else {
                 panic!("{name}")
             };
             assert_eq!(show(&Message::from_vec(&buffer[..length]).unwrap()), "Refused", "{name}");
@@ -206,7 +209,7 @@ fn an_open_network_forwards_only_names_that_mean_something_outside() {
     let zone = zone(OPEN);
     for name in ["x.example.", "8.8.8.8.in-addr.arpa.", "192.in-addr.arpa.", "2.ip6.arpa.", "a.internal.example."] {
         let packet = question(name, RecordType::A).to_vec().unwrap();
-        assert!(matches!(respond(&zone, &packet, &mut [0; 1232], true, true), Outcome::Forward), "{name}");
+        assert!(matches!(respond(&zone, &packet, &mut [0; 1232], true, Some(ASKER)), Outcome::Forward), "{name}");
     }
     let local = [
         "localhost.",
@@ -308,7 +311,7 @@ fn names_that_are_not_text_are_shown_escaped() {
 fn check_any(zone: &Zone, packet: &[u8]) {
     for udp in [true, false] {
         let mut buffer = [0; wire::MAX_UDP];
-        match respond(zone, packet, &mut buffer, udp, true) {
+        match respond(zone, packet, &mut buffer, udp, Some(ASKER)) {
             Outcome::Ignore => {}
             Outcome::Outside => {
                 assert!(zone.forward.is_empty());

@@ -36,7 +36,8 @@ pub(crate) fn respond(
     buffer: &mut [u8],
     udp: bool,
 ) -> Outcome {
-    let outcome = answer::respond(zone, packet, buffer, udp, outside.may_ask(source));
+    let asker = outside.may_ask(source).then(|| source.to_canonical());
+    let outcome = answer::respond(zone, packet, buffer, udp, asker);
     // Where names are looked up as they are, only a rule that forbids one matters.
     let decided = match outcome {
         Outcome::Outside => true,

@@ -73,8 +73,9 @@ impl Drop for Edge {
 pub fn record(name: &str, last: u8) -> NameRecord {
     NameRecord {
         name: name.into(),
-        ipv4: Ipv4Addr::new(10, 0, 1, last),
+        ipv4: Some(Ipv4Addr::new(10, 0, 1, last)),
         ipv6: Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, last.into()),
+        scope: None,
     }
 }
 
@@ -92,6 +93,7 @@ pub fn view(number: u16, generation: u64, names: &[(&str, u8)]) -> NetworkView {
         cidr: "10.0.0.0/16".parse().unwrap(),
         cidr6: "fd12:3456:789a:1::/80".parse().unwrap(),
         names: names.iter().map(|(name, last)| record(name, *last)).collect(),
+        sight: BTreeMap::new(),
         forward: vec![],
         names6: "fd12:3456:789a:1:ffff::/80".parse().unwrap(),
         members: vec![Member {

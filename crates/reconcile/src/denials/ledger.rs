@@ -17,30 +17,26 @@ const COMPARED: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     accounts: HashMap<AccountId, VecDeque<Denial>>,
-    /// Every refusal, also those whose records have gone, by machine.
-    totals: HashMap<MachineId, u64>,
 }
 
 impl Ledger {
-    /// Adds a refusal: as a record of its own, or counted on one that says the same. Returns the record as it is now.
-    pub fn add(&mut self, denial: Denial) -> Denial {
+    /// Adds a refusal: as a record of its own, or counted on one that says the same. Returns the record as it is now, and
+    /// how many refusals are new.
+    pub fn add(&mut self, denial: Denial) -> (Denial, u64) {
         let ring = self.accounts.entry(denial.account).or_default();
         let known = ring.iter_mut().rev().take(COMPARED).find(|known| is_same(known, &denial));
         let before = known.as_ref().filter(|known| known.id == denial.id).map_or(0, |known| known.count);
         // A record that its layer counts on by itself comes again, with a higher count.
         let more = denial.count.saturating_sub(before);
-        if let Some(machine) = denial.machine {
-            *self.totals.entry(machine).or_default() += more;
-        }
         if let Some(known) = known {
             known.count += more;
-            return known.clone();
+            return (known.clone(), more);
         }
         if ring.len() == KEPT {
             ring.pop_front();
         }
         ring.push_back(denial.clone());
-        denial
+        (denial, more)
     }
 
     /// Puts back what was remembered before, oldest first.
@@ -96,15 +92,6 @@ impl Ledger {
         found.reverse();
         found
     }
-
-    /// How often this machine was refused since the server started.
-    pub fn total(&self, machine: MachineId) -> u64 {
-        self.totals.get(&machine).copied().unwrap_or(0)
-    }
-
-    pub fn forget(&mut self, machine: MachineId) {
-        self.totals.remove(&machine);
-    }
 }
 
 /// Records of different layers come a little out of order.
@@ -153,16 +140,15 @@ mod tests {
     fn refusals_alike_are_counted_on_one_record() {
         let mut ledger = Ledger::default();
         let first = denial(1, 1, 80, 100);
-        assert_eq!(ledger.add(first.clone()), first);
-        assert_eq!(ledger.add(denial(2, 1, 80, 100)), Denial { count: 2, ..first });
+        assert_eq!(ledger.add(first.clone()), (first.clone(), 1));
+        assert_eq!(ledger.add(denial(2, 1, 80, 100)), (Denial { count: 2, ..first }, 1));
         // Another port, another machine, and later: each is told by itself.
         for other in [denial(3, 1, 81, 100), denial(4, 2, 80, 100), denial(5, 1, 80, 102)] {
-            assert_eq!(ledger.add(other.clone()), other);
+            assert_eq!(ledger.add(other.clone()), (other, 1));
         }
         let account = denial(1, 1, 80, 100).account;
         let listed = ledger.list(account, None, None, 100);
         assert_eq!(listed.iter().map(|denial| denial.count).collect::<Vec<_>>(), [2, 1, 1, 1]);
-        assert_eq!(ledger.total(denial(1, 1, 80, 100).machine.unwrap()), 4);
     }
 
     #[test]
@@ -170,10 +156,9 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.add(denial(1, 1, 80, 100));
         let again = Denial { count: 5, ..denial(1, 1, 80, 100) };
-        for _ in 0..2 {
-            assert_eq!(ledger.add(again.clone()).count, 5);
+        for more in [4, 0] {
+            assert_eq!(ledger.add(again.clone()), (again.clone(), more));
         }
-        assert_eq!(ledger.total(denial(1, 1, 80, 100).machine.unwrap()), 5);
     }
 
     #[test]

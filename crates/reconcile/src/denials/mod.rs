@@ -13,11 +13,16 @@ mod ledger;
 mod log;
 mod packet;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
 use tokio::sync::{broadcast, mpsc};
 use warren_kernel::DeniedPacket;
 use warren_model::denial::Denial;
@@ -45,6 +50,14 @@ pub struct Denials {
     path: PathBuf,
     /// The number of the last record that was fetched from the edge.
     fetched: tokio::sync::Mutex<u64>,
+    /// How often the edge refused each machine.
+    by_edge: Mutex<HashMap<MachineId, u64>>,
+    counted: Family<LayerLabel, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LayerLabel {
+    layer: &'static str,
 }
 
 impl Denials {
@@ -63,6 +76,8 @@ impl Denials {
             from_log: Mutex::new(Some(from_log)),
             path,
             fetched: tokio::sync::Mutex::default(),
+            by_edge: Mutex::default(),
+            counted: Family::default(),
         })
     }
 
@@ -82,9 +97,13 @@ impl Denials {
         lock(&self.ledger).since(account, machine, since, limit)
     }
 
-    /// How often this machine was refused since the server started.
-    pub fn total(&self, machine: MachineId) -> u64 {
-        lock(&self.ledger).total(machine)
+    /// How often the edge refused this machine since it started.
+    pub fn by_edge(&self, machine: MachineId) -> u64 {
+        lock(&self.by_edge).get(&machine).copied().unwrap_or(0)
+    }
+
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("warren_denials", "What policy refused, by the layer that refused it", self.counted.clone());
     }
 
     /// Every record of every account; one that is counted on comes again.
@@ -93,15 +112,12 @@ impl Denials {
     }
 
     fn add(&self, denial: Denial) {
-        let record = lock(&self.ledger).add(denial);
+        let (record, more) = lock(&self.ledger).add(denial);
+        self.counted.get_or_create(&LayerLabel { layer: record.layer.as_str() }).inc_by(more);
         // Nobody may be following.
         let _ = self.news.send(record.clone());
         // A full queue costs the log a line, and the ring nothing.
         let _ = self.to_log.try_send(record);
-    }
-
-    pub(crate) fn forget(&self, machine: MachineId) {
-        lock(&self.ledger).forget(machine);
     }
 }
 
@@ -160,6 +176,13 @@ async fn fetch(world: &World) -> Result<(), ReconcileError> {
         let taken = world.edge.take_denials(*fetched).await?;
         *fetched = taken.last;
         taken.denials.into_iter().for_each(|denial| world.denials.add(denial));
+        let mut totals: HashMap<MachineId, u64> = HashMap::new();
+        for total in taken.totals {
+            if let Some(machine) = total.machine {
+                *totals.entry(machine).or_default() += total.count;
+            }
+        }
+        *lock(&world.denials.by_edge) = totals;
         if !taken.more {
             return Ok(());
         }
