@@ -8,7 +8,10 @@
 //! | --- | --- |
 //! | [`figures`] | one file per figure: what is measured, against what, and what is wanted |
 //! | [`wires`] | two namespaces, joined by a raw veth pair or by Warren's data plane |
-//! | [`traffic`] | the sender, receiver and echo that run on both kinds of wire |
+//! | [`traffic`], [`hello`] | the sender, receiver and echo that run on both kinds of wire; how TLS begins |
+//! | [`edge`] | `warren edge`, started as the daemon starts it |
+//! | [`outside`] | an internet of one server, and the way there without Warren |
+//! | [`proxies`] | the proxies that Warren's is compared with |
 //! | [`server`], [`api`] | a Warren server of the benchmark's own, and a client of it |
 //! | [`bundle`] | the same container without Warren: bare `runc` |
 //! | [`namespace`], [`process`] | network namespaces without a name, and processes in them |
@@ -18,11 +21,15 @@
 
 mod api;
 mod bundle;
+mod edge;
 mod figures;
+mod hello;
 mod interrupt;
 mod namespace;
 mod options;
+mod outside;
 mod process;
+mod proxies;
 mod report;
 mod server;
 mod stats;

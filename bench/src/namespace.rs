@@ -36,6 +36,12 @@ impl Namespace {
         Ok(made)
     }
 
+    /// The one that the calling thread is in.
+    pub fn own() -> anyhow::Result<Self> {
+        let file = File::open("/proc/thread-self/ns/net").context("cannot open the own network namespace")?;
+        Ok(Self { file: file.into() })
+    }
+
     /// Where other processes of this host find it.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))

@@ -56,6 +56,12 @@ pub enum Name {
     PolicyThroughput,
     PolicyRoundTrip,
     PolicyChange,
+    ProxyRelay,
+    ProxyHaproxy,
+    ProxySquid,
+    ProxyConnect,
+    ProxyRevocation,
+    Audit,
 }
 
 impl Options {
@@ -104,6 +110,11 @@ pub enum Role {
     Serve {
         #[arg(long)]
         cpu: Option<usize>,
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// Every connection begins like TLS
+        #[arg(long)]
+        tls: bool,
     },
     /// Sends as much as it can
     Throughput {
@@ -115,6 +126,9 @@ pub enum Role {
         streams: usize,
         #[arg(long)]
         milliseconds: u64,
+        /// Begins like TLS to this name
+        #[arg(long)]
+        hello: Option<String>,
     },
     /// Sends one byte and waits for it
     RoundTrips {
@@ -124,5 +138,23 @@ pub enum Role {
         to: SocketAddr,
         #[arg(long)]
         count: usize,
+    },
+    /// Connects, begins like TLS and waits for the first byte
+    Connects {
+        #[arg(long)]
+        cpu: Option<usize>,
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        count: usize,
+        #[arg(long)]
+        hello: String,
+    },
+    /// Copies between whoever connects and one server, and looks at nothing
+    Relay {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        to: SocketAddr,
     },
 }

@@ -74,6 +74,16 @@ pub fn processors() -> anyhow::Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
 }
 
+/// Does `work`, and starts what it starts, on one processor.
+pub fn on_processor<T>(cpu: Option<usize>, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let Some(cpu) = cpu else { return work() };
+    let before = sched_getaffinity(Pid::from_raw(0)).context("cannot read which processors there are")?;
+    pin(cpu)?;
+    let done = work();
+    sched_setaffinity(Pid::from_raw(0), &before).context("cannot leave a processor")?;
+    done
+}
+
 /// Keeps the calling thread, and what it starts from now on, on one processor.
 pub fn pin(cpu: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();

@@ -18,6 +18,8 @@ pub enum Wanted {
     AtMost(f64),
     /// The slowest of a hundred on Warren's side, in the row's unit.
     P99AtMost(f64),
+    /// How much more Warren's side is than the baseline's, in the row's unit.
+    MoreAtMost(f64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -28,6 +30,8 @@ pub enum Unit {
     Microseconds,
     #[serde(rename = "ms")]
     Milliseconds,
+    #[serde(rename = "s")]
+    Seconds,
     #[serde(rename = "/s")]
     PerSecond,
 }
@@ -42,6 +46,8 @@ pub struct Row {
     pub baseline: Option<Samples>,
     /// The ratio of each pair.
     pub ratio: Option<Samples>,
+    /// How much more Warren's side of each pair is, in the row's unit.
+    pub difference: Option<Samples>,
     pub wanted: Vec<Wanted>,
     /// Lines below the table.
     pub notes: Vec<String>,
@@ -57,15 +63,24 @@ pub struct Report {
 impl Row {
     /// A comparison.
     pub fn compared(name: &'static str, what: impl Into<String>, unit: Unit, pairs: Pairs, wanted: Wanted) -> Self {
-        let ratio = Some(pairs.ratios());
-        let (what, baseline) = (what.into(), Some(pairs.baseline));
-        Self { name, what, unit, warren: pairs.warren, baseline, ratio, wanted: vec![wanted], notes: Vec::new() }
+        let (ratio, difference) = (Some(pairs.ratios()), Some(pairs.differences()));
+        let (what, warren, baseline) = (what.into(), pairs.warren, Some(pairs.baseline));
+        Self { name, what, unit, warren, baseline, ratio, difference, wanted: vec![wanted], notes: Vec::new() }
     }
 
     /// A figure that stands alone.
     pub fn alone(name: &'static str, what: impl Into<String>, unit: Unit, samples: Samples, wanted: Wanted) -> Self {
-        let what = what.into();
-        Self { name, what, unit, warren: samples, baseline: None, ratio: None, wanted: vec![wanted], notes: Vec::new() }
+        Self {
+            name,
+            what: what.into(),
+            unit,
+            warren: samples,
+            baseline: None,
+            ratio: None,
+            difference: None,
+            wanted: vec![wanted],
+            notes: Vec::new(),
+        }
     }
 
     pub fn and(mut self, wanted: Wanted) -> Self {
@@ -81,11 +96,13 @@ impl Row {
     /// Whether everything that is wanted was reached, by the medians.
     pub fn reached(&self) -> bool {
         let ratio = self.ratio.as_ref().map_or(f64::NAN, Samples::median);
+        let difference = self.difference.as_ref().map_or(f64::NAN, Samples::median);
         self.wanted.iter().all(|wanted| match wanted {
             Wanted::RatioAtLeast(least) => ratio >= *least,
             Wanted::RatioAtMost(most) => ratio <= *most,
             Wanted::AtMost(most) => self.warren.median() <= *most,
             Wanted::P99AtMost(most) => self.warren.percentile(99.0) <= *most,
+            Wanted::MoreAtMost(most) => difference <= *most,
         })
     }
 
@@ -95,10 +112,17 @@ impl Row {
             let (median, min, max) = (samples.median(), samples.min(), samples.max());
             format!("{} {} ({}..{})", text(median), self.unit.name(), text(min), text(max))
         };
-        let ratio = self
-            .ratio
-            .as_ref()
-            .map_or("-".to_owned(), |ratio| format!("{:.2} ({:.2}..{:.2})", ratio.median(), ratio.min(), ratio.max()));
+        let range = |samples: &Samples, text: &dyn Fn(f64) -> String| {
+            format!("{} ({}..{})", text(samples.median()), text(samples.min()), text(samples.max()))
+        };
+        let more = self.wanted.iter().any(|wanted| matches!(wanted, Wanted::MoreAtMost(_)));
+        let ratio = match (&self.ratio, &self.difference) {
+            (_, Some(difference)) if more => {
+                range(difference, &|value| format!("{value:+.0}")) + &format!(" {}", self.unit.name())
+            }
+            (Some(ratio), _) => range(ratio, &|value| format!("{value:.2}")),
+            _ => "-".to_owned(),
+        };
         let wanted: Vec<String> = self
             .wanted
             .iter()
@@ -107,6 +131,7 @@ impl Row {
                 Wanted::RatioAtMost(most) => format!("<= {most:.2}"),
                 Wanted::AtMost(most) => format!("<= {most} {}", self.unit.name()),
                 Wanted::P99AtMost(most) => format!("p99 <= {most} {}", self.unit.name()),
+                Wanted::MoreAtMost(most) => format!("<= +{most} {}", self.unit.name()),
             })
             .collect();
         [
@@ -126,6 +151,7 @@ impl Unit {
             Self::GigabitsPerSecond => "Gb/s",
             Self::Microseconds => "us",
             Self::Milliseconds => "ms",
+            Self::Seconds => "s",
             Self::PerSecond => "/s",
         }
     }
@@ -178,7 +204,7 @@ impl Report {
                 push(&mut text, &widths.map(|width| "-".repeat(width)).join("  "));
             }
         }
-        push(&mut text, "\nmedian (min..max); the ratio is the median of the ratios of all pairs");
+        push(&mut text, "\nmedian (min..max); the ratio, or the difference where it has a sign and a unit, is the median over all pairs");
         for row in self.rows.iter().filter(|row| !row.notes.is_empty()) {
             push(&mut text, &format!("\n{}", row.what));
             row.notes.iter().for_each(|note| push(&mut text, &format!("  {note}")));
@@ -199,6 +225,7 @@ impl Report {
                     "warren": row.warren.median(),
                     "baseline": row.baseline.as_ref().map(Samples::median),
                     "ratio": row.ratio.as_ref().map(Samples::median),
+                    "difference": row.difference.as_ref().map(Samples::median),
                 });
                 value["reached"] = json!(row.reached());
                 Ok(value)
@@ -236,6 +263,16 @@ mod tests {
         assert!(!row(81.0).reached());
         let slow = Row::compared("x", "x", Unit::PerSecond, pairs(89.0, 100.0), Wanted::RatioAtLeast(0.9));
         assert!(!slow.reached());
+    }
+
+    #[test]
+    fn a_difference_is_what_warren_takes_more_than_the_baseline() {
+        let row = |warren| {
+            Row::compared("x", "x", Unit::Microseconds, pairs(warren, 100.0), Wanted::MoreAtMost(400.0))
+        };
+        assert!(row(500.0).reached());
+        assert!(!row(501.0).reached());
+        assert_eq!(row(350.0).cells()[3], "+250 (+250..+250) us");
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl Pairs {
     pub fn ratios(&self) -> Samples {
         Samples(self.warren.0.iter().zip(&self.baseline.0).map(|(warren, baseline)| warren / baseline).collect())
     }
+
+    /// How much more Warren's side of each pair is than the baseline's.
+    pub fn differences(&self) -> Samples {
+        Samples(self.warren.0.iter().zip(&self.baseline.0).map(|(warren, baseline)| warren - baseline).collect())
+    }
 }
 
 /// Measures both sides in turn, `count` times each, after one of each that does not count.
@@ -105,5 +110,6 @@ mod tests {
         let pairs = in_turn(2, side('a', 3.0), side('b', 2.0)).unwrap();
         assert_eq!(order.into_inner(), "ababab");
         assert_eq!(pairs.ratios(), Samples::new(vec![1.5, 1.5]).unwrap());
+        assert_eq!(pairs.differences(), Samples::new(vec![1.0, 1.0]).unwrap());
     }
 }

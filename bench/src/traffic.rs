@@ -2,6 +2,7 @@
 //!
 //! A connection says with its first byte what it wants: [`SINK`] takes everything and, at the end of the stream,
 //! answers with the number of bytes (8 bytes, big endian); [`ECHO`] gives every byte back. The same port echoes UDP.
+//! Where there is a proxy in between, the beginning of TLS comes before that.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -10,8 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::hello;
 use crate::options::Role;
 use crate::process;
+use crate::proxies;
 use crate::stats::percentile;
 
 const SINK: u8 = b'S';
@@ -20,6 +23,8 @@ const ECHO: u8 = b'E';
 const BUFFER: usize = 128 << 10;
 /// Round trips before those that count.
 const WARM_UP: usize = 1000;
+/// Connections before those that count.
+const CONNECT_WARM_UP: usize = 20;
 
 /// What a sender saw.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -38,16 +43,21 @@ pub struct RoundTrips {
 
 /// Plays one part and prints what came of it, as JSON.
 pub fn run(role: Role) -> anyhow::Result<()> {
-    let (Role::Serve { cpu } | Role::Throughput { cpu, .. } | Role::RoundTrips { cpu, .. }) = role;
-    if let Some(cpu) = cpu {
+    if let Role::Serve { cpu: Some(cpu), .. }
+    | Role::Throughput { cpu: Some(cpu), .. }
+    | Role::RoundTrips { cpu: Some(cpu), .. }
+    | Role::Connects { cpu: Some(cpu), .. } = role
+    {
         process::pin(cpu)?;
     }
     match role {
-        Role::Serve { .. } => serve(),
-        Role::Throughput { to, streams, milliseconds, .. } => {
-            print(&throughput(to, streams, Duration::from_millis(milliseconds))?)
+        Role::Serve { port, tls, .. } => serve(port, tls),
+        Role::Throughput { to, streams, milliseconds, hello, .. } => {
+            print(&throughput(to, streams, Duration::from_millis(milliseconds), hello.as_deref())?)
         }
         Role::RoundTrips { to, count, .. } => print(&round_trips(to, count)?),
+        Role::Connects { to, count, hello, .. } => print(&connects(to, count, &hello)?),
+        Role::Relay { listen, to } => proxies::relay(listen, to),
     }
 }
 
@@ -57,15 +67,15 @@ fn print(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// Prints the port and serves until stdin ends.
-fn serve() -> anyhow::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+fn serve(port: u16, tls: bool) -> anyhow::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
     let port = listener.local_addr()?.port();
     let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
     std::thread::spawn(move || echo_datagrams(&datagrams));
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             // A client that goes away ends its own measurement with an error.
-            std::thread::spawn(move || answer(stream));
+            std::thread::spawn(move || answer(stream, tls));
         }
     });
     print(&port)?;
@@ -83,7 +93,10 @@ fn echo_datagrams(socket: &UdpSocket) {
     }
 }
 
-fn answer(mut stream: TcpStream) -> io::Result<()> {
+fn answer(mut stream: TcpStream, tls: bool) -> io::Result<()> {
+    if tls {
+        hello::answer(&mut stream)?;
+    }
     let mut wanted = [0];
     stream.read_exact(&mut wanted)?;
     if wanted[0] == SINK {
@@ -104,10 +117,13 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-fn throughput(to: SocketAddr, streams: usize, duration: Duration) -> anyhow::Result<Throughput> {
+fn throughput(to: SocketAddr, streams: usize, duration: Duration, name: Option<&str>) -> anyhow::Result<Throughput> {
     let mut connections = Vec::new();
     for _ in 0..streams {
         let mut stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+        if let Some(name) = name {
+            hello::greet(&mut stream, name).context("the way to the server is closed")?;
+        }
         stream.write_all(&[SINK])?;
         connections.push(stream);
     }
@@ -153,6 +169,40 @@ fn round_trips(to: SocketAddr, count: usize) -> anyhow::Result<RoundTrips> {
     }
     taken.sort_unstable_by(f64::total_cmp);
     Ok(RoundTrips { p50: percentile(&taken, 50.0), p99: percentile(&taken, 99.0) })
+}
+
+/// How long a connection and the first bytes of the server's answer took, again and again.
+fn connects(to: SocketAddr, count: usize, name: &str) -> anyhow::Result<RoundTrips> {
+    if count == 0 {
+        bail!("nothing to measure");
+    }
+    let begins = hello::client_hello(name);
+    let mut taken = Vec::with_capacity(count);
+    for connection in 0..CONNECT_WARM_UP + count {
+        let began = Instant::now();
+        let mut stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+        stream.set_nodelay(true)?;
+        stream.write_all(&begins)?;
+        stream.read_exact(&mut [0]).context("the way to the server is closed")?;
+        if connection >= CONNECT_WARM_UP {
+            taken.push(began.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    taken.sort_unstable_by(f64::total_cmp);
+    Ok(RoundTrips { p50: percentile(&taken, 50.0), p99: percentile(&taken, 99.0) })
+}
+
+/// A connection, greeted by name where there is one, to the echo, that has passed a byte there and back.
+pub fn connected(to: SocketAddr, name: Option<&str>, limit: Duration) -> anyhow::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&to, limit).context("a connection that is allowed does not pass")?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(limit))?;
+    if let Some(name) = name {
+        hello::greet(&mut stream, name).context("a connection that is allowed is not served")?;
+    }
+    stream.write_all(&[ECHO, b'?'])?;
+    stream.read_exact(&mut [0])?;
+    Ok(stream)
 }
 
 /// Sends a datagram again and again until it comes back; how long that took. Gives up after `limit`.

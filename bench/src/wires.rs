@@ -34,7 +34,7 @@ pub enum Placement {
 }
 
 impl Placement {
-    fn cpus(self) -> anyhow::Result<(Option<usize>, Option<usize>)> {
+    pub fn cpus(self) -> anyhow::Result<(Option<usize>, Option<usize>)> {
         let all = process::processors()?;
         Ok(match self {
             Self::Free => (None, None),
@@ -154,8 +154,22 @@ pub struct Far {
 
 impl Far {
     pub fn serve(namespace: &Namespace, address: IpAddr, cpu: Option<usize>) -> anyhow::Result<Self> {
+        Self::spawn(namespace, address, cpu, &[])
+    }
+
+    /// Where every connection begins like TLS, at this port.
+    pub fn serve_tls(namespace: &Namespace, at: SocketAddr, cpu: Option<usize>) -> anyhow::Result<Self> {
+        Self::spawn(namespace, at.ip(), cpu, &["--tls", "--port", &at.port().to_string()])
+    }
+
+    fn spawn(
+        namespace: &Namespace,
+        address: IpAddr,
+        cpu: Option<usize>,
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
         let mut command = namespace.command(std::env::current_exe()?)?;
-        command.args(["traffic", "serve"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["traffic", "serve"]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         if let Some(cpu) = cpu {
             command.arg("--cpu").arg(cpu.to_string());
         }
@@ -168,19 +182,40 @@ impl Far {
     }
 }
 
+/// The end of a wire from which measurements are made.
+pub struct Near<'n> {
+    pub namespace: &'n Namespace,
+    pub cpu: Option<usize>,
+    /// What is dialled.
+    pub to: SocketAddr,
+    /// The name for which connections begin like TLS.
+    pub hello: Option<&'static str>,
+}
+
 /// Both ends of a wire, ready for measurements.
 pub struct Wire<'n> {
-    near: &'n Namespace,
-    far: Far,
-    cpu: Option<usize>,
+    near: Near<'n>,
+    _far: Far,
 }
 
 impl<'n> Wire<'n> {
     pub fn new(near: &'n Namespace, far: &Namespace, address: IpAddr, placement: Placement) -> anyhow::Result<Self> {
         let (cpu, far_cpu) = placement.cpus()?;
-        Ok(Self { near, far: Far::serve(far, address, far_cpu)?, cpu })
+        let far = Far::serve(far, address, far_cpu)?;
+        Ok(Self { near: Near { namespace: near, cpu, to: far.at, hello: None }, _far: far })
     }
 
+    /// Gigabits per second that arrived.
+    pub fn throughput(&self, streams: usize, duration: Duration) -> anyhow::Result<f64> {
+        self.near.throughput(streams, duration)
+    }
+
+    pub fn round_trips(&self, count: usize) -> anyhow::Result<RoundTrips> {
+        self.near.run(&["round-trips", "--count", &count.to_string()])
+    }
+}
+
+impl Near<'_> {
     /// Gigabits per second that arrived.
     pub fn throughput(&self, streams: usize, duration: Duration) -> anyhow::Result<f64> {
         let (streams, milliseconds) = (streams.to_string(), duration.as_millis().to_string());
@@ -188,13 +223,17 @@ impl<'n> Wire<'n> {
         Ok(seen.bytes as f64 * 8e-9 / seen.seconds)
     }
 
-    pub fn round_trips(&self, count: usize) -> anyhow::Result<RoundTrips> {
-        self.run(&["round-trips", "--count", &count.to_string()])
+    /// From dialling to the first byte of the answer.
+    pub fn connects(&self, count: usize) -> anyhow::Result<RoundTrips> {
+        self.run(&["connects", "--count", &count.to_string()])
     }
 
     fn run<T: DeserializeOwned>(&self, role: &[&str]) -> anyhow::Result<T> {
-        let mut command = self.near.command(std::env::current_exe()?)?;
-        command.arg("traffic").args(role).arg("--to").arg(self.far.at.to_string());
+        let mut command = self.namespace.command(std::env::current_exe()?)?;
+        command.arg("traffic").args(role).arg("--to").arg(self.to.to_string());
+        if let Some(name) = self.hello {
+            command.args(["--hello", name]);
+        }
         if let Some(cpu) = self.cpu {
             command.arg("--cpu").arg(cpu.to_string());
         }

@@ -34,7 +34,9 @@ pub fn measure(options: &Options, network: &Network) -> anyhow::Result<Row> {
     eprintln!(".internal queries");
     let names = records(network);
     let asked: Vec<String> = names.iter().map(|record| record.name.clone()).collect();
-    let _edge = Edge::start(&options.warren, network, names.clone())?;
+    let mut view = edge::view(network)?;
+    view.names.clone_from(&names);
+    let _edge = Edge::start(&options.warren, network, view, None)?;
     let dnsmasq = Dnsmasq::start(&names)?;
     let (near, _, _) = network.ends()?;
     let ours = SocketAddr::new(network.spec.gateway4.into(), PORT);
@@ -64,21 +66,6 @@ fn records(network: &Network) -> Vec<NameRecord> {
     network.members.iter().enumerate().map(record).collect()
 }
 
-fn members(network: &Network) -> anyhow::Result<Vec<Member>> {
-    let member = |(index, (member, _)): (usize, &(warren_kernel::MemberSpec, Namespace))| {
-        Ok(Member {
-            machine: MachineId::from_ulid(Ulid::from_parts(1, index as u128)),
-            network: "bench".parse()?,
-            name: format!("worker-{index}").parse()?,
-            number: member.number,
-            ipv4: member.ipv4,
-            ipv6: member.ipv6,
-            tags: BTreeSet::new(),
-        })
-    };
-    network.members.iter().enumerate().map(member).collect()
-}
-
 fn ask(namespace: &Namespace, server: SocketAddr, names: &[String], duration: Duration) -> anyhow::Result<LoadReport> {
     namespace.enter(|| {
         // Whoever asks has one processor; whoever answers takes what it finds.
@@ -100,75 +87,6 @@ fn await_answers(namespace: &Namespace, server: SocketAddr, names: &[String]) ->
         std::thread::sleep(Duration::from_millis(20));
     }
     bail!("nothing was answered within {START:?}")
-}
-
-/// `warren edge`, started as the daemon starts it and given the gateway's sockets.
-struct Edge {
-    runtime: Runtime,
-    client: EdgeClient,
-    _directory: TempDir,
-}
-
-impl Edge {
-    fn start(warren: &Path, network: &Network, names: Vec<NameRecord>) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("warren-bench-edge-").tempdir_in("/run")?;
-        let executable =
-            warren.canonicalize().with_context(|| format!("there is no program at {}", warren.display()))?;
-        let config = SpawnConfig {
-            executable,
-            arguments: Vec::new(),
-            control: directory.path().join("edge.sock"),
-            uid: UNPRIVILEGED,
-            gid: UNPRIVILEGED,
-            log: EdgeLog::Discard,
-        };
-        let spec = &network.spec;
-        let sockets = network.kernel.gateway_sockets(spec)?;
-        let sockets = Sockets {
-            udp4: sockets.udp4,
-            udp6: sockets.udp6,
-            tcp4: sockets.tcp4,
-            tcp6: sockets.tcp6,
-            transparent4: sockets.transparent4,
-            transparent6: sockets.transparent6,
-            proxy4: sockets.proxy4,
-            proxy6: sockets.proxy6,
-        };
-        let view = NetworkView {
-            account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
-            network: NetworkId::from_ulid(Ulid::from_parts(1, 1)),
-            name: "bench".parse()?,
-            number: spec.number,
-            generation: 1,
-            gateway4: spec.gateway4,
-            gateway6: spec.gateway6,
-            cidr: spec.cidr,
-            cidr6: spec.cidr6,
-            names,
-            sight: BTreeMap::new(),
-            forward: Vec::new(),
-            names6: spec.names6,
-            members: members(network)?,
-            groups: BTreeMap::new(),
-            rules: BTreeMap::new(),
-            resolvers: Vec::new(),
-            policy: String::new(),
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let client = runtime.block_on(EdgeClient::spawn(&config)).context("the edge did not start")?;
-        // From here on the edge is ended also when the next step fails.
-        let edge = Self { runtime, client, _directory: directory };
-        edge.runtime.block_on(edge.client.put_network(&view, Some(sockets)))?;
-        Ok(edge)
-    }
-}
-
-impl Drop for Edge {
-    fn drop(&mut self) {
-        if let Err(error) = self.runtime.block_on(self.client.shutdown()) {
-            eprintln!("the benchmark's edge (process {}) did not end: {error}", self.client.pid());
-        }
-    }
 }
 
 /// dnsmasq with the same names, at the far end of a raw veth pair.
