@@ -39,7 +39,8 @@ api-check:
 deny:
 	scripts/check-deny.sh
 
-bench: deps
+bench:
+	@scripts/install-deps.sh bench
 	cargo build --release -p warren -p warren-bench
 	target/release/warren image build debian --pool-dir "$(POOL)"
 	target/release/warren-bench --warren target/release/warren --pool-dir "$(POOL)"

@@ -1,16 +1,19 @@
 #!/bin/sh
-# Installs the Debian packages that Warren needs: to run (the first list), and to be built and tested (the second).
-# Usage: scripts/install-deps.sh [run|test]
+# Installs the Debian packages that Warren needs: to run (the first list), to be built and tested (the second), and to
+# be compared with others (the third).
+# Usage: scripts/install-deps.sh [run|test|bench]
 set -eu
 
 run="runc nftables btrfs-progs mmdebstrap iproute2 ca-certificates curl"
 test="gcc make e2fsprogs util-linux perl-base dnsutils dnsmasq-base iperf3 iputils-ping procps jq busybox-static python3 python3-pip python3-venv"
+bench="haproxy squid-openssl openssl"
 
 case "${1:-test}" in
 run) wanted="$run" ;;
 test) wanted="$run $test" ;;
+bench) wanted="$run $test $bench" ;;
 *)
-    echo "usage: $0 [run|test]" >&2
+    echo "usage: $0 [run|test|bench]" >&2
     exit 2
     ;;
 esac
@@ -30,6 +33,25 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 echo "installing:$missing" >&2
 export DEBIAN_FRONTEND=noninteractive
+
+# The benchmark runs these by itself, in namespaces of its own. As services they would take the host's ports.
+services=""
+for service in haproxy squid; do
+    case "$missing " in
+    *" $service "* | *" $service-"*) services="$services $service" ;;
+    esac
+done
+policy=/usr/sbin/policy-rc.d
+if [ -n "$services" ] && [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' INT TERM
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+
 apt-get update -qq
 # shellcheck disable=SC2086
 apt-get install -y -qq --no-install-recommends $missing >/dev/null
+for service in $services; do
+    systemctl --quiet disable "$service" 2>/dev/null || true
+done

@@ -164,16 +164,51 @@ fn a_data_directory_without_room_refuses_changes_and_still_reads() {
 }
 
 #[test]
+fn a_server_does_not_start_with_a_runtime_that_is_not_there() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data");
+    let output = Command::new(WARREN)
+        .args(["up", "--listen", "127.0.0.1:0", "--runtime", "nope", "--data-dir"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    let said = text(&output.stderr);
+    assert!(said.contains("\"nope\"") && said.contains("apt-get install runc") && said.contains("--runtime"), "{said}");
+    assert!(!data.exists(), "nothing was made");
+}
+
+#[test]
+fn a_second_server_on_a_data_directory_is_told_of_the_first() {
+    let mut server = Server::start();
+    let output = Command::new(WARREN)
+        .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(server.data_dir())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    let holder = std::fs::read_to_string(server.data_dir().join("lock")).unwrap();
+    assert!(said.contains(&format!("another server (process {holder})")), "{said}");
+    assert!(!said.contains("EAGAIN"), "{said}");
+    assert!(server.is_running());
+}
+
+#[test]
 fn a_missing_runtime_is_named_and_nothing_stays() {
+    let scratch = tempfile::tempdir().unwrap();
+    let runtime = scratch.path().join("runc");
+    std::fs::write(&runtime, "#!/bin/sh\n").unwrap();
     let server = Server::start_with(Options {
-        arguments: vec!["--runtime".into(), "/nowhere/runc".into()],
+        arguments: vec!["--runtime".into(), runtime.to_str().unwrap().into()],
         ..Options::default()
     });
+    std::fs::remove_file(&runtime).unwrap();
     let problem = server.refused(&["machine", "create", "m"]);
     assert_eq!((&problem["code"], &problem["status"]), (&"runtime_missing".into(), &503.into()), "{problem}");
-    assert!(problem["detail"].as_str().unwrap().contains("/nowhere/runc"), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains(runtime.to_str().unwrap()), "{problem}");
     nothing_half_made(&server, "m");
-    assert!(server.log().contains("warren doctor"), "{}", server.log());
 }
 
 /// Starts the server as on a kernel before Linux 5.12, where mount_setattr(2) is not known.

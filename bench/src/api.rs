@@ -38,6 +38,19 @@ impl Client {
         serde_json::from_slice(&answer).with_context(|| format!("POST {path} answered something unexpected"))
     }
 
+    /// An answer of one document a line.
+    pub fn post_lines<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> anyhow::Result<Vec<T>> {
+        let answer = self.send(Method::POST, path, Some(serde_json::to_vec(body)?))?;
+        let lines = answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let lines: Result<Vec<T>, _> = lines.map(serde_json::from_slice).collect();
+        lines.with_context(|| format!("POST {path} answered something unexpected"))
+    }
+
+    pub fn put<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        let answer = self.send(Method::PUT, path, Some(serde_json::to_vec(body)?))?;
+        serde_json::from_slice(&answer).with_context(|| format!("PUT {path} answered something unexpected"))
+    }
+
     pub fn delete(&mut self, path: &str) -> anyhow::Result<()> {
         self.send(Method::DELETE, path, None).map(drop)
     }

@@ -90,6 +90,7 @@ pub fn view(network: &Network) -> anyhow::Result<NetworkView> {
         cidr: spec.cidr,
         cidr6: spec.cidr6,
         names: Vec::new(),
+        sight: BTreeMap::new(),
         forward: Vec::new(),
         names6: spec.names6,
         members: directory(network, &members)?.members,

@@ -204,7 +204,10 @@ impl Report {
                 push(&mut text, &widths.map(|width| "-".repeat(width)).join("  "));
             }
         }
-        push(&mut text, "\nmedian (min..max); the ratio, or the difference where it has a sign and a unit, is the median over all pairs");
+        push(
+            &mut text,
+            "\nmedian (min..max); the ratio, or the difference where it has a sign and a unit, is the median over all pairs",
+        );
         for row in self.rows.iter().filter(|row| !row.notes.is_empty()) {
             push(&mut text, &format!("\n{}", row.what));
             row.notes.iter().for_each(|note| push(&mut text, &format!("  {note}")));
@@ -267,9 +270,7 @@ mod tests {
 
     #[test]
     fn a_difference_is_what_warren_takes_more_than_the_baseline() {
-        let row = |warren| {
-            Row::compared("x", "x", Unit::Microseconds, pairs(warren, 100.0), Wanted::MoreAtMost(400.0))
-        };
+        let row = |warren| Row::compared("x", "x", Unit::Microseconds, pairs(warren, 100.0), Wanted::MoreAtMost(400.0));
         assert!(row(500.0).reached());
         assert!(!row(501.0).reached());
         assert_eq!(row(350.0).cells()[3], "+250 (+250..+250) us");

@@ -1,8 +1,10 @@
 //! The traffic: the same code on either kind of wire, each end in a process of its own.
 //!
 //! A connection says with its first byte what it wants: [`SINK`] takes everything and, at the end of the stream,
-//! answers with the number of bytes (8 bytes, big endian); [`ECHO`] gives every byte back. The same port echoes UDP.
-//! Where there is a proxy in between, the beginning of TLS comes before that.
+//! answers with the number of bytes (8 bytes, big endian); [`ECHO`] gives every byte back; [`SOURCE`] sends for as
+//! many milliseconds as the next 4 bytes say (big endian), and closes. The same port echoes UDP.
+//! Where there may be a proxy in between, the beginning of TLS comes before that, and bytes are sent to the near end: not
+//! every proxy lets a client close one direction and still listen.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -19,6 +21,7 @@ use crate::stats::percentile;
 
 const SINK: u8 = b'S';
 const ECHO: u8 = b'E';
+const SOURCE: u8 = b'D';
 /// Bytes per read and write.
 const BUFFER: usize = 128 << 10;
 /// Round trips before those that count.
@@ -109,6 +112,16 @@ fn answer(mut stream: TcpStream, tls: bool) -> io::Result<()> {
             }
         }
     }
+    if wanted[0] == SOURCE {
+        let mut milliseconds = [0; 4];
+        stream.read_exact(&mut milliseconds)?;
+        let until = Instant::now() + Duration::from_millis(u32::from_be_bytes(milliseconds).into());
+        let buffer = vec![0x5a; BUFFER];
+        while Instant::now() < until {
+            stream.write_all(&buffer)?;
+        }
+        return Ok(());
+    }
     stream.set_nodelay(true)?;
     let mut byte = [0];
     while stream.read(&mut byte)? == 1 {
@@ -121,22 +134,37 @@ fn throughput(to: SocketAddr, streams: usize, duration: Duration, name: Option<&
     let mut connections = Vec::new();
     for _ in 0..streams {
         let mut stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
-        if let Some(name) = name {
-            hello::greet(&mut stream, name).context("the way to the server is closed")?;
+        match name {
+            Some(name) => hello::greet(&mut stream, name).context("the way to the server is closed")?,
+            None => stream.write_all(&[SINK])?,
         }
-        stream.write_all(&[SINK])?;
         connections.push(stream);
     }
+    let carry = |stream, until| if name.is_some() { receive(stream, duration) } else { send(stream, until) };
     let started = Instant::now();
     let bytes = std::thread::scope(|scope| {
-        let senders: Vec<_> =
-            connections.into_iter().map(|stream| scope.spawn(move || send(stream, started + duration))).collect();
-        senders.into_iter().map(|sender| sender.join().unwrap_or_else(|_| Err(io::Error::other("panicked")))).sum()
+        let carriers: Vec<_> =
+            connections.into_iter().map(|stream| scope.spawn(move || carry(stream, started + duration))).collect();
+        carriers.into_iter().map(|carrier| carrier.join().unwrap_or_else(|_| Err(io::Error::other("panicked")))).sum()
     });
     // Until everything has arrived, not until it was handed to the kernel.
     let seconds = started.elapsed().as_secs_f64();
     let bytes: io::Result<u64> = bytes;
     Ok(Throughput { bytes: bytes?, seconds })
+}
+
+fn receive(mut stream: TcpStream, duration: Duration) -> io::Result<u64> {
+    let milliseconds = u32::try_from(duration.as_millis()).map_err(io::Error::other)?;
+    stream.write_all(&[&[SOURCE], milliseconds.to_be_bytes().as_slice()].concat())?;
+    let mut buffer = vec![0; BUFFER];
+    let mut total = 0u64;
+    loop {
+        match stream.read(&mut buffer)? {
+            0 if total > 0 => return Ok(total),
+            0 => return Err(io::Error::other("nothing came")),
+            length => total += length as u64,
+        }
+    }
 }
 
 fn send(mut stream: TcpStream, until: Instant) -> io::Result<u64> {

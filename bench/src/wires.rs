@@ -162,12 +162,7 @@ impl Far {
         Self::spawn(namespace, at.ip(), cpu, &["--tls", "--port", &at.port().to_string()])
     }
 
-    fn spawn(
-        namespace: &Namespace,
-        address: IpAddr,
-        cpu: Option<usize>,
-        arguments: &[&str],
-    ) -> anyhow::Result<Self> {
+    fn spawn(namespace: &Namespace, address: IpAddr, cpu: Option<usize>, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = namespace.command(std::env::current_exe()?)?;
         command.args(["traffic", "serve"]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         if let Some(cpu) = cpu {

@@ -9,9 +9,9 @@ pub struct Random(u64);
 
 impl Random {
     pub fn new(name: &str, seed: u64) -> Self {
-        let name = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let name = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         Self(name ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
@@ -48,7 +48,8 @@ pub fn next(inputs: &[Vec<u8>], words: &[&[u8]], longest: usize, random: &mut Ra
 
 fn change(input: &mut Vec<u8>, inputs: &[Vec<u8>], words: &[&[u8]], longest: usize, random: &mut Random) {
     let at = random.below(input.len() + 1);
-    let length = random.below((input.len() - at).min(1 << random.below(12)) + 1);
+    let most = 1 << random.below(12);
+    let length = random.below((input.len() - at).min(most) + 1);
     match random.below(13) {
         0 => set(input, at, |byte| byte ^ 1 << random.below(8)),
         1 => set(input, at, |_| random.byte()),
@@ -65,7 +66,8 @@ fn change(input: &mut Vec<u8>, inputs: &[Vec<u8>], words: &[&[u8]], longest: usi
         }
         // Once more, or many times: nesting and repetition.
         7 => {
-            let times = 1 << random.below(if random.below(8) == 0 { 12 } else { 3 });
+            let doublings = if random.below(8) == 0 { 12 } else { 3 };
+            let times = 1 << random.below(doublings);
             let room = longest.saturating_sub(input.len()) / length.max(1);
             let bytes = input[at..at + length].repeat(room.min(times));
             insert(input, at, &bytes);

@@ -37,10 +37,18 @@ fn no_variables(check: &mut Check) {
     );
     check.nothing_to(&CANARY_AT);
     check.denial("agent", None, |item| is_to(item, CANARY_AT[0]) || item["name"] == CANARY);
-    let said = check.py("agent", &format!("{bare}bare('https://{API}/case39-bare'); bare('http://{API}/case39-plain')\nprint({{k: v for k, v in os.environ.items() if 'proxy' in k.lower()}})"));
+    let said = check.py("agent", &format!("{bare}bare('https://{API}/case39-bare'); bare('http://{API}/case39-plain')\nprint([k for k in os.environ if 'proxy' in k.lower()])"));
     let came = check.log().requests(check.mark).concat();
     check.must("an allowed name passes without them", came.contains("/case39-bare") && came.contains("/case39-plain"));
-    check.must(&format!("machines have them for tools that want one ({said})"), said.contains("3128"));
+    check.must(&format!("none is set ({said})"), said == "[]");
+    let told = "facts = ''\n\
+                for _ in range(50):\n\
+                \x20   facts = open('/etc/warren/facts.md').read()\n\
+                \x20   if ':3128' in facts: break\n\
+                \x20   time.sleep(0.1)\n\
+                print(facts)";
+    let facts = check.py("agent", told);
+    check.must("machines are told of the proxy", facts.contains("http://gateway.internal:3128"));
 }
 
 fn relay(check: &mut Check) {

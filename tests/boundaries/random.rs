@@ -104,8 +104,9 @@ fn covers(open: &Value, protocol: &str, port: u16) -> bool {
 
 #[test]
 fn random_policies_do_to_packets_what_they_promise() {
-    // Rules to ranges outside need it.
-    let options = Options { arguments: vec!["--forwarding".to_owned()], ..Options::default() };
+    // Rules to ranges outside need both.
+    let arguments = ["--forwarding", "--private-range", "10.0.0.0/8"].map(str::to_owned).to_vec();
+    let options = Options { arguments, ..Options::default() };
     let server = Server::start_with(options);
     server.ok(&["network", "create", "one", "--cidr", "10.51.0.0/24"]);
     server.ok(&["network", "create", "two", "--cidr", "10.52.0.0/24"]);

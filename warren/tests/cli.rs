@@ -268,6 +268,52 @@ fn events_come_one_a_line_and_resume_where_they_broke_off() {
 }
 
 #[test]
+fn a_limit_shows_the_newest_events_and_the_first_ones_after_a_revision() {
+    let server = Fake::start();
+    let revisions = |args: &[&str]| {
+        let page = document(&out(&warren(&server, &[&["--json", "events"], args].concat())));
+        let items = page["items"].as_array().unwrap().clone();
+        items.iter().map(|event| event["revision"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(revisions(&[]), [1, 2, 3, 4, 5]);
+    assert_eq!(revisions(&["--limit", "3"]), [3, 4, 5]);
+    assert_eq!(revisions(&["--limit", "9"]), [1, 2, 3, 4, 5]);
+    assert_eq!(revisions(&["--after", "1", "--limit", "3"]), [2, 3, 4]);
+}
+
+#[test]
+fn several_machines_are_all_tried_and_each_failure_is_told() {
+    let server = Fake::start();
+    let output = warren(&server, &["machine", "stop", "a", "none", "b"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(out(&output), "a is stopped\nb is stopped\n");
+    assert_eq!(err(&output), "warren: there is no machine none: see `warren machine ls` (not_found)\n");
+    let output = warren(&server, &["machine", "rm", "a", "b"]);
+    assert_eq!((output.status.code(), out(&output).as_str()), (Some(0), "removed a\nremoved b\n"));
+
+    let output = warren(&server, &["--json", "machine", "rm", "a", "none"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(document(&out(&output)), json!({"items": [{"machine": "a"}], "next": null}));
+    assert_eq!(document(&err(&output))["code"], "not_found");
+    let output = warren(&server, &["--json", "machine", "stop", "a"]);
+    assert_eq!(document(&out(&output))["state"], "stopped", "one machine is one object");
+    let output = warren(&server, &["--json", "machine", "rm", "none"]);
+    assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
+}
+
+#[test]
+fn an_empty_name_is_wrong_usage_and_nothing_is_sent() {
+    let server = Fake::start();
+    for args in [&["machine", "show", ""][..], &["network", "show", ""], &["machine", "rm", ""], &["logs", ""]] {
+        let output = warren(&server, args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", err(&output));
+        assert_eq!(err(&output), "warren: a name or id is empty: write it out\n");
+    }
+    let output = warren(&server, &["exec", "", "--", "true"]);
+    assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+}
+
+#[test]
 fn files_and_directories_go_in_and_come_out() {
     let server = Fake::start();
     let dir = tempfile::tempdir().unwrap();

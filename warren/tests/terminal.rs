@@ -26,10 +26,14 @@ impl Terminal {
     }
 
     fn run(&self, server: &Fake) -> Child {
+        self.run_with(server, &["exec", "--tty", "worker", "--", "terminal"])
+    }
+
+    fn run_with(&self, server: &Fake, args: &[&str]) -> Child {
         let end = || Stdio::from(self.slave.try_clone().unwrap());
         Command::new(env!("CARGO_BIN_EXE_warren"))
             .env("WARREN_URL", &server.url)
-            .args(["exec", "--tty", "worker", "--", "terminal"])
+            .args(args)
             .stdin(end())
             .stdout(end())
             .stderr(end())
@@ -76,4 +80,18 @@ fn a_signal_ends_the_command_and_restores_the_terminal() {
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert!(!terminal.is_raw());
+}
+
+#[test]
+fn a_log_on_a_terminal_is_shown_and_steers_nothing_unless_it_is_to() {
+    let server = Fake::start();
+    let mut terminal = Terminal::open();
+    let mut child = terminal.run_with(&server, &["logs", "worker"]);
+    let shown = "\u{241b}[2Jhidden\tcolumn\r\n";
+    assert_eq!(terminal.read(shown.len()), shown);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut child = terminal.run_with(&server, &["logs", "worker", "--raw"]);
+    let raw = "\x1b[2Jhidden\tcolumn\r\n";
+    assert_eq!(terminal.read(raw.len()), raw);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

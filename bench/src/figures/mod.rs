@@ -1,15 +1,18 @@
 //! The figures. To add one, write a file like the others, and name it here and in [`Name`].
 
 mod add_member;
+mod audit;
 mod create;
 mod exec;
 mod names;
 mod policy;
+mod proxy;
 mod round_trip;
 mod throughput;
 
 use crate::interrupt;
 use crate::options::{Name, Options};
+use crate::proxies::Kind;
 use crate::report::Report;
 use crate::server::Server;
 use crate::wires::{DataPlane, Network, RawPair};
@@ -21,14 +24,16 @@ const MANY: usize = 1000;
 pub fn measure(options: &Options, report: &mut Report) {
     let wants = |names: &[Name]| names.iter().any(|name| options.wants(*name));
     // The large network comes last: its removal keeps the kernel busy for seconds.
-    let parts: [(&str, &[Name], Part); 4] = [
+    let parts: [(&str, &[Name], Part); 6] = [
         ("machines", &[Name::Create, Name::Exec], machines),
         ("two members", &[Name::Throughput1, Name::Throughput4, Name::RoundTrip], two_members),
         (
-            "10,000 rules",
-            &[Name::PolicyThroughput, Name::PolicyRoundTrip, Name::PolicyChange],
-            many_rules,
+            "the proxy",
+            &[Name::ProxyRelay, Name::ProxyHaproxy, Name::ProxySquid, Name::ProxyConnect, Name::ProxyRevocation],
+            proxied,
         ),
+        ("an audit", &[Name::Audit], audited),
+        ("10,000 rules", &[Name::PolicyThroughput, Name::PolicyRoundTrip, Name::PolicyChange], many_rules),
         ("a network of 1,000", &[Name::RoundTrip1000, Name::AddMember, Name::Names], many_members),
     ];
     for (what, names, part) in parts {
@@ -71,6 +76,33 @@ fn two_members(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     if options.wants(Name::RoundTrip) {
         add(report, "1-byte round trip", round_trip::measure(options, &raw, &network));
     }
+    Ok(())
+}
+
+fn proxied(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let world = proxy::World::new(options)?;
+    for (name, kind) in
+        [(Name::ProxyRelay, Kind::Relay), (Name::ProxyHaproxy, Kind::Haproxy), (Name::ProxySquid, Kind::Squid)]
+    {
+        if options.wants(name) {
+            add(report, &format!("throughput against {kind:?}"), proxy::measure_throughput(options, &world, kind));
+        }
+    }
+    if options.wants(Name::ProxyConnect) {
+        add(report, "connecting through the proxy", proxy::measure_connect(options, &world));
+    }
+    if options.wants(Name::ProxyRevocation) {
+        add(report, "cutting proxied connections", proxy::measure_revocation(options, &world));
+    }
+    Ok(())
+}
+
+fn audited(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    // Of its own: an audit is about every machine that there is.
+    let server = Server::start(options)?;
+    let mut client = server.client()?;
+    add(report, "an audit", audit::measure(options, &mut client));
+    eprintln!("removing the machines");
     Ok(())
 }
 

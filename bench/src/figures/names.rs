@@ -1,21 +1,16 @@
 //! Names in `.internal`, against dnsmasq with the same names, both one veth away from who asks.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
-use ulid::Ulid;
+use warren_edge::NameRecord;
 use warren_edge::load::{self, Load, LoadReport};
-use warren_edge::{EdgeClient, EdgeLog, NameRecord, NetworkView, Sockets, SpawnConfig};
-use warren_model::policy::Member;
-use warren_model::{AccountId, MachineId, NetworkId};
 
+use crate::edge::{self, Edge};
 use crate::namespace::Namespace;
 use crate::options::Options;
 use crate::process::{self, Owned};
@@ -26,8 +21,6 @@ use crate::wires::{Network, RawPair};
 const PORT: u16 = 53;
 /// Questions under way at the same time.
 const IN_FLIGHT: usize = 64;
-/// Debian's `nobody`.
-const UNPRIVILEGED: u32 = 65_534;
 const START: Duration = Duration::from_secs(10);
 
 pub fn measure(options: &Options, network: &Network) -> anyhow::Result<Row> {
@@ -101,9 +94,10 @@ impl Dnsmasq {
         let directory = tempfile::Builder::new().prefix("warren-bench-dnsmasq-").tempdir()?;
         let mut hosts = String::new();
         for record in names {
-            // Writing to a String cannot fail.
-            let addresses = record.ipv4.map(IpAddr::V4).into_iter().chain([IpAddr::V6(record.ipv6)]);
-            addresses.for_each(|address| drop(writeln!(hosts, "{address} {}", record.name)));
+            for address in record.ipv4.map(IpAddr::V4).into_iter().chain([IpAddr::V6(record.ipv6)]) {
+                // Writing to a String cannot fail.
+                let _ = writeln!(hosts, "{address} {}", record.name);
+            }
         }
         let file = directory.path().join("hosts");
         std::fs::write(&file, hosts)?;

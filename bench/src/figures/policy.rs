@@ -3,23 +3,22 @@
 //! The network has 1,000 members and lets nobody reach anybody by itself. Every rule names two machines and a port, so
 //! that no two members are alike to it and none of the rules can be folded into another.
 
-use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use warren_kernel::MemberSpec;
 use warren_model::policy::compile::compile;
-use warren_model::policy::{Directory, Intra, Member, NetworkEntry, NetworkRules, NetworkSettings, Policy, Rule, Subject, Target};
-use warren_model::record::Egress;
-use warren_model::{Label, MachineId};
+use warren_model::policy::{Directory, Intra, Member, NetworkRules, NetworkSettings, Policy, Rule, Subject, Target};
 
+use crate::edge::{directory, network_name};
 use crate::interrupt;
 use crate::options::Options;
 use crate::report::{Row, Unit, Wanted};
 use crate::stats::{Samples, in_turn};
+use crate::traffic::connected;
 use crate::wires::{Far, Network, Placement, Wire};
 
 const RULES: usize = 10_000;
@@ -70,7 +69,7 @@ pub fn measure_change(options: &Options, network: &mut Network) -> anyhow::Resul
         let after_compile = Instant::now();
         network.kernel.apply_policy(&network.spec, &members)?;
         let after_apply = Instant::now();
-        let mut open = network.members[from].1.enter(|| connected(echo.at))?;
+        let mut open = network.members[from].1.enter(|| connected(echo.at, None, GIVE_UP))?;
         let end = Instant::now();
         network.spec.rules = Arc::new(compile(&without, &directory, &label, jiff::Timestamp::now())?);
         let revoked = Instant::now();
@@ -110,37 +109,6 @@ fn wire(network: &Network, placement: Placement) -> anyhow::Result<Wire<'_>> {
     Wire::new(near, far, address, placement)
 }
 
-fn network_name() -> anyhow::Result<Label> {
-    Ok("bench".parse()?)
-}
-
-fn directory(network: &Network, members: &[MemberSpec]) -> anyhow::Result<Directory> {
-    let name = network_name()?;
-    let spec = &network.spec;
-    let entry = NetworkEntry {
-        id: warren_model::NetworkId::from_ulid(ulid::Ulid::from_parts(1, 1)),
-        number: spec.number,
-        cidr: spec.cidr,
-        cidr6: spec.cidr6,
-        egress: Egress::Deny,
-    };
-    let member = |(index, member): (usize, &MemberSpec)| -> anyhow::Result<Member> {
-        Ok(Member {
-            machine: MachineId::from_ulid(ulid::Ulid::from_parts(1, index as u128)),
-            network: name.clone(),
-            name: format!("m{index}").parse()?,
-            number: member.number,
-            ipv4: member.ipv4,
-            ipv6: member.ipv6,
-            tags: Default::default(),
-        })
-    };
-    Ok(Directory {
-        networks: BTreeMap::from([(name.clone(), entry)]),
-        members: members.iter().enumerate().map(member).collect::<anyhow::Result<_>>()?,
-    })
-}
-
 fn policy(directory: &Directory, members: usize) -> anyhow::Result<Policy> {
     let mut policy = Policy::default();
     policy.networks.insert(network_name()?, NetworkSettings { join: None, intra: Intra::Deny });
@@ -166,15 +134,6 @@ fn rule(index: usize, from: &Member, to: &Member, ports: &str) -> anyhow::Result
         expires: None,
         reason: None,
     })
-}
-
-/// A connection to the echo that has passed a byte there and back.
-fn connected(to: SocketAddr) -> anyhow::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&to, GIVE_UP).context("a connection that is allowed does not pass")?;
-    stream.set_nodelay(true)?;
-    stream.write_all(b"E?")?;
-    stream.read_exact(&mut [0])?;
-    Ok(stream)
 }
 
 /// Whether a byte no longer comes back.

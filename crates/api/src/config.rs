@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use warren_model::policy::PrivateRanges;
 use warren_model::record::Installation;
 
 /// Settings and bounds of the API.
@@ -28,6 +29,8 @@ pub struct ApiConfig {
     pub networks_per_account: usize,
     /// Machines that one account may have.
     pub machines_per_account: usize,
+    /// Which private ranges a policy may open.
+    pub private_ranges: PrivateRanges,
     /// How long events can be listed and resumed from.
     pub keep_events: Duration,
     /// Cancelled when the server stops: streams end, so that connections can be closed.
@@ -49,6 +52,7 @@ impl ApiConfig {
             exec_limit: Duration::from_secs(600),
             networks_per_account: 1000,
             machines_per_account: 1000,
+            private_ranges: PrivateRanges::default(),
             keep_events: Duration::from_secs(7 * 24 * 3600),
             shutdown: CancellationToken::new(),
         }

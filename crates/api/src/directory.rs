@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use warren_model::policy::{Directory, Member, NetworkEntry};
 use warren_model::record::{Machine, Network, Power};
-use warren_model::{AccountId, Label, NetworkId};
+use warren_model::{AccountId, Label, NetworkId, UlaPrefix};
 use warren_store::{StoreError, Typed, Versioned, schema};
 
 use crate::bootstrap;
@@ -41,9 +41,7 @@ pub(crate) async fn census(api: &Api, account: AccountId) -> Result<Census, Stor
     let ula = api.config.installation.ula;
     let mut directory = Directory::default();
     for (name, read) in &networks {
-        let Network { id, number, cidr, egress, .. } = read.record;
-        let entry = NetworkEntry { id, number, cidr, cidr6: ula.network(number), egress };
-        directory.networks.insert(name.clone(), entry);
+        directory.networks.insert(name.clone(), entry(&read.record, ula));
     }
     for machine in &machines {
         let network = by_id[&machine.network].clone();
@@ -59,6 +57,12 @@ pub(crate) async fn census(api: &Api, account: AccountId) -> Result<Census, Stor
         });
     }
     Ok(Census { directory, networks, machines })
+}
+
+/// A network as policy sees it.
+pub(crate) fn entry(network: &Network, ula: UlaPrefix) -> NetworkEntry {
+    let Network { id, number, cidr, egress, .. } = *network;
+    NetworkEntry { id, number, cidr, cidr6: ula.network(number), egress }
 }
 
 async fn machines(api: &Api, account: AccountId) -> Result<Vec<Machine>, StoreError> {

@@ -17,6 +17,16 @@ async fn an_audit_tells_how_far_it_is_and_ends_with_its_report() {
 }
 
 #[tokio::test]
+async fn a_second_audit_of_an_account_is_refused_before_anything_is_written() {
+    let lab = lab().await;
+    lab.audits.running.store(true, std::sync::atomic::Ordering::Relaxed);
+    let before = lab.keys_below("audit/").await;
+    lab.post(&lab.root, "/v1/audit", json!({})).await.expect(409).refused("audit_running");
+    assert_eq!(lab.keys_below("audit/").await, before);
+    lab.get(&lab.root, "/v1/audit/key").await.expect(200);
+}
+
+#[tokio::test]
 async fn only_the_root_keys_audit_goes_across_accounts_and_only_own_networks_can_be_named() {
     let lab = lab().await;
     let (mine, other) = (lab.account("mine").await, lab.account("other").await);

@@ -178,3 +178,14 @@ async fn a_new_root_key_revokes_the_old_one() {
     }
     panic!("the old root key still works");
 }
+
+#[tokio::test]
+async fn the_root_key_is_listed_by_name_and_stays() {
+    let lab = lab().await;
+    let listed = lab.get(&lab.root, "/v1/keys").await.expect(200);
+    assert_eq!(listed.at("/items/0/name"), "root");
+    lab.delete(&lab.root, "/v1/keys/root").await.expect(403).refused("forbidden");
+    let plain = lab.post(&lab.root, "/v1/keys", json!({ "name": "ci" })).await.expect(201).at("/key");
+    let seen = lab.get(&plain, "/v1/keys").await.expect(200);
+    assert_eq!((seen.at("/items/0/name"), seen.body["items"].as_array().unwrap().len()), ("ci".to_owned(), 1));
+}

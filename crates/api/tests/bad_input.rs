@@ -100,6 +100,8 @@ async fn bad_input_gets_a_code_of_its_own_and_changes_nothing() {
         ("POST", "/v1/machines/still/exec", exec("settle", json!(true)), 409, "machine_not_running"),
         ("POST", "/v1/machines/worker/exec", json!({ "command": [] }), 422, "invalid_request"),
         ("POST", "/v1/machines/worker/exec", exec("timeout_ms", json!(600_001)), 422, "invalid_request"),
+        ("POST", "/v1/machines/worker/exec", exec("env", json!({ "BAD NAME": "1" })), 422, "invalid_request"),
+        ("POST", "/v1/machines/worker/exec", exec("env", json!({ "1A": "1" })), 422, "invalid_request"),
         ("POST", "/v1/machines/worker/exec", exec("terminal", json!({ "rows": 1, "cols": 1 })), 422, "invalid_request"),
         ("POST", "/v1/machines/worker/exec", json!({ "command": ["nothing"] }), 422, "command_not_found"),
         ("POST", "/v1/machines/worker/exec", json!({ "command": ["lost"] }), 503, "agent_unavailable"),

@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::Ordering;
 
 use common::places::{POLICY, apply, places, strings};
-use common::{Answered, lab, request};
+use common::{Answered, lab, lab_with, request};
 use serde_json::{Value, json};
 use warren_model::wire;
 use warren_store::{Typed, schema};
@@ -358,4 +358,77 @@ async fn a_tag_with_owners_is_given_by_their_keys_only() {
     lab.patch(&other, "/v1/machines/x", json!({ "tags": ["free"] })).await.expect(403).refused("tag_not_owned");
     lab.patch(&other, "/v1/machines/x", json!({ "tags": ["agent", "free", "more"] })).await.expect(200);
     lab.patch(&owner, "/v1/machines/z", json!({ "tags": ["agent"] })).await.expect(200);
+}
+
+#[tokio::test]
+async fn private_ranges_are_opened_only_as_far_as_the_operator_permits() {
+    let rule = |to: &str| format!("allow:\n  - {{id: lan, from: net:default, to: \"{to}\", ports: [tcp/445]}}\n");
+    let closed = lab().await;
+    closed.host.forwards.store(true, Ordering::Relaxed);
+    for to in ["192.168.0.0/16", "192.168.7.1", "0.0.0.0/0", "fd00:1::/64", "100.64.0.0/10"] {
+        let answer = apply(&closed, &rule(to)).await.expect(403).refused("range_not_permitted");
+        let detail = answer.at("/detail");
+        assert!(detail.contains("rule lan") && detail.contains("--private-range"), "{detail}");
+    }
+    let detail = apply(&closed, &rule("192.168.0.0/16")).await.at("/detail");
+    assert!(detail.contains("reach 192.168.0.0/16,"), "{detail}");
+    apply(&closed, &rule("45.33.32.0/24")).await.expect(200);
+    apply(&closed, &rule("169.254.0.0/16")).await.expect(200);
+
+    let ranges = ["192.168.0.0/17", "192.168.128.0/17"].map(|range| range.parse().unwrap());
+    let open = lab_with(|config| config.private_ranges = ranges.into_iter().collect()).await;
+    open.host.forwards.store(true, Ordering::Relaxed);
+    // What else is in the last one is the public internet.
+    for to in ["192.168.0.0/16", "192.168.7.1", "192.160.0.0/12"] {
+        apply(&open, &rule(to)).await.expect(200);
+    }
+    for to in ["10.0.0.0/8", "0.0.0.0/0", "192.0.0.0/8", "::/0"] {
+        apply(&open, &rule(to)).await.expect(403).refused("range_not_permitted");
+    }
+    // The rule that is permitted is not the one that is blamed.
+    let two = rule("192.168.0.0/16") + "  - {id: ten, from: net:default, to: 10.9.0.0/16}\n";
+    let detail = apply(&open, &two).await.expect(403).at("/detail");
+    assert!(detail.contains("rule ten") && detail.contains("10.9.0.0/16"), "{detail}");
+    assert_eq!(open.get(&open.root, "/v1/policy").await.at("/version"), "3");
+}
+
+#[tokio::test]
+async fn a_network_does_not_bring_a_range_that_is_not_permitted() {
+    let lab = lab().await;
+    lab.host.forwards.store(true, Ordering::Relaxed);
+    // Nobody is in the range yet.
+    apply(&lab, "allow:\n  - {id: lan, from: 10.99.0.0/16, to: 192.168.0.0/16}\n").await.expect(200);
+    let network = |cidr: &str| lab.post(&lab.root, "/v1/networks", json!({ "name": "n", "cidr": cidr }));
+    let answer = network("10.99.0.0/24").await.expect(403).refused("range_not_permitted");
+    assert!(answer.at("/detail").contains("rule lan lets network n reach 192.168.0.0/16"), "{}", answer.text);
+    network("10.98.0.0/24").await.expect(201);
+}
+
+#[tokio::test]
+async fn an_open_network_hinders_no_policy_where_nothing_is_forwarded_any_more() {
+    let lab = places().await;
+    lab.host.forwards.store(true, Ordering::Relaxed);
+    lab.post(&lab.root, "/v1/networks", json!({ "name": "wide", "egress": "open" })).await.expect(201);
+    lab.host.forwards.store(false, Ordering::Relaxed);
+    apply(&lab, POLICY).await.expect(200);
+    let rule = "allow:\n  - {id: out, from: net:dev, to: 45.33.32.0/24}\n";
+    let answer = apply(&lab, rule).await.expect(409).refused("forwarding_required");
+    assert!(answer.at("/detail").contains("network dev"), "{}", answer.text);
+}
+
+#[tokio::test]
+async fn an_open_network_that_a_forbidden_name_would_hold_for_is_refused() {
+    let lab = lab().await;
+    lab.host.forwards.store(true, Ordering::Relaxed);
+    apply(&lab, "forbid:\n  - {id: no, from: 10.40.0.0/16, to: {name: evil.example.com}}\n").await.expect(200);
+    let network = |name: &str, cidr: &str, egress: &str| {
+        lab.post(&lab.root, "/v1/networks", json!({ "name": name, "cidr": cidr, "egress": egress }))
+    };
+    let before = lab.stored().await;
+    let answer = network("wide", "10.40.0.0/24", "open").await.expect(403).refused("denied_by_policy");
+    let detail = answer.at("/detail");
+    assert!(detail.contains("evil.example.com") && detail.contains("wide has open egress"), "{detail}");
+    assert_eq!(lab.stored().await, before);
+    network("apart", "10.41.0.0/24", "open").await.expect(201);
+    network("closed", "10.40.0.0/24", "deny").await.expect(201);
 }

@@ -49,6 +49,8 @@ pub fn seal(mut report: Report, key: &SigningKey) -> Result<SignedReport, serde_
 
 /// Writes a report into a directory. One of the same account that is there already is kept below `earlier/`.
 ///
+/// Whenever this is cut short, `report.json` is there: it is the one before, or the new one.
+///
 /// # Errors
 /// Also when the directory holds a report that is not one of Warren's.
 pub fn write(directory: &Path, signed: &SignedReport) -> io::Result<()> {
@@ -59,27 +61,72 @@ pub fn write(directory: &Path, signed: &SignedReport) -> io::Result<()> {
                 let what = format!("{} holds a {REPORT} that is no report of Warren: {error}", directory.display());
                 io::Error::new(io::ErrorKind::AlreadyExists, what)
             })?;
-            let kept = earlier(directory, there.number);
-            fs::create_dir_all(&kept)?;
-            // The report itself last: as long as it is in its old place, this is begun anew.
-            for name in [PAGE, SIGNATURE, REPORT] {
-                match fs::rename(directory.join(name), kept.join(name)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
+            keep_earlier(directory, there.number, &bytes)?;
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     for (name, content) in [(PAGE, &signed.page), (SIGNATURE, &signed.signature), (REPORT, &signed.report)] {
-        let temporary = directory.join(format!(".{name}.new"));
-        let mut file = fs::File::create(&temporary)?;
-        io::Write::write_all(&mut file, content.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, directory.join(name))?;
+        put(directory, name, content.as_bytes())?;
     }
-    Ok(())
+    sync(directory)
+}
+
+/// Copies the report that is there to its number below `earlier/`. The report itself comes last: once it is there, its
+/// page and its signature are, and those beside the old one may be those of a write that was cut short.
+fn keep_earlier(directory: &Path, number: u64, report: &[u8]) -> io::Result<()> {
+    let kept = earlier(directory, number);
+    if fs::read(kept.join(REPORT)).is_ok_and(|there| there == report) {
+        return Ok(());
+    }
+    fs::create_dir_all(&kept)?;
+    for name in [PAGE, SIGNATURE] {
+        match fs::read(directory.join(name)) {
+            Ok(content) => put(&kept, name, &content)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    put(&kept, REPORT, report)?;
+    sync(&kept)?;
+    sync(&directory.join(EARLIER))?;
+    sync(directory)
+}
+
+/// Puts a whole file in its place.
+fn put(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let temporary = directory.join(format!(".{name}.new"));
+    let mut file = fs::File::create(&temporary)?;
+    io::Write::write_all(&mut file, content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, directory.join(name))
+}
+
+/// What was renamed in a directory outlives a crash once the directory is synced.
+fn sync(directory: &Path) -> io::Result<()> {
+    fs::File::open(directory)?.sync_all()
+}
+
+/// The `report.json` with the highest number that a directory holds; `None` when there is none.
+pub fn newest(directory: &Path) -> io::Result<Option<PathBuf>> {
+    let here = directory.join(REPORT);
+    if here.try_exists()? {
+        return Ok(Some(here));
+    }
+    let entries = match fs::read_dir(directory.join(EARLIER)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut highest: Option<(u64, PathBuf)> = None;
+    for entry in entries {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let report = entry.path().join(REPORT);
+        if highest.as_ref().is_none_or(|(found, _)| *found < number) && report.try_exists()? {
+            highest = Some((number, report));
+        }
+    }
+    Ok(highest.map(|(_, path)| path))
 }
 
 /// A report that was found genuine.

@@ -33,8 +33,6 @@ pub const UNLISTED: &str = "unlisted.warren-audit.example";
 const METADATA: [&str; 2] = ["169.254.169.254", "fd00:ec2::254"];
 const METADATA_PORT: u16 = 80;
 const DNS: u16 = 53;
-/// What a rule to a name without ports is looked up for.
-const HTTPS: u16 = 443;
 
 /// A machine of the account, as a sender and as a target.
 #[derive(Debug, Clone)]
@@ -481,8 +479,8 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
         let open = gated.is_some_and(|network| network.egress == Egress::Open);
         for outside in self.setting.outside.iter().take(MOST_OUTSIDE) {
             let expected = self.judge(Destination::Address(outside.at.ip()), Protocol::Tcp, Some(outside.at.port()));
-            // DNS to others never leaves, whatever is open; the resolver of the network is the way.
-            if outside.at.port() == DNS && expected.allowed {
+            // Of a resolver that answers only over UDP nothing can be told.
+            if outside.at.port() == DNS && expected.allowed && !outside.reached {
                 continue;
             }
             // A sealed network is shown to be sealed by the host's own canaries, too.
@@ -503,21 +501,25 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
         let server = SocketAddr::from((network.cidr.gateway(), DNS));
         let listed = self.setting.policy.allow.iter().filter(|rule| self.host.member.is_meant_by(&rule.from));
         let listed = listed.filter_map(|rule| match &rule.to {
-            Target::Outside(HostPattern::Exact(name)) => {
-                Some((name.clone(), rule.ports.first().map_or(HTTPS, |ports| ports.range.first.max(1))))
-            }
+            Target::Outside(HostPattern::Exact(name)) => Some(name.clone()),
             _ => None,
         });
-        let mut names: Vec<(HostName, u16)> = listed.take(MOST_NAMES).collect();
-        names.extend(UNLISTED.parse().map(|name| (name, HTTPS)));
-        for (name, port) in names {
-            let expected = self.judge(Destination::Name(&name), Protocol::Tcp, Some(port));
+        let mut names: Vec<HostName> = Vec::new();
+        for name in listed {
+            if names.len() < MOST_NAMES && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.extend(UNLISTED.parse::<HostName>());
+        for name in names {
+            // The resolver answers where any port is allowed: a question for addresses names none.
+            let expected = self.judge(Destination::Name(&name), Protocol::Tcp, None);
             self.checks.push(Check {
                 sender: self.host.member.machine,
                 from: party(&self.host.member, server.ip()),
                 to: Party::Name { name: name.to_string() },
                 protocol: Protocol::Tcp,
-                port: Some(port),
+                port: None,
                 free_port: false,
                 expected,
                 canary: Canary::Resolver,

@@ -430,7 +430,7 @@ pub fn result(
             .push(format!("the live rules of network {} differ from the policy: {}", rules.network.name, rules.detail));
     }
     if log.is_some_and(|log| !log.intact) {
-        failed.push("the chain of the log of mutations is broken".to_owned());
+        failed.push("the chain of the log of mutations is broken, or lines are missing from it".to_owned());
     }
     match count(Verdict::Inconclusive) {
         0 => {}

@@ -135,6 +135,36 @@ fn a_report_as_it_was_written_is_genuine_and_its_chain_is_followed() {
 }
 
 #[test]
+fn a_write_that_is_cut_short_anywhere_leaves_the_chain_and_is_begun_anew() {
+    let key = SigningKey::generate().unwrap().0;
+    // What cannot be put in its place: first what is kept of the old report, then the new one.
+    for blocked in ["earlier/00000002/.report.json.new", ".report.html.new", ".report.sig.new", ".report.json.new"] {
+        let directory = tempfile::tempdir().unwrap();
+        let all = written(directory.path(), &key, 2);
+        let obstacle = directory.path().join(blocked);
+        fs::create_dir_all(&obstacle).unwrap();
+        let third = seal(report(3, link(&all[1]), vec![cell(Verdict::Pass)]), &key).unwrap();
+        bundle::write(directory.path(), &third).unwrap_err();
+        let newest = bundle::newest(directory.path()).unwrap().unwrap();
+        assert_eq!(fs::read_to_string(newest).unwrap(), all[1].report, "{blocked}");
+        fs::remove_dir(&obstacle).unwrap();
+        bundle::write(directory.path(), &third).unwrap();
+        assert_eq!(verify(directory.path(), &key.public()).unwrap().chain, Chain::Whole { reports: 3 }, "{blocked}");
+    }
+}
+
+#[test]
+fn without_a_report_in_its_place_the_newest_is_the_highest_earlier_one() {
+    let (key, directory) = (SigningKey::generate().unwrap().0, tempfile::tempdir().unwrap());
+    assert_eq!(bundle::newest(directory.path()).unwrap(), None);
+    let all = written(directory.path(), &key, 3);
+    fs::remove_file(directory.path().join(REPORT)).unwrap();
+    fs::create_dir(directory.path().join("earlier/00000009")).unwrap();
+    let newest = bundle::newest(directory.path()).unwrap().unwrap();
+    assert_eq!(fs::read_to_string(newest).unwrap(), all[1].report);
+}
+
+#[test]
 fn whatever_is_changed_is_found() {
     let key = SigningKey::generate().unwrap().0;
     for file in [REPORT, SIGNATURE, PAGE, "earlier/00000001/report.json", "earlier/00000001/report.html"] {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use ulid::Ulid;
 use warren_model::denial::{Denial, Layer};
 use warren_model::policy::{Protocol, RuleId};
@@ -28,6 +28,9 @@ const RECORDS: usize = 8192;
 const MACHINE_RECORDS: usize = 512;
 /// The most records in one answer to the daemon.
 const BATCH: usize = 1024;
+/// The longest name in a record, and the longest reason, which may quote names, in bytes.
+const NAME: usize = 255;
+const REASON: usize = 1024;
 
 /// A refusal as the part that refused knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -50,10 +53,17 @@ pub struct TakenDenials {
     pub last: u64,
     /// More is waiting.
     pub more: bool,
-    /// Records in the order in which they last changed. One with an id that was seen before takes its place.
+    /// Records in the order in which they last changed. One with an id that was seen before takes its place. One that
+    /// cannot be read, as an edge of another version may write it, is left out.
+    #[serde(deserialize_with = "readable")]
     pub denials: Vec<Denial>,
     /// Refusals since the edge started.
     pub totals: Vec<DenialTotal>,
+}
+
+fn readable<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Denial>, D::Error> {
+    let values = Vec::<serde_json::Value>::deserialize(d)?;
+    Ok(values.into_iter().filter_map(|value| serde_json::from_value(value).ok()).collect())
 }
 
 /// How often one machine was refused by one layer since the edge started.
@@ -163,7 +173,10 @@ impl Denials {
         }
     }
 
-    fn refuse(&self, outside: &Outside, refusal: Refusal, now: Instant) -> Denial {
+    fn refuse(&self, outside: &Outside, mut refusal: Refusal, now: Instant) -> Denial {
+        // Machines choose what is in them.
+        refusal.name = refusal.name.map(|name| printable(name, NAME));
+        refusal.reason = printable(refusal.reason, REASON);
         let mut book = self.book();
         let member = outside.member(refusal.source);
         let owner = (outside.number, member.map(|member| member.machine));
@@ -281,6 +294,31 @@ impl Book {
         };
         self.totals.iter().map(total).collect()
     }
+}
+
+/// The text with what cannot be seen escaped, and cut to so many bytes; no name of a host can come of that.
+fn printable(text: String, most: usize) -> String {
+    if text.len() <= most && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+        return text;
+    }
+    const CUT: char = '\u{2026}';
+    let mut shown = String::new();
+    for character in text.chars() {
+        let before = shown.len();
+        match character {
+            '\'' | '"' | '\\' => shown.push(character),
+            other => shown.extend(other.escape_debug()),
+        }
+        if shown.len() > most {
+            shown.truncate(before);
+            while shown.len() + CUT.len_utf8() > most {
+                shown.pop();
+            }
+            shown.push(CUT);
+            break;
+        }
+    }
+    shown
 }
 
 fn new_id() -> DenialId {

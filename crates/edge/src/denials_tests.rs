@@ -133,3 +133,27 @@ fn totals_of_machines_that_are_gone_are_kept_under_nobody() {
     let by_machine: Vec<_> = totals.iter().map(|total| (total.machine, total.count)).collect();
     assert_eq!(by_machine, [(None, 2), (Some(stays), 1)]);
 }
+
+#[test]
+fn a_record_that_cannot_be_read_costs_only_itself() {
+    let text = r#"{"last": 7, "more": false, "denials": [{"id": "dny_?"}], "totals": []}"#;
+    let taken: TakenDenials = serde_json::from_str(text).unwrap();
+    assert_eq!((taken.last, taken.denials.len()), (7, 0));
+}
+
+#[test]
+fn what_a_machine_says_is_recorded_printable_and_bounded() {
+    let (denials, outside, now) = (Denials::new(), outside(), Instant::now());
+    let name = "a\x1b[2J\n\u{202e}\u{7f}\"\\\u{e9}";
+    let denial = denials.refuse(&outside, refusal(2, name), now);
+    assert_eq!(denial.name.as_deref(), Some("a\\u{1b}[2J\\n\\u{202e}\\u{7f}\"\\\u{e9}"));
+    for long in ["a".repeat(256), "\0".repeat(60_000), "\u{e9}".repeat(128), "\u{1f980}".repeat(64)] {
+        let denial = denials.refuse(&outside, Refusal { reason: long.repeat(4), ..refusal(3, &long) }, now);
+        let name = denial.name.unwrap();
+        assert!((NAME - 12..=NAME).contains(&name.len()) && name.ends_with('\u{2026}'), "{name}");
+        assert!(denial.reason.len() <= REASON && !denial.reason.contains(char::is_control));
+        assert_eq!(denial.suggested_rule, None);
+    }
+    let whole = "a".repeat(NAME);
+    assert_eq!(denials.refuse(&outside, refusal(2, &whole), now).name, Some(whole));
+}

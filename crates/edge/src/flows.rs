@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use warren_model::policy::{HostName, RuleId};
+use warren_model::policy::{Application, HostName, RuleId};
 use warren_model::{MachineId, NetworkNumber};
 
 use crate::outside::Outside;
@@ -23,6 +23,8 @@ pub(crate) struct FlowKey {
     pub port: u16,
     /// The rule that allowed it: bytes are counted under it.
     pub rule: RuleId,
+    /// What it was checked for when it began.
+    pub application: Application,
 }
 
 /// Bytes of one machine under one rule since the edge started.
@@ -161,10 +163,12 @@ impl Flows {
     }
 }
 
-/// The address may be another machine's by now.
+/// The address may be another machine's by now, and what may be spoken may have become less.
 fn still_allowed(key: &FlowKey, outside: &Outside) -> bool {
-    outside.member(key.source).is_some_and(|member| member.machine == key.machine)
-        && outside.decide(key.source, &key.host, Some(key.port)).allowed
+    let decision = outside.decide(key.source, &key.host, Some(key.port));
+    // Where anything may be spoken, what was held to TLS or HTTP goes on.
+    let as_it_was = [key.application, Application::Tcp].contains(&decision.application);
+    outside.member(key.source).is_some_and(|member| member.machine == key.machine) && decision.allowed && as_it_was
 }
 
 impl Drop for Flow {
@@ -199,7 +203,8 @@ mod tests {
     fn key(host: &str, port: u16) -> FlowKey {
         let member = member(2, "web");
         let (host, rule) = (host.parse().unwrap(), "all".parse().unwrap());
-        FlowKey { machine: member.machine, source: member.ipv4.into(), host, port, rule }
+        let application = Application::by_port(port);
+        FlowKey { machine: member.machine, source: member.ipv4.into(), host, port, rule, application }
     }
 
     #[test]
@@ -225,6 +230,23 @@ mod tests {
         later.members[0].machine = member(9, "web").machine;
         flows.recheck(&Outside::build(&later));
         assert!(flow.revoked.is_cancelled());
+    }
+
+    #[test]
+    fn a_connection_ends_when_less_may_be_spoken_on_it_and_goes_on_when_more_may() {
+        let speaking = |application| {
+            let mut view = view(&["a.example.com"]);
+            view.rules.values_mut().flatten().for_each(|rule| rule.application = Some(application));
+            Outside::build(&view)
+        };
+        use Application::{Http, Tcp, Tls};
+        for (before, after, ends) in [(Tcp, Tls, 1), (Tcp, Http, 1), (Tls, Http, 1), (Tls, Tls, 0), (Tls, Tcp, 0)] {
+            let outside = ArcSwap::from_pointee(speaking(before));
+            let flows = Arc::new(Flows::default());
+            let flow = flows.open(FlowKey { application: before, ..key("a.example.com", 443) }, &outside);
+            assert_eq!(flows.recheck(&speaking(after)), ends, "{before:?} became {after:?}");
+            assert_eq!(flow.revoked.is_cancelled(), ends == 1);
+        }
     }
 
     #[test]

@@ -134,6 +134,25 @@ async fn it_outlives_the_process_that_started_it() {
 }
 
 #[tokio::test]
+async fn a_view_that_cannot_be_taken_is_no_broken_connection() {
+    let (edge, client) = Edge::start().await;
+    let (sockets, at) = loopback();
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    let mut long = view(1, 2, &[(NAME, 10)]);
+    long.policy = "x".repeat(65 << 20);
+    let invalid = view(1, 2, &[("example.com", 10)]);
+    for (bad, what) in [(long, "too long"), (invalid, "no name of the network"), (view(2, 1, &[]), "no sockets")] {
+        let error = client.put_network(&bad, None).await.unwrap_err();
+        assert!(!error.is_broken(), "{what}: {error:?}");
+    }
+    assert_eq!(client.status().await.unwrap().networks.into_values().collect::<Vec<_>>(), [1]);
+    assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
+    edge.kill();
+    client.closed().await;
+    assert!(client.put_network(&view(1, 3, &[]), None).await.unwrap_err().is_broken());
+}
+
+#[tokio::test]
 async fn an_edge_that_hangs_up_before_it_answers_is_none() {
     let directory = tempfile::tempdir().unwrap();
     let control = directory.path().join("edge.sock");
@@ -163,7 +182,7 @@ async fn an_edge_of_another_version_is_asked_to_end_and_is_none() {
         asked
     });
     assert!(client.unwrap().is_none());
-    assert_eq!(asked, [r#"{"hello":{"protocol":2}}"#, r#""shutdown""#]);
+    assert_eq!(asked, [r#"{"hello":{"protocol":3}}"#, r#""shutdown""#]);
 }
 
 #[tokio::test]
@@ -324,7 +343,7 @@ async fn ten_thousand_names_and_three_hundred_networks_fit() {
         .map(|n| {
             let mut name = record(&format!("m{n}.vm.internal"), 0);
             let [high, low] = n.to_be_bytes();
-            name.ipv4 = std::net::Ipv4Addr::new(10, 0, 16 + high, low);
+            name.ipv4 = Some(std::net::Ipv4Addr::new(10, 0, 16 + high, low));
             name
         })
         .collect();

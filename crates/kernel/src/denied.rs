@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use warren_model::NetworkNumber;
 
 pub use headers::{Headers, parse};
+pub(crate) use reader::headers_in_report;
 
 use crate::network::Network;
 use reader::Reader;

@@ -28,6 +28,8 @@
 pub mod denied;
 mod error;
 mod firewall;
+#[doc(hidden)]
+pub mod fuzz;
 mod gateway;
 mod host;
 mod member;

@@ -3,12 +3,16 @@
 mod common;
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::Fixture;
 use common::trio::{Connection, DATABASES, OTHERS, Trio, WORKERS, any, bound, raw};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto, socket,
+};
 use warren_kernel::RulesState;
 use warren_lab::{Internet, Lab, PUBLIC_V4, PUBLIC_V6, fetch};
 use warren_model::policy::compile::{Carrier, Default, Exception, OUTSIDE};
@@ -401,4 +405,59 @@ fn one_rule_of_ten_thousand_changes_in_milliseconds() {
     timed("expel", &mut || fixture.kernel.expel(spec.number, &members[5..6]).unwrap());
     timed("admit", &mut || fixture.kernel.admit(&spec, &members[5..6]).unwrap());
     assert!(fixture.kernel.observe(&spec).unwrap().unwrap().policy);
+}
+
+#[test]
+fn an_icmp_error_passes_only_between_those_whose_flow_it_may_be_about() {
+    for (default, exceptions) in [
+        (Default::Refuse, vec![port(WORKERS, DATABASES, Carrier::Udp, 5000)]),
+        (Default::Accept, vec![all(OTHERS, WORKERS, Carrier::Udp), all(OTHERS, WORKERS, Carrier::Icmp)]),
+    ] {
+        let trio = Trio::new(default, &exceptions);
+        let (worker, database) = (trio.members[0].ipv4, trio.members[1].ipv4);
+        // A flow that is allowed, and that everybody may say something about.
+        let flow = bound(&trio.machines[0], SocketAddr::new(worker.into(), 44_446));
+        let _server = bound(&trio.machines[1], SocketAddr::new(database.into(), 5000));
+        flow.send_to(b"x", (database, 5000)).unwrap();
+        let error = port_unreachable((worker, 44_446), (database, 5000));
+        let heard_from = |index: usize| {
+            let listener = trio.machines[0].enter(icmp_socket);
+            trio.machines[index].enter(|| {
+                let to = SockaddrStorage::from(SocketAddr::new(worker.into(), 0));
+                sendto(icmp_socket().as_raw_fd(), &error, &to, MsgFlags::empty()).unwrap();
+            });
+            let mut buffer = [0; 256];
+            let deadline = Instant::now() + Duration::from_millis(300);
+            while Instant::now() < deadline {
+                let length = recv(listener.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).unwrap_or(0);
+                if buffer[..length].ends_with(b"secret") {
+                    return true;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            false
+        };
+        assert!(heard_from(1), "{default:?}: the other end of the flow is heard");
+        assert!(!heard_from(2), "{default:?}: a third party sent something in an error about a flow of others");
+    }
+}
+
+fn icmp_socket() -> OwnedFd {
+    socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp).unwrap()
+}
+
+/// An ICMP error (RFC 792) about a datagram from the one to the other, with more in it than an error needs.
+fn port_unreachable(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Vec<u8> {
+    let mut packet = vec![3, 3, 0, 0, 0, 0, 0, 0];
+    packet.extend([0x45, 0, 0, 34, 0, 1, 0x40, 0, 64, 17, 0, 0]);
+    packet.extend(from.0.octets());
+    packet.extend(to.0.octets());
+    for field in [from.1, to.1, 14, 0] {
+        packet.extend(field.to_be_bytes());
+    }
+    packet.extend(b"secret");
+    let sum = packet.chunks(2).fold(0u32, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let folded = (sum & 0xffff) + (sum >> 16);
+    packet[2..4].copy_from_slice(&(!(folded as u16 + (folded >> 16) as u16)).to_be_bytes());
+    packet
 }

@@ -279,3 +279,11 @@ pub struct HostCapacity {
 
 /// How long a command may run at most.
 pub const LONGEST_EXEC: Duration = Duration::from_secs(24 * 3600);
+
+/// Whether a text can be the name of an environment variable: `[A-Za-z_][A-Za-z0-9_]*`, which every shell can name
+/// (POSIX.1-2017, XBD 3.235).
+pub fn is_variable_name(text: &str) -> bool {
+    !text.starts_with(|c: char| c.is_ascii_digit())
+        && !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}

@@ -196,11 +196,25 @@ impl AuditSchedule {
     }
 }
 
+/// A place among the audits that run and wait, until it is dropped.
+pub type AuditPlace = Box<dyn std::any::Any + Send>;
+
 /// The audit, as the API sees it; the wiring implements it.
 #[async_trait]
 pub trait Audits: Send + Sync + 'static {
-    /// Examines, signs and keeps the report. One runs at a time; another waits.
-    async fn run(&self, scope: AuditScope, progress: mpsc::Sender<AuditProgress>) -> Result<SignedReport, AccessError>;
+    /// Takes a place for an audit of this account.
+    ///
+    /// # Errors
+    /// [`Code::AuditRunning`](crate::Code::AuditRunning) while one of the account runs or waits, and
+    /// [`Code::ServerBusy`](crate::Code::ServerBusy) when too many wait.
+    fn place(&self, account: AccountId) -> Result<AuditPlace, AccessError>;
+    /// Examines, signs and keeps the report. One runs at a time; others wait in the order of their places.
+    async fn run(
+        &self,
+        place: AuditPlace,
+        scope: AuditScope,
+        progress: mpsc::Sender<AuditProgress>,
+    ) -> Result<SignedReport, AccessError>;
     /// Makes the key if there is none yet.
     async fn public_key(&self) -> Result<AuditKey, AccessError>;
     /// The lines of the log of mutations after this number, as they are in the file.

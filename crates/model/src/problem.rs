@@ -99,6 +99,8 @@ codes! {
     PolicyConflict = "policy_conflict", 409, "Another policy was applied in between";
     PolicyVersionNotFound = "policy_version_not_found", 404, "There is no such version of the policy";
     NetworkInPolicy = "network_in_policy", 409, "The policy names the network";
+    AuditRunning = "audit_running", 409, "An audit of the account is under way";
+    RangeNotPermitted = "range_not_permitted", 403, "The host's operator does not permit the range";
     TagNotOwned = "tag_not_owned", 403, "This key may not give that tag";
     PolicyDenied = "denied_by_policy", 403, "Policy does not allow it";
     ProxyRequestInvalid = "proxy_request_invalid", 400, "The proxy does not take this request";

@@ -69,7 +69,7 @@ pub enum NetworkStep {
     RepairGateway,
     /// Replaces all rules and elements in one transaction.
     LoadRules,
-    /// Makes the rules say what the policy says now.
+    /// Makes the rules, and the way out, what the policy says now.
     ApplyPolicy,
     Admit(BTreeSet<Member>),
     Expel(BTreeSet<Member>),
@@ -125,10 +125,7 @@ impl NetworkStep {
 
     /// Whether the step mends what somebody else changed, in the life of a network that was whole before.
     pub fn repairs(&self) -> bool {
-        matches!(
-            self,
-            Self::Create | Self::RepairGateway | Self::LoadRules | Self::Expel(_) | Self::DetachStray(_)
-        )
+        matches!(self, Self::Create | Self::RepairGateway | Self::LoadRules | Self::Expel(_) | Self::DetachStray(_))
     }
 }
 
@@ -172,25 +169,30 @@ fn plan_deleting(desired: &DesiredNetwork, observed: &ObservedNetwork) -> Vec<Ne
 fn plan_kept(desired: &DesiredNetwork, observed: &ObservedNetwork) -> Vec<NetworkStep> {
     let mut steps = Vec::new();
     match &observed.router {
-        None => steps.push(NetworkStep::Create),
-        Some(router) => plan_router(desired, router, &mut steps),
-    }
-    // A namespace that was made anew has no socket at the edge yet.
-    if !observed.published || observed.router.is_none() {
-        steps.push(NetworkStep::Publish);
+        // A namespace that was made anew has no socket at the edge yet.
+        None => steps.extend([NetworkStep::Create, NetworkStep::Publish]),
+        Some(router) => {
+            // First, so that whatever the kernel refuses keeps no name open that policy has closed.
+            if !observed.published {
+                steps.push(NetworkStep::Publish);
+            }
+            plan_router(desired, router, &mut steps);
+        }
     }
     // Last, since it waits for the other network.
-    let linked = |peer: &&NetworkNumber| {
-        observed.router.as_ref().is_some_and(|router| router.peers.get(peer) == Some(&true))
-    };
+    let linked =
+        |peer: &&NetworkNumber| observed.router.as_ref().is_some_and(|router| router.peers.get(peer) == Some(&true));
     steps.extend(desired.peers.iter().filter(|peer| !linked(peer)).map(|peer| NetworkStep::Link(*peer)));
     steps
 }
 
 fn plan_router(desired: &DesiredNetwork, router: &ObservedRouter, steps: &mut Vec<NetworkStep>) {
-    steps.extend(router.peers.keys().filter(|peer| !desired.peers.contains(peer)).map(|peer| NetworkStep::Unlink(*peer)));
+    steps.extend(
+        router.peers.keys().filter(|peer| !desired.peers.contains(peer)).map(|peer| NetworkStep::Unlink(*peer)),
+    );
     if router.uplink != desired.exits {
-        steps.push(NetworkStep::Create);
+        // Where the policy has changed, nobody has meddled.
+        steps.push(if router.policy { NetworkStep::Create } else { NetworkStep::ApplyPolicy });
         return;
     }
     if !router.gateway {

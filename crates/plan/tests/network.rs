@@ -21,7 +21,13 @@ fn members(numbers: &[u32]) -> BTreeSet<Member> {
 }
 
 fn desired(numbers: &[u32]) -> DesiredNetwork {
-    DesiredNetwork { deleting: false, members: members(numbers), leaving: BTreeSet::new(), exits: false, peers: BTreeSet::new() }
+    DesiredNetwork {
+        deleting: false,
+        members: members(numbers),
+        leaving: BTreeSet::new(),
+        exits: false,
+        peers: BTreeSet::new(),
+    }
 }
 
 fn observed(numbers: &[u32]) -> ObservedNetwork {
@@ -56,7 +62,8 @@ fn plans_are_as_written_down() {
     let two = desired(&[2, 3]);
     let none = ObservedNetwork { router: None, published: false, at_edge: false };
     let number = |n| NetworkNumber::new(n).unwrap();
-    let linked = |peers: &[u16]| DesiredNetwork { peers: peers.iter().map(|n| number(*n)).collect(), ..desired(&[2, 3]) };
+    let linked =
+        |peers: &[u16]| DesiredNetwork { peers: peers.iter().map(|n| number(*n)).collect(), ..desired(&[2, 3]) };
     let deleting = |numbers: &[u32]| DesiredNetwork { deleting: true, ..desired(numbers) };
     let text = [
         scenario("a new network", &two, &none),
@@ -85,12 +92,13 @@ fn plans_are_as_written_down() {
             &ObservedNetwork { published: false, at_edge: false, ..observed(&[2, 3]) },
         ),
         scenario("egress is to be open", &DesiredNetwork { exits: true, ..two.clone() }, &observed(&[2, 3])),
-        scenario("the policy changed", &two, &router(|r| r.policy = false)),
         scenario(
-            "a member joined and the policy changed",
-            &desired(&[2, 3, 4]),
-            &router(|r| r.policy = false),
+            "the policy lets something out",
+            &DesiredNetwork { exits: true, ..two.clone() },
+            &ObservedNetwork { published: false, ..router(|r| r.policy = false) },
         ),
+        scenario("the policy changed", &two, &router(|r| r.policy = false)),
+        scenario("a member joined and the policy changed", &desired(&[2, 3, 4]), &router(|r| r.policy = false)),
         scenario("the policy links it to another network", &linked(&[5]), &observed(&[2, 3])),
         scenario("a link is broken", &linked(&[5]), &router(|r| r.peers = [(number(5), false)].into())),
         scenario(

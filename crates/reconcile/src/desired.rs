@@ -174,9 +174,10 @@ async fn policies(store: &dyn Store) -> Result<Vec<(AccountId, PolicyVersion)>, 
     let mut policies = Vec::new();
     for now in current {
         let Some(account) = schema::account_of(&now.key) else { continue };
-        if let Some(policy) = store.read(&schema::policy(account, now.record)).await? {
-            policies.push((account, policy.record));
-        }
+        // Without it the account would be as if it had no policy, which allows more.
+        let key = schema::policy(account, now.record);
+        let policy = store.read(&key).await?.ok_or_else(|| StoreError::Missing { key: key.as_str().to_owned() })?;
+        policies.push((account, policy.record));
     }
     Ok(policies)
 }

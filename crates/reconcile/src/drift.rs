@@ -63,7 +63,7 @@ pub(crate) async fn timer(world: Arc<World>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => look(&world).await,
-            due = world.facts_due() => due.into_iter().for_each(|network| world.enqueue_members(network)),
+            due = world.facts_due() => due.into_iter().for_each(|network| world.tell_members(network)),
         }
     }
 }

@@ -48,7 +48,11 @@ impl EdgeLink {
             proxy6: sockets.proxy6,
         });
         client.put_network(view, sockets).await?;
-        lock(&self.generations).insert(view.number, view.generation);
+        // By now another edge may have taken this one's place, which knows nothing of it.
+        let current = self.client.lock().await;
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &client)) {
+            lock(&self.generations).insert(view.number, view.generation);
+        }
         Ok(())
     }
 
@@ -63,9 +67,9 @@ impl EdgeLink {
         Ok(self.client().await?.take_denials(after).await?)
     }
 
-    /// The proxied connections that are open.
-    pub async fn open_flows(&self) -> Result<Vec<OpenFlow>, ReconcileError> {
-        Ok(self.client().await?.open_flows().await?)
+    /// The proxied connections of a network that are open.
+    pub async fn open_flows(&self, network: NetworkNumber) -> Result<Vec<OpenFlow>, ReconcileError> {
+        Ok(self.client().await?.open_flows(network).await?)
     }
 
     /// How the edge is doing.

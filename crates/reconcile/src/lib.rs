@@ -13,7 +13,8 @@
 //! | `desired` | the store's records in memory, kept by one watch |
 //! | `queue` | which networks and machines are to be looked at; one worker at a time for each |
 //! | `machine`, `network` | observe, plan and execute for one of them |
-//! | `names` | the files and DNS views that follow from the records; pure |
+//! | `sight` | who is there for whom; pure |
+//! | `names`, `facts` | the files and DNS views that follow from the records; pure |
 //! | `policy` | policies, compiled for their networks; what of them is enforced |
 //! | `denials` | what kernel and edge refused, as records |
 //! | `edge` | the connection to the edge process; starts it anew when it ends |
@@ -31,6 +32,7 @@ mod desired;
 mod drift;
 mod edge;
 mod error;
+mod facts;
 mod housekeeping;
 mod leftovers;
 mod machine;
@@ -40,6 +42,7 @@ mod network;
 mod policy;
 mod proof;
 mod queue;
+mod sight;
 mod status;
 mod world;
 

@@ -131,7 +131,7 @@ async fn observe(world: &World, machine: &Machine, network: &Network) -> Result<
         admitted,
         agent_open: known.agent_open,
         agent_connected: world.agents.is_connected(machine.id),
-        configured: known.configured == Some(fingerprint(&config(world, machine, network))),
+        configured: is_told(world, machine, network),
         published: network::is_published(world, network),
     })
 }
@@ -363,9 +363,13 @@ async fn report_repairs(
     status::repaired(world, machine.network, Some(machine.id), format!("{}: {what}", machine.name)).await
 }
 
+/// Whether the machine's agent was given its present names and facts.
+pub(crate) fn is_told(world: &World, machine: &Machine, network: &Network) -> bool {
+    world.known_machine(machine.id).configured == Some(fingerprint(&config(world, machine, network)))
+}
+
 fn config(world: &World, machine: &Machine, network: &Network) -> GuestConfig {
-    let derived = world.derived(network);
-    names::guest_config(machine, network, world.installation.ula, &derived.facts)
+    names::guest_config(machine, network, world.installation.ula, &world.facts(machine, network))
 }
 
 fn fingerprint(config: &GuestConfig) -> u64 {

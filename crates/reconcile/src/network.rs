@@ -63,6 +63,9 @@ pub(crate) async fn reconcile_locked(
     }
     known.settled = !network.deleting;
     world.policies.is_enforced(network.id, version);
+    if !network.deleting {
+        world.has_published(network.id, world.derived(network).view.generation);
+    }
     wake_machines_without_link(world, network, known);
     Ok(())
 }
@@ -73,7 +76,7 @@ pub(crate) async fn reconcile_locked(
 pub(crate) async fn publish(world: &World, network: &Network) -> Result<(), ReconcileError> {
     for _ in 1..PUBLISH_ATTEMPTS {
         match publish_once(world, network).await {
-            Err(ReconcileError::Edge(error)) => {
+            Err(ReconcileError::Edge(error)) if error.is_broken() => {
                 tracing::warn!(network = %network.name, %error, "the edge is asked again");
                 world.edge.disconnect().await;
                 tokio::time::sleep(PUBLISH_PAUSE).await;
@@ -170,7 +173,15 @@ async fn execute(
         }
         NetworkStep::ApplyPolicy => {
             let members = member_specs(desired.members.union(&desired.leaving));
-            blocking(move || kernel.apply_policy(&spec, &members)).await
+            let way_out = known.router.as_ref().is_some_and(|router| router.uplink);
+            let changes_way_out = way_out != spec.rules.exits;
+            blocking(move || match changes_way_out {
+                true => kernel.create_network(&spec, &members),
+                false => kernel.apply_policy(&spec, &members),
+            })
+            .await?;
+            known.router = observe_router(world, network).await?;
+            Ok(())
         }
         NetworkStep::Link(peer) => {
             let Some(other) = world.desired.read().network_by_number(*peer) else { return Ok(()) };

@@ -6,15 +6,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 use warren_edge::OpenFlow;
 use warren_model::policy::compile::{Default as Treatment, compile};
-use warren_model::policy::{Directory, Member, NetworkEntry, NetworkRules, Policy};
-use warren_model::record::{Network, Power};
-use warren_model::{AccountId, MemberNumber, NetworkId, NetworkNumber, UlaPrefix, wire};
+use warren_model::policy::{Directory, Member, NetworkEntry, NetworkRules, Policy, PrivateRanges};
+use warren_model::record::Power;
+use warren_model::{AccountId, Label, MemberNumber, NetworkId, NetworkNumber, UlaPrefix, wire};
 
 use crate::desired::Desired;
 use crate::world::{World, blocking, lock};
@@ -31,24 +31,35 @@ pub(crate) struct AccountPolicy {
     pub hash: String,
     pub policy: Arc<Policy>,
     pub directory: Directory,
-    rules: HashMap<NetworkId, Arc<NetworkRules>>,
+    /// Compiled when first asked for, and so without holding up anybody who asks for something else.
+    rules: HashMap<NetworkId, (Label, OnceLock<Arc<NetworkRules>>)>,
+    /// What the rules may open besides the public internet.
+    private_ranges: PrivateRanges,
+    /// The instant for which the rules are compiled.
+    at: Timestamp,
     expires: Option<Timestamp>,
 }
 
 impl AccountPolicy {
-    fn build(desired: &Desired, ula: UlaPrefix, account: AccountId, compiled: u64, now: Timestamp) -> Self {
+    fn build(
+        desired: &Desired,
+        (ula, private_ranges): (UlaPrefix, &PrivateRanges),
+        account: AccountId,
+        compiled: u64,
+        now: Timestamp,
+    ) -> Self {
         let applied = desired.policy(account);
         let policy = applied.as_ref().map(|applied| Arc::new(applied.policy.clone())).unwrap_or_default();
         let directory = directory(desired, ula, account);
-        let rules = desired
-            .networks_of(account)
-            .map(|network| (network.id, Arc::new(rules_of(&policy, &directory, network, now))))
-            .collect();
+        let rules = desired.networks_of(account).map(|network| (network.id, (network.name.clone(), OnceLock::new())));
+        let rules = rules.collect();
         Self {
             seen: desired.account_version(account),
             compiled,
             version: applied.as_ref().map_or(0, |applied| applied.version),
             hash: policy.hash(),
+            private_ranges: private_ranges.clone(),
+            at: now,
             expires: policy.next_expiry(now),
             policy,
             directory,
@@ -67,7 +78,14 @@ impl AccountPolicy {
 
     /// The rules of one of the account's networks; closed for one that it has not.
     pub fn rules(&self, network: NetworkId) -> Arc<NetworkRules> {
-        self.rules.get(&network).cloned().unwrap_or_else(|| Arc::new(closed()))
+        let Some((name, rules)) = self.rules.get(&network) else { return Arc::new(closed()) };
+        let compiled = || {
+            let mut rules = rules_of(&self.policy, &self.directory, name, self.at);
+            // Also what was applied while more was permitted, or came to mean more since.
+            self.private_ranges.limit(&mut rules);
+            Arc::new(rules)
+        };
+        Arc::clone(rules.get_or_init(compiled))
     }
 }
 
@@ -102,7 +120,13 @@ impl World {
             return Arc::clone(known);
         }
         let compiled = self.policies.compiled.fetch_add(1, Ordering::Relaxed);
-        let built = Arc::new(AccountPolicy::build(&desired, self.installation.ula, account, compiled, now));
+        let built = Arc::new(AccountPolicy::build(
+            &desired,
+            (self.installation.ula, &self.private_ranges),
+            account,
+            compiled,
+            now,
+        ));
         accounts.insert(account, Arc::clone(&built));
         built
     }
@@ -118,9 +142,17 @@ impl World {
         }
     }
 
-    /// The connections to names outside that the account's machines have open; none when the edge does not answer.
+    /// The connections to names outside that the account's machines have open; those that the edge tells of.
     pub async fn open_flows(&self, account: AccountId) -> Vec<wire::LiveFlow> {
-        let open = self.edge.open_flows().await.unwrap_or_default();
+        let networks: Vec<_> = self.desired.read().networks_of(account).map(|network| network.number).collect();
+        let mut open = Vec::new();
+        for network in networks {
+            match self.edge.open_flows(network).await {
+                Ok(flows) => open.extend(flows),
+                // It is as gone for the other networks.
+                Err(_) => break,
+            }
+        }
         let desired = self.desired.read();
         let flow = |flow: OpenFlow| {
             let network = desired.network_by_number(flow.network).filter(|network| network.account == account)?;
@@ -202,16 +234,16 @@ fn directory(desired: &Desired, ula: UlaPrefix, account: AccountId) -> Directory
     directory
 }
 
-fn rules_of(policy: &Policy, directory: &Directory, network: &Network, now: Timestamp) -> NetworkRules {
-    let compiled = std::panic::catch_unwind(AssertUnwindSafe(|| compile(policy, directory, &network.name, now)));
+fn rules_of(policy: &Policy, directory: &Directory, network: &Label, now: Timestamp) -> NetworkRules {
+    let compiled = std::panic::catch_unwind(AssertUnwindSafe(|| compile(policy, directory, network, now)));
     match compiled {
         Ok(Ok(rules)) => rules,
         Ok(Err(error)) => {
-            tracing::error!(network = %network.name, id = %network.id, %error, "the network is closed: its policy cannot be compiled");
+            tracing::error!(%network, %error, "the network is closed: its policy cannot be compiled");
             closed()
         }
         Err(_) => {
-            tracing::error!(network = %network.name, id = %network.id, "the network is closed: compiling its policy panicked");
+            tracing::error!(%network, "the network is closed: compiling its policy panicked");
             closed()
         }
     }
@@ -232,12 +264,61 @@ fn closed() -> NetworkRules {
 }
 
 #[cfg(test)]
+use warren_model::record;
+
+#[cfg(test)]
 impl AccountPolicy {
-    /// Of an account without a policy, with one network.
-    pub fn of(network: &Network, members: &[warren_model::record::Machine], ula: UlaPrefix) -> Self {
+    /// Of the account of these networks and members, with this policy.
+    pub fn of(networks: &[&record::Network], members: &[record::Machine], policy: &str, ula: UlaPrefix) -> Self {
         let mut desired = Desired::default();
-        desired.insert_network(network.clone());
+        networks.iter().for_each(|network| desired.insert_network((*network).clone()));
         members.iter().for_each(|machine| desired.insert_machine(machine.clone()));
-        Self::build(&desired, ula, network.account, 0, Timestamp::UNIX_EPOCH)
+        let policy = match policy {
+            "" => Policy::default(),
+            text => warren_model::policy::read(text).unwrap().policy,
+        };
+        let (account, key) = (networks[0].account, warren_model::KeyId::from_ulid(ulid::Ulid::from_parts(1, 1)));
+        let version = record::PolicyVersion {
+            version: 1,
+            hash: policy.hash(),
+            text: String::new(),
+            policy,
+            applied_at: Timestamp::UNIX_EPOCH,
+            key,
+            rolled_back_from: None,
+        };
+        desired.insert_policy(account, version);
+        Self::build(&desired, (ula, &PrivateRanges::default()), account, 0, Timestamp::UNIX_EPOCH)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_model::record::{Egress, Network};
+
+    use super::*;
+
+    #[test]
+    fn what_the_operator_does_not_permit_stays_closed_whatever_was_applied() {
+        let id = |prefix: &str| format!("{prefix}_{:026}", 1);
+        let network = Network {
+            id: id("net").parse().unwrap(),
+            account: id("acc").parse().unwrap(),
+            name: "dev".parse().unwrap(),
+            number: NetworkNumber::new(1).unwrap(),
+            cidr: "10.0.0.0/16".parse().unwrap(),
+            egress: Egress::Deny,
+            created_at: Timestamp::UNIX_EPOCH,
+            deleting: false,
+        };
+        let policy = "allow: [{id: lan, from: net:dev, to: 192.168.0.0/16}]";
+        let ula = UlaPrefix::from_random([1, 2, 3, 4, 5]);
+        let mut known = AccountPolicy::of(&[&network], &[], policy, ula);
+        assert!(known.rules(network.id).private_exits.is_empty());
+        for rules in known.rules.values_mut() {
+            rules.1 = OnceLock::new();
+        }
+        known.private_ranges = ["192.168.7.0/24".parse().unwrap()].into_iter().collect();
+        assert_eq!(known.rules(network.id).private_exits, ["192.168.7.0/24".parse().unwrap()].into());
     }
 }

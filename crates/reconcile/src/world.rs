@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Mutex as AsyncMutex;
 use warren_edge::{NetworkView, SpawnConfig};
 use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
+use warren_model::policy::{Group, PrivateRanges};
 use warren_model::record::{Installation, Machine, MachineStatus, Network};
 use warren_model::{AccountId, MachineId, NetworkId};
 use warren_plan::machine::Container;
@@ -20,14 +21,16 @@ use warren_store::{Store, Typed, Watch, schema};
 
 use crate::ReconcileError;
 use crate::audit::AuditLog;
+use crate::denials::Denials;
 use crate::desired::{self, SharedDesired};
 use crate::edge::EdgeLink;
-use crate::denials::Denials;
+use crate::facts;
 use crate::machine;
 use crate::metrics::Metrics;
 use crate::names;
 use crate::policy::Policies;
 use crate::queue::{Item, Queue};
+use crate::sight::Sight;
 
 /// How long changes of a network's members are gathered before its machines are told.
 const FACTS_PAUSE: Duration = Duration::from_millis(500);
@@ -43,6 +46,8 @@ pub struct Parts {
     pub edge: SpawnConfig,
     /// The host's resolvers, for networks whose egress is open.
     pub resolvers: Vec<SocketAddr>,
+    /// What policies may open besides the public internet.
+    pub private_ranges: PrivateRanges,
     /// A directory that does not survive a reboot of the host.
     pub run_directory: PathBuf,
     pub audit_log: PathBuf,
@@ -63,6 +68,7 @@ pub struct World {
     pub(crate) desired: SharedDesired,
     pub(crate) edge: EdgeLink,
     pub(crate) resolvers: Vec<SocketAddr>,
+    pub(crate) private_ranges: PrivateRanges,
     pub(crate) audit_log: Arc<AuditLog>,
     /// Whoever moves entries to the log.
     pub(crate) audit_turn: AsyncMutex<()>,
@@ -74,6 +80,8 @@ pub struct World {
     networks: Mutex<HashMap<NetworkId, Arc<AsyncMutex<KnownNetwork>>>>,
     derived: Mutex<HashMap<NetworkId, Arc<Derived>>>,
     facts_due: Mutex<HashSet<NetworkId>>,
+    /// The generations of the views whose machines were woken.
+    told: Mutex<HashMap<NetworkId, u64>>,
 }
 
 /// What is known of a machine on this host.
@@ -103,7 +111,9 @@ pub(crate) struct Derived {
     /// Of the network and of its account.
     versions: (u64, u64),
     pub view: NetworkView,
-    pub facts: String,
+    sight: Sight,
+    /// By group, made when they are first asked for: there may be as many groups as members.
+    facts: Mutex<HashMap<Group, Arc<str>>>,
 }
 
 impl World {
@@ -132,6 +142,7 @@ impl World {
             metrics,
             edge: EdgeLink::new(parts.edge),
             resolvers: parts.resolvers,
+            private_ranges: parts.private_ranges,
             audit_log: Arc::new(AuditLog::new(parts.audit_log)),
             audit_turn: AsyncMutex::default(),
             policies: Policies::default(),
@@ -142,6 +153,7 @@ impl World {
             networks: Mutex::default(),
             derived: Mutex::default(),
             facts_due: Mutex::default(),
+            told: Mutex::default(),
         };
         Ok((world, changes))
     }
@@ -191,23 +203,37 @@ impl World {
         desired.machines().for_each(|machine| self.queue.push(Item::Machine(machine.id)));
     }
 
-    pub(crate) fn enqueue_members(&self, network: NetworkId) {
-        let desired = self.desired.read();
-        desired.members(network).for_each(|machine| self.queue.push(Item::Machine(machine.id)));
-    }
-
     pub(crate) fn enqueue_networks_of(&self, account: AccountId) {
         let desired = self.desired.read();
         desired.networks_of(account).for_each(|network| self.queue.push(Item::Network(network.id)));
+    }
+
+    /// Wakes the members of a network that were told something else than what is so now.
+    pub(crate) fn tell_members(&self, network: NetworkId) {
+        let desired = self.desired.read();
+        let Some(network) = desired.network(network) else { return };
+        let members: Vec<Arc<Machine>> = desired.members(network.id).map(Arc::clone).collect();
+        drop(desired);
+        let due = members.iter().filter(|machine| !machine::is_told(self, machine, &network));
+        due.for_each(|machine| self.queue.push(Item::Machine(machine.id)));
     }
 
     /// Who is in a network has changed, which networks that policy links to it know as well.
     pub(crate) fn linked_networks_changed(&self, network: NetworkId) {
         let network = self.desired.read().network(network);
         if let Some(network) = network
-            && self.policy(network.account).version > 0
+            && self.desired.read().policy(network.account).is_some()
         {
             self.enqueue_networks_of(network.account);
+            let desired = self.desired.read();
+            lock(&self.facts_due).extend(desired.networks_of(network.account).map(|network| network.id));
+        }
+    }
+
+    /// What this network's members can see is this now, whatever changed it: a member, the policy, or the time.
+    pub(crate) fn has_published(&self, network: NetworkId, generation: u64) {
+        if lock(&self.told).insert(network, generation) != Some(generation) {
+            lock(&self.facts_due).insert(network);
         }
     }
 
@@ -248,6 +274,7 @@ impl World {
     pub(crate) fn forget_network(&self, id: NetworkId) {
         lock(&self.networks).remove(&id);
         lock(&self.derived).remove(&id);
+        lock(&self.told).remove(&id);
         self.policies.forget(id);
     }
 
@@ -261,20 +288,31 @@ impl World {
 
     pub(crate) fn derived(&self, network: &Network) -> Arc<Derived> {
         let policy = self.policy(network.account);
+        // Compiled before the records are held: that may take its time.
+        let rules = policy.rules(network.id);
         let desired = self.desired.read();
         let versions = (desired.version(network.id), policy.compiled_at());
         if let Some(derived) = lock(&self.derived).get(&network.id).filter(|derived| derived.versions == versions) {
             return Arc::clone(derived);
         }
         let ula = self.installation.ula;
-        let members = || desired.members(network.id).map(Arc::as_ref);
-        let derived = Arc::new(Derived {
-            versions,
-            view: names::network_view(network, ula, members(), &policy, &self.resolvers),
-            facts: names::network_facts(network, ula, members()),
-        });
+        let sight =
+            Sight::of(network, ula, rules, &policy.directory, desired.members(network.id), |id| desired.machine(id));
+        let view = names::network_view(network, ula, &sight, &policy, &self.resolvers);
+        let derived = Arc::new(Derived { versions, view, sight, facts: Mutex::default() });
         lock(&self.derived).insert(network.id, Arc::clone(&derived));
         derived
+    }
+
+    /// The facts of one of the network's machines, but for what is about itself.
+    pub(crate) fn facts(&self, machine: &Machine, network: &Network) -> Arc<str> {
+        let derived = self.derived(network);
+        let group = derived.sight.group(machine.ipv4);
+        let mut known = lock(&derived.facts);
+        let made = known
+            .entry(group)
+            .or_insert_with(|| facts::of_group(network, self.installation.ula, &derived.sight, group).into());
+        Arc::clone(made)
     }
 
     /// Whether the edge does its work.

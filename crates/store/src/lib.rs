@@ -43,6 +43,8 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("record {key} is named by another one and is not there")]
+    Missing { key: String },
     #[error("the store has shut down")]
     Closed,
     #[error("the store failed while it tried to {action}")]

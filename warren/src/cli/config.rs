@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::client::target::DEFAULT_DATA_DIR;
@@ -29,6 +30,8 @@ pub struct UpArgs {
     pub runtime: String,
     /// Where names outside are resolved; those of the host's own when empty.
     pub resolvers: Vec<SocketAddr>,
+    /// Private ranges that policies may open.
+    pub private_ranges: Vec<IpNet>,
     /// End the machines when the server is told to end.
     pub stop_machines: bool,
     /// How many machines an account may have.
@@ -73,6 +76,10 @@ pub struct UpFlags {
     #[arg(long = "resolver", value_name = "IP[:PORT]", env = "WARREN_RESOLVERS", value_delimiter = ',',
           value_parser = super::values::resolver)]
     pub resolvers: Vec<SocketAddr>,
+    /// A private range that policies may let machines reach, again for more [default: none]
+    #[arg(long = "private-range", value_name = "CIDR", env = "WARREN_PRIVATE_RANGES", value_delimiter = ',',
+          value_parser = range)]
+    pub private_ranges: Vec<IpNet>,
     /// A file with settings; every setting is explained in docs/warren.toml
     #[arg(long, value_name = "FILE", env = "WARREN_CONFIG")]
     pub config: Option<PathBuf>,
@@ -104,6 +111,7 @@ struct File {
     forwarding: Option<bool>,
     runtime: Option<String>,
     resolvers: Option<Vec<String>>,
+    private_ranges: Option<Vec<String>>,
     stop_machines: Option<bool>,
     machines_per_account: Option<usize>,
     networks_per_account: Option<usize>,
@@ -128,6 +136,8 @@ pub enum ConfigError {
     },
     #[error("resolvers: {0}")]
     Resolver(String),
+    #[error("private_ranges: {0}")]
+    PrivateRange(String),
     #[error("{setting} must not be empty; leave it out for {default}")]
     Empty { setting: &'static str, default: &'static str },
     #[error("there is no current directory to start {path} from: {source}")]
@@ -174,6 +184,13 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
                 .map_err(ConfigError::Resolver)?
         }
     };
+    let private_ranges = match flags.private_ranges {
+        given if !given.is_empty() => given,
+        _ => {
+            let named = file.private_ranges.unwrap_or_default();
+            named.iter().map(|text| range(text)).collect::<Result<_, _>>().map_err(ConfigError::PrivateRange)?
+        }
+    };
     Ok(UpArgs {
         pool_dir: absolute("pool_dir", "DIR/pool", pool_dir)?,
         data_dir,
@@ -181,6 +198,7 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
         forwarding: flags.forwarding.or(file.forwarding).unwrap_or(false),
         runtime,
         resolvers,
+        private_ranges,
         stop_machines: flags.stop_machines.or(file.stop_machines).unwrap_or(false),
         machines_per_account: flags.machines_per_account.or(file.machines_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
         networks_per_account: flags.networks_per_account.or(file.networks_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
@@ -195,6 +213,16 @@ fn absolute(setting: &'static str, default: &'static str, path: PathBuf) -> Resu
         return Err(ConfigError::Empty { setting, default });
     }
     std::path::absolute(&path).map_err(|source| ConfigError::NoCurrentDirectory { path, source })
+}
+
+/// A range with no bits set beyond its prefix: `192.168.0.0/16`.
+fn range(text: &str) -> Result<IpNet, String> {
+    let range: IpNet = text.parse().map_err(|_| format!("{text:?} is no range; write one such as 192.168.0.0/16"))?;
+    if range == range.trunc() {
+        Ok(range)
+    } else {
+        Err(format!("{range} is an address; its range is {}", range.trunc()))
+    }
 }
 
 #[cfg(test)]
@@ -217,6 +245,7 @@ mod tests {
             forwarding: false,
             runtime: "runc".into(),
             resolvers: vec![],
+            private_ranges: vec![],
             stop_machines: false,
             machines_per_account: 1000,
             networks_per_account: 1000,
@@ -249,6 +278,20 @@ mod tests {
         assert_eq!(settled.resolvers.len(), 1, "a flag wins");
         assert!(merge(UpFlags::default(), file("resolvers = ['dns.example']").unwrap()).is_err());
         assert!(file("resolvers = '192.0.2.1'").is_err());
+    }
+
+    #[test]
+    fn private_ranges_are_ranges_and_none_unless_named() {
+        let settled =
+            merge(UpFlags::default(), file("private_ranges = ['192.168.0.0/16', 'fd00::/8']").unwrap()).unwrap();
+        assert_eq!(settled.private_ranges, ["192.168.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()]);
+        let flags = UpFlags { private_ranges: vec!["10.0.0.0/8".parse().unwrap()], ..UpFlags::default() };
+        let settled = merge(flags, file("private_ranges = ['fd00::/8']").unwrap()).unwrap();
+        assert_eq!(settled.private_ranges, ["10.0.0.0/8".parse().unwrap()], "a flag wins");
+        for wrong in ["192.168.0.1/16", "192.168.0.1", "lan", ""] {
+            let error = merge(UpFlags::default(), file(&format!("private_ranges = ['{wrong}']")).unwrap()).unwrap_err();
+            assert!(error.to_string().contains("private_ranges"), "{error}");
+        }
     }
 
     #[test]
@@ -285,7 +328,7 @@ mod tests {
         let File { data_dir, listen, pool_dir, forwarding, runtime, resolvers, .. } = &documented;
         let File { stop_machines, machines_per_account, networks_per_account, log_format, log, .. } = &documented;
         assert!(data_dir.is_some() && listen.is_some() && pool_dir.is_some() && forwarding.is_some());
-        assert!(resolvers.is_some());
+        assert!(resolvers.is_some() && documented.private_ranges.is_some());
         assert!(runtime.is_some() && stop_machines.is_some() && log_format.is_some() && log.is_some());
         assert!(machines_per_account.is_some() && networks_per_account.is_some());
         let defaults = merge(UpFlags::default(), File::default()).unwrap();

@@ -1,5 +1,7 @@
 //! `machine`.
 
+mod several;
+
 use clap::{Args, Subcommand, ValueEnum};
 use warren_model::wire::{CreateMachine, Machine, Port, UpdateMachine};
 
@@ -36,24 +38,15 @@ Examples:
         /// Its name or id
         machine: String,
     },
-    /// Start a stopped machine; its disk and address are as they were
+    /// Start stopped machines; their disks and addresses are as they were
     #[command(after_help = "Examples:\n  warren machine start worker")]
-    Start {
-        /// Its name or id
-        machine: String,
-    },
-    /// Stop a machine; it keeps its disk and address, and loses its memory
-    #[command(after_help = "Examples:\n  warren machine stop worker")]
-    Stop {
-        /// Its name or id
-        machine: String,
-    },
-    /// Stop a machine and start it again
+    Start(several::Machines),
+    /// Stop machines; they keep their disks and addresses, and lose their memory
+    #[command(after_help = "Examples:\n  warren machine stop worker\n  warren machine stop one two three")]
+    Stop(several::Machines),
+    /// Stop machines and start them again
     #[command(after_help = "Examples:\n  warren machine restart worker")]
-    Restart {
-        /// Its name or id
-        machine: String,
-    },
+    Restart(several::Machines),
     /// Give a machine another name, and with it another `.internal` name
     #[command(after_help = "\
 DNS answers to the new name at once, and to the old one no more. What the machine itself calls its hostname changes when
@@ -76,12 +69,9 @@ Examples:
   warren machine set web --tag public --tag blue
   warren machine set web --clear labels")]
     Set(SetArgs),
-    /// Remove a machine with its disk
-    #[command(after_help = "Examples:\n  warren machine rm worker")]
-    Rm {
-        /// Its name or id
-        machine: String,
-    },
+    /// Remove machines with their disks
+    #[command(after_help = "Examples:\n  warren machine rm worker\n  warren machine rm one two three")]
+    Rm(several::Machines),
 }
 
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -217,9 +207,9 @@ pub async fn run(context: &Context, command: MachineCommand) -> Result<(), Failu
             let answer = client.get(&Route::new(&["machines", &machine])).await?;
             output.object(answer, render_machine)
         }
-        MachineCommand::Start { machine } => power(context, &machine, "start").await,
-        MachineCommand::Stop { machine } => power(context, &machine, "stop").await,
-        MachineCommand::Restart { machine } => power(context, &machine, "restart").await,
+        MachineCommand::Start(machines) => several::power(context, machines, "start").await,
+        MachineCommand::Stop(machines) => several::power(context, machines, "stop").await,
+        MachineCommand::Restart(machines) => several::power(context, machines, "restart").await,
         MachineCommand::Rename { machine, name } => {
             let body = UpdateMachine { name: Some(name), ..UpdateMachine::default() };
             let answer = client.patch(&Route::new(&["machines", &machine]), &body).await?;
@@ -230,16 +220,8 @@ pub async fn run(context: &Context, command: MachineCommand) -> Result<(), Failu
             let answer = client.patch(&route, &UpdateMachine::from(args)).await?;
             output.object(answer, render_machine)
         }
-        MachineCommand::Rm { machine } => {
-            let answer = client.delete(&Route::new(&["machines", &machine])).await?;
-            output.done(answer, &format!("removed {machine}"))
-        }
+        MachineCommand::Rm(machines) => several::remove(context, machines).await,
     }
-}
-
-async fn power(context: &Context, machine: &str, verb: &str) -> Result<(), Failure> {
-    let answer = context.client.post_empty(&Route::new(&["machines", machine, verb])).await?;
-    context.output.object(answer, |machine: &Machine| format!("{} is {}", machine.name, machine.state.as_str()))
 }
 
 fn render_machine(machine: &Machine) -> String {

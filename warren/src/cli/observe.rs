@@ -1,6 +1,6 @@
 //! `events`, `logs`, `ports`, `traffic`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use clap::Args;
 use futures::StreamExt;
@@ -28,7 +28,8 @@ const RESUME_ATTEMPTS: u32 = 30;
 Examples:
   warren logs worker
   warren logs worker --follow
-  warren logs worker --tail 4k")]
+  warren logs worker --tail 4k
+  warren logs worker --raw | less -R")]
 pub struct LogsArgs {
     /// Its name or id
     pub machine: String,
@@ -38,6 +39,9 @@ pub struct LogsArgs {
     /// Only so many bytes from the end, such as 4k; up to 16M [default: 64k]
     #[arg(long, value_name = "BYTES", value_parser = values::byte_count)]
     pub tail: Option<u64>,
+    /// Send control characters to a terminal as they are: what runs in the machine can steer it with them
+    #[arg(long)]
+    pub raw: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -67,7 +71,7 @@ pub struct EventsArgs {
     /// Only what happened after this revision
     #[arg(long, value_name = "REVISION")]
     pub after: Option<u64>,
-    /// Show at most so many
+    /// Show at most so many: the newest, or with --after the first ones after it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "follow")]
     pub limit: Option<u32>,
 }
@@ -79,11 +83,15 @@ pub async fn logs(context: &Context, args: LogsArgs) -> Result<(), Failure> {
     let response = context.client.send(Method::GET, &route, Payload::Nothing).await?;
     let mut body = response.into_body();
     let mut all = Vec::new();
+    let mut shown = (!args.raw && std::io::stdout().is_terminal()).then(Shown::default);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ClientError::BrokenOff(error.into()))?;
         let Ok(data) = frame.into_data() else { continue };
         match (context.output.json, args.follow) {
-            (false, _) => write(&data)?,
+            (false, _) => match &mut shown {
+                Some(shown) => write(shown.push(&data).as_bytes())?,
+                None => write(&data)?,
+            },
             (true, false) => all.extend_from_slice(&data),
             (true, true) => {
                 all.extend_from_slice(&data);
@@ -93,6 +101,9 @@ pub async fn logs(context: &Context, args: LogsArgs) -> Result<(), Failure> {
                 }
             }
         }
+    }
+    if let (false, Some(shown)) = (context.output.json, shown) {
+        write(shown.finish().as_bytes())?;
     }
     match (context.output.json, args.follow) {
         (true, false) => context.output.json(&serde_json::json!({ "logs": String::from_utf8_lossy(&all) })),
@@ -118,7 +129,13 @@ pub async fn events(context: &Context, args: EventsArgs) -> Result<(), Failure> 
         return follow(context, args.after).await;
     }
     let route = route.query("follow", false).maybe("after", args.after);
-    let page = client.list(&route, args.limit.map(|limit| limit as usize)).await?;
+    let limit = args.limit.map(|limit| limit as usize);
+    // The server lists the oldest first.
+    let newest = limit.filter(|_| args.after.is_none());
+    let mut page = client.list(&route, limit.filter(|_| newest.is_none())).await?;
+    if let Some(newest) = newest {
+        page.items.drain(..page.items.len().saturating_sub(newest));
+    }
     output.list(page, "Nothing has happened.", render_events)
 }
 
@@ -157,6 +174,48 @@ async fn follow(context: &Context, after: Option<u64>) -> Result<(), Failure> {
         }
         tokio::time::sleep(RESUME_AFTER).await;
     }
+}
+
+/// What a machine wrote, made fit for a terminal as it comes: lines and tabs stay, every other control character is
+/// shown and not sent.
+#[derive(Debug, Default)]
+struct Shown {
+    /// The beginning of a character, or a carriage return, whose other part is still to come.
+    rest: Vec<u8>,
+}
+
+impl Shown {
+    fn push(&mut self, data: &[u8]) -> String {
+        self.rest.extend_from_slice(data);
+        let kept = match self.rest.utf8_chunks().last() {
+            Some(chunk) if is_begun(chunk.invalid()) => chunk.invalid().len(),
+            Some(chunk) if chunk.invalid().is_empty() && chunk.valid().ends_with('\r') => 1,
+            _ => 0,
+        };
+        let rest = self.rest.split_off(self.rest.len() - kept);
+        let whole = std::mem::replace(&mut self.rest, rest);
+        Self::show(&whole)
+    }
+
+    fn finish(self) -> String {
+        Self::show(&self.rest)
+    }
+
+    fn show(bytes: &[u8]) -> String {
+        let text = String::from_utf8_lossy(bytes);
+        let lines = text.split('\n').map(|line| {
+            let columns = line.strip_suffix('\r').unwrap_or(line).split('\t').map(printable);
+            columns.collect::<Vec<_>>().join("\t")
+        });
+        let shown = lines.collect::<Vec<_>>().join("\n");
+        // One that ends no line is shown like any other.
+        if text.ends_with('\r') { shown + &printable("\r") } else { shown }
+    }
+}
+
+/// Whether more bytes could make a character of these.
+fn is_begun(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }
 
 fn log_line(line: &[u8]) -> Value {
@@ -246,6 +305,21 @@ mod tests {
 
         refused 7 times: warren denials
         ");
+    }
+
+    #[test]
+    fn a_log_cannot_steer_the_terminal_however_it_is_cut() {
+        let log = "plain\ttext\r\n\u{1b}]0;title\u{7}\u{9b}2J a\rb \u{20ac}\n\u{8}end\r".as_bytes();
+        let expected = "plain\ttext\n\u{241b}]0;title\u{2407}\u{fffd}2J a\u{240d}b \u{20ac}\n\u{2408}end\u{240d}";
+        for size in 1..=log.len() {
+            let mut shown = Shown::default();
+            let mut text: String = log.chunks(size).map(|part| shown.push(part)).collect();
+            text += &shown.finish();
+            assert_eq!(text, expected, "in pieces of {size}");
+        }
+        let mut shown = Shown::default();
+        assert_eq!(shown.push(b"\x9b2J\xe2\x82"), "\u{fffd}2J");
+        assert_eq!(shown.finish(), "\u{fffd}", "a character that is never completed");
     }
 
     #[test]

@@ -18,6 +18,9 @@ use super::render::{printable, table, time};
 use crate::client::error::ClientError;
 use crate::client::route::Route;
 
+/// How many failing tests the API lists at most.
+const LISTED: usize = 100;
+
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum PolicyCommand {
     /// Put a policy in force, and wait until it is enforced
@@ -350,6 +353,10 @@ fn render_tested(tested: &TestedPolicy) -> String {
         (0, _) => "the policy has no tests\n".to_owned(),
         (1, true) => "1 test passes\n".to_owned(),
         (count, true) => format!("{count} tests pass\n"),
+        // Beyond, failures are not listed.
+        (count, false) if tested.failures.len() >= LISTED && (tested.failures.len() as u64) < count => {
+            format!("at least {} of {count} tests fail\n", tested.failures.len())
+        }
         (count, false) => format!("{} of {count} tests fail\n", tested.failures.len()),
     }
 }

@@ -126,3 +126,16 @@ fn history_says_which_one_is_in_force() {
           2  2026-11-20 09:30:00Z  ci         20  0123456789ab
     ");
 }
+
+#[test]
+fn as_many_failing_tests_as_are_listed_are_not_said_to_be_all() {
+    let tested = |tests, failures: usize| TestedPolicy {
+        passed: failures == 0,
+        tests,
+        failures: vec![TextError { line: 1, column: 1, message: "test fails".into() }; failures],
+        hash: "0123456789abcdef".into(),
+    };
+    assert_eq!(render_tested(&tested(250, 100)), "at least 100 of 250 tests fail\n");
+    assert_eq!(render_tested(&tested(250, 99)), "99 of 250 tests fail\n");
+    assert_eq!(render_tested(&tested(100, 100)), "100 of 100 tests fail\n");
+}

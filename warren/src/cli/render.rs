@@ -90,6 +90,8 @@ pub fn printable(text: &str) -> String {
             // The controls of ISO 646 have pictures from U+2400 on.
             '\u{0}'..='\u{1f}' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
             c if c.is_control() => '\u{fffd}',
+            // What turns the direction of writing (Unicode Standard Annex #9) makes a line look like another one.
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
             c => c,
         })
         .collect()
@@ -102,6 +104,11 @@ fn trimmed(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_or_turns_a_line_is_shown_and_not_sent() {
+        assert_eq!(printable("a\u{1b}[2J\u{202e}b\u{9b}c"), "a\u{241b}[2J\u{fffd}b\u{fffd}c");
+    }
 
     #[test]
     fn columns_line_up_and_numbers_stand_right() {

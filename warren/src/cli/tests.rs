@@ -184,8 +184,17 @@ fn machines() {
     let Command::Machine(MachineCommand::Create(args)) = parse("warren machine create") else { panic!() };
     assert_eq!(serde_json::to_value(CreateMachine::from(args)).unwrap(), serde_json::json!({}));
 
-    let verbs =
-        ["ls", "show m", "start m", "stop m", "restart m", "rename m n", "rm m", "set m --tag t", "set m --clear tags"];
+    let verbs = [
+        "ls",
+        "show m",
+        "start m",
+        "stop m n",
+        "restart m n o",
+        "rename m n",
+        "rm m n",
+        "set m --tag t",
+        "set m --clear tags",
+    ];
     for verb in verbs {
         assert!(matches!(parse(&format!("warren machine {verb}")), Command::Machine(_)));
     }
@@ -210,9 +219,31 @@ fn exec_and_shell() {
     assert!(args.tty && args.no_settle && !args.no_stdin);
     assert!(matches!(parse("warren exec worker --timeout 5m -- true"), Command::Exec(_)));
     assert!(matches!(parse("warren shell worker"), Command::Shell(_)));
-    for line in ["exec worker", "exec worker --", "exec worker true", "exec -- true", "exec --timeout 1y w -- true"] {
+    for line in ["exec worker", "exec worker --", "exec worker --frob", "exec -- true", "exec --timeout 1y w -- true"] {
         assert_eq!(refused(&format!("warren {line}")), 2, "{line}");
     }
+}
+
+#[test]
+fn a_command_that_begins_with_a_word_needs_no_dashes_before_it() {
+    for (line, command) in [
+        ("exec worker ls -l --json /srv", &["ls", "-l", "--json", "/srv"][..]),
+        ("exec --json worker --timeout 5m grep -- -x", &["grep", "--", "-x"]),
+        ("exec worker -- -odd --", &["-odd", "--"]),
+    ] {
+        let Command::Exec(args) = parse(&format!("warren {line}")) else { panic!("{line}") };
+        assert_eq!((args.machine.as_str(), args.command), ("worker", command.iter().map(|&w| w.to_owned()).collect()));
+    }
+}
+
+#[test]
+fn a_variable_has_a_name_that_a_shell_could_use() {
+    for line in ["exec --env 1A=x w true", "exec -e =x w true", "exec -e A-B=x w true", "shell --env A.B w"] {
+        assert_eq!(refused(&format!("warren {line}")), 2, "{line}");
+    }
+    let error = Cli::try_parse_from(["warren", "exec", "-e", "BAD NAME=1", "w", "true"]).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("\"BAD NAME\" is not the name of a variable"), "{error}");
 }
 
 #[test]

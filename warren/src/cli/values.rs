@@ -91,6 +91,10 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
 
 /// A variable for a command: `KEY=VALUE`, or `KEY` for the value it has here.
 pub fn variable(text: &str) -> Result<(String, String), String> {
+    let name = text.split_once('=').map_or(text, |(name, _)| name);
+    if !warren_model::access::is_variable_name(name) {
+        return Err(format!("{name:?} is not the name of a variable: use letters, digits and '_', not a digit first"));
+    }
     if text.contains('=') {
         return pair(text);
     }

@@ -101,6 +101,9 @@ impl Client {
         payload: Payload,
         more: HeaderMap,
     ) -> Result<Response<Incoming>, ClientError> {
+        if route.is_nameless() {
+            return Err(ClientError::Usage("a name or id is empty: write it out".to_owned()));
+        }
         let mut request = Request::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
         *request.method_mut() = method;
         *request.uri_mut() = self.target.uri(route);

@@ -12,6 +12,8 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 pub struct Route {
     text: String,
     has_query: bool,
+    /// A part is empty: it would be a path to something else.
+    nameless: bool,
 }
 
 impl Route {
@@ -27,7 +29,12 @@ impl Route {
                 part => text.extend(utf8_percent_encode(part, ESCAPED)),
             }
         }
-        Self { text, has_query: false }
+        Self { text, has_query: false, nameless: parts.contains(&"") }
+    }
+
+    /// Whether an empty text stands where a name or id belongs.
+    pub fn is_nameless(&self) -> bool {
+        self.nameless
     }
 
     /// Adds a query parameter.

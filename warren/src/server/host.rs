@@ -57,12 +57,7 @@ impl Host for LiveHost {
         let counters = tokio::task::spawn_blocking(move || kernel.counters(network)).await.ok()?.ok()?;
         let counters = counters.get(&member)?;
         let (names, refused) = self.world.named_traffic(network, member).await;
-        Some(wire::Traffic {
-            private: convert(&counters.private),
-            egress: convert(&counters.egress),
-            names,
-            refused,
-        })
+        Some(wire::Traffic { private: convert(&counters.private), egress: convert(&counters.egress), names, refused })
     }
 
     async fn readiness(&self) -> Result<(), String> {

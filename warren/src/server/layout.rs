@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use warren_model::InstallationId;
@@ -82,11 +83,12 @@ impl Layout {
             .open(&path)
             .with_context(|| format!("cannot open {}", path.display()))?;
         let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+            let directory = self.directory.display();
+            if error != Errno::EWOULDBLOCK {
+                return anyhow::anyhow!("cannot lock {}: {error}", path.display());
+            }
             let holder = self.lock_holder().map_or(String::new(), |pid| format!(" (process {pid})"));
-            anyhow::anyhow!(
-                "{} is in use by another server{holder}: end that one, or choose another --data-dir ({error})",
-                self.directory.display()
-            )
+            anyhow::anyhow!("another server{holder} uses {directory}: end that one, or choose another --data-dir")
         })?;
         lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()))?;
         Ok(lock)
@@ -174,4 +176,21 @@ pub struct Traces {
 /// The socket on which the edge takes orders.
 pub fn edge_control(installation: &InstallationId) -> PathBuf {
     installation.run_directory().join("edge.sock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_server_is_told_who_uses_the_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path().to_owned());
+        let lock = layout.lock().unwrap();
+        let said = layout.lock().unwrap_err().to_string();
+        assert!(said.contains(&format!("another server (process {})", std::process::id())), "{said}");
+        assert!(said.contains("--data-dir") && !said.contains("EAGAIN"), "{said}");
+        drop(lock);
+        assert!(layout.lock().is_ok());
+    }
 }

@@ -23,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use warren_api::{ApiConfig, bootstrap};
 use warren_kernel::Kernel;
 use warren_model::access::{Images, MachineAccess};
+use warren_model::policy::PrivateRanges;
 use warren_reconcile::{AuditSettings, Auditor, Parts, World};
 use warren_runtime::agent::AgentHub;
 use warren_runtime::disk::Pool;
-use warren_runtime::driver::{CgroupParent, ContainerConfig, ContainerDriver, Driver};
+use warren_runtime::driver::{CgroupParent, ContainerConfig, ContainerDriver, Driver, find_program};
 use warren_runtime::image::ImageStore;
 use warren_store::{SqliteStore, Store};
 
@@ -58,8 +59,17 @@ pub fn up(args: UpArgs) -> anyhow::Result<()> {
         true => resolvers::of_this_host(),
         false => args.resolvers.clone(),
     };
+    if find_program(&args.runtime).is_none() {
+        bail!(
+            "the OCI runtime {:?} is not installed, and machines are made with it: install it (`apt-get install runc`), \
+             or name another one with --runtime",
+            args.runtime
+        );
+    }
     let layout = Layout::new(args.data_dir.clone());
     layout.create()?;
+    // Before anything else of the other server is run into, such as its address.
+    let _lock = layout.lock()?;
     std::fs::create_dir_all(&args.pool_dir)
         .with_context(|| format!("cannot make the pool directory {}", args.pool_dir.display()))?;
     let listener = StdTcpListener::bind(args.listen)
@@ -70,7 +80,6 @@ pub fn up(args: UpArgs) -> anyhow::Result<()> {
              namespace that it was started in"
         );
     }
-    let _lock = layout.lock()?;
     raise_open_files()?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args, layout, listener, resolvers))
 }
@@ -122,6 +131,7 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         tracing::warn!(%error, "machines cannot be made until this is mended; `warren doctor` tells how");
     }
 
+    let private_ranges: PrivateRanges = args.private_ranges.iter().copied().collect();
     let (world, mut tasks) = warren_reconcile::start(Parts {
         installation: installation.clone(),
         store: Arc::clone(&store),
@@ -131,6 +141,7 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         agents: agents.clone(),
         edge: edge_config(&installation.id, layout.edge_log())?,
         resolvers,
+        private_ranges: private_ranges.clone(),
         run_directory,
         audit_log: layout.audit_log(),
         denials_log: layout.denials_log(),
@@ -142,6 +153,7 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
     config.shutdown = shutdown.clone();
     config.machines_per_account = args.machines_per_account;
     config.networks_per_account = args.networks_per_account;
+    config.private_ranges = private_ranges;
     let access: Arc<dyn MachineAccess> = Arc::new(agents);
     let host = Arc::new(LiveHost::new(Arc::clone(&world), forwarding));
     let boundaries = Arc::new(LiveBoundaries::new(Arc::clone(&world)));

@@ -68,6 +68,9 @@ fn router() -> Router {
         .route("/v1/images/{image}/build", post(build))
         .route("/v1/images/{image}/pull", post(pull))
         .route("/v1/machines", post(create))
+        .route("/v1/machines/{machine}", axum::routing::delete(remove))
+        .route("/v1/machines/{machine}/stop", post(stop))
+        .route("/v1/machines/{machine}/logs", get(async || "\x1b[2Jhidden\tcolumn\n"))
         .route("/v1/machines/{machine}/exec", get(exec))
         .route("/v1/machines/{machine}/files", get(read).put(write))
         .route("/v1/machines/{machine}/files/stat", get(stat))
@@ -164,15 +167,33 @@ async fn pull(State(memory): Shared, Path(name): Path<String>, Json(body): Json<
     ([("content-type", "application/x-ndjson")], format!("{progress}\n{last}\n")).into_response()
 }
 
+async fn remove(Path(name): Path<String>) -> Response {
+    match name.as_str() {
+        "none" => problem(Code::NotFound, "there is no machine none: see GET /v1/machines"),
+        _ => StatusCode::NO_CONTENT.into_response(),
+    }
+}
+
+async fn stop(Path(name): Path<String>) -> Response {
+    match name.as_str() {
+        "none" => problem(Code::NotFound, "there is no machine none: see GET /v1/machines"),
+        name => Json(a_machine(name, "stopped", json!([]))).into_response(),
+    }
+}
+
 async fn create(State(memory): Shared, Json(body): Json<Value>) -> Response {
     if memory.lock().unwrap().images.is_empty() {
         return problem(Code::ImageNotFound, "build it first");
     }
-    let name = body["name"].as_str().unwrap();
-    let machine = json!({
+    let ports = body.get("ports").cloned().unwrap_or(json!([]));
+    (StatusCode::CREATED, Json(a_machine(body["name"].as_str().unwrap(), "running", ports))).into_response()
+}
+
+fn a_machine(name: &str, state: &str, ports: Value) -> Value {
+    json!({
         "id": "mch_01",
         "name": name,
-        "state": "running",
+        "state": state,
         "private_ip": "10.0.1.10",
         "private_ip6": "fd12:3456:789a:1::1",
         "address": "1:0001.0000.0001",
@@ -182,13 +203,12 @@ async fn create(State(memory): Shared, Json(body): Json<Value>) -> Response {
         "cpus": 1.0,
         "memory_mib": 512,
         "disk_gib": null,
-        "ports": body.get("ports").cloned().unwrap_or(json!([])),
+        "ports": ports,
         "tags": [],
         "labels": {},
         "created_at": "2026-11-20T09:30:00Z",
         "started_at": "2026-11-20T09:30:00Z",
-    });
-    (StatusCode::CREATED, Json(machine)).into_response()
+    })
 }
 
 async fn exec(Path(machine): Path<String>, upgrade: WebSocketUpgrade) -> Response {
@@ -336,20 +356,28 @@ async fn make_directory(State(memory): Shared, Path(machine): Path<String>, Json
     (StatusCode::CREATED, Json(answer)).into_response()
 }
 
-/// Two events and an end; after those one more; after that no more.
-async fn events(headers: HeaderMap) -> Response {
-    let event = |revision: u64| {
-        let event = json!({
-            "id": format!("evt_{revision}"),
-            "revision": revision,
-            "time": "2026-11-20T09:30:00Z",
-            "kind": "machine_running",
-            "network": null,
-            "machine": null,
-            "message": "worker runs",
-        });
-        format!("id: {revision}\ndata: {event}\n\n")
-    };
+fn an_event(revision: u64) -> Value {
+    json!({
+        "id": format!("evt_{revision}"),
+        "revision": revision,
+        "time": "2026-11-20T09:30:00Z",
+        "kind": "machine_running",
+        "network": null,
+        "machine": null,
+        "message": "worker runs",
+    })
+}
+
+/// Two events and an end; after those one more; after that no more. As a list, five of them, two on a page at most.
+async fn events(headers: HeaderMap, Query(query): Parameters) -> Response {
+    if query.get("follow").is_some_and(|follow| follow == "false") {
+        let number = |key: &str| query.get(key).map(|text| text.parse::<u64>().unwrap());
+        let from = number("cursor").or(number("after")).unwrap_or(0);
+        let to = (from + number("limit").unwrap().min(2)).min(5);
+        let items: Vec<_> = (from..to).map(|revision| an_event(revision + 1)).collect();
+        return Json(json!({"items": items, "next": (to < 5).then(|| to.to_string())})).into_response();
+    }
+    let event = |revision: u64| format!("id: {revision}\ndata: {}\n\n", an_event(revision));
     let last = headers.get("last-event-id").map(|value| value.to_str().unwrap().to_owned());
     let text = match last.as_deref() {
         None => event(1) + &event(2),

@@ -31,7 +31,8 @@ const NDJSON: [(header::HeaderName, &str); 2] =
 ///
 /// Puts a probe into every running machine of the account and compares what policy promises with what real packets do.
 /// The answer is one `AuditEvent` a line: the report's files come in pieces, and the last line is `done` or `failed`. With the root key,
-/// machines of other accounts are targets, too. The audit goes on when the client goes away.
+/// machines of other accounts are targets, too. The audit goes on when the client goes away. Of an account one audit runs
+/// or waits at a time: another one is refused with `audit_running`.
 #[utoipa::path(post, path = "/v1/audit", operation_id = "run_audit", tag = "audit", request_body = wire::RunAudit,
     responses((status = 200, content_type = "application/x-ndjson", body = AuditEvent)))]
 pub(crate) async fn run(
@@ -43,6 +44,7 @@ pub(crate) async fn run(
         Some(given) => Some(resolve::network(&api, caller.account, given).await?.record.id),
         None => None,
     };
+    let place = api.audits.place(caller.account)?;
     note(&api, &caller, "audit.run", &value).await?;
     let scope =
         AuditScope { account: caller.account, network, across_accounts: caller.root, by: caller.key.to_string() };
@@ -54,7 +56,7 @@ pub(crate) async fn run(
                 let _ = lines.try_send(AuditEvent::Progress { progress });
             }
         };
-        let (outcome, ()) = tokio::join!(api.audits.run(scope, progress), relay);
+        let (outcome, ()) = tokio::join!(api.audits.run(place, scope, progress), relay);
         let last = match outcome {
             Ok(audit) => audit.into_events(),
             Err(error) => vec![AuditEvent::Failed { problem: error.into() }],

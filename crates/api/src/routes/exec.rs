@@ -12,7 +12,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use warren_model::access::{ExecCommand, ExecExit, ExecInput, ExecOutput, ExecSession, LONGEST_EXEC};
+use warren_model::access::{ExecCommand, ExecExit, ExecInput, ExecOutput, ExecSession, LONGEST_EXEC, is_variable_name};
 use warren_model::wire::{Denial, Exec, ExecControl, ExecEvent, ExecResult};
 use warren_model::{Code, MachineId, Problem};
 
@@ -151,8 +151,10 @@ fn command(asked: Exec) -> Answer<ExecCommand> {
     if asked.command.iter().any(zero) || asked.env.iter().any(|(key, value)| zero(key) || zero(value)) {
         return Err(ApiError::invalid("arguments and environment cannot hold a zero byte"));
     }
-    if let Some(key) = asked.env.keys().find(|key| key.is_empty() || key.contains('=')) {
-        return Err(ApiError::invalid(format!("{key:?} is not the name of an environment variable")));
+    if let Some(key) = asked.env.keys().find(|key| !is_variable_name(key)) {
+        return Err(ApiError::invalid(format!(
+            "{key:?} is not the name of an environment variable: use letters, digits and '_', not a digit first"
+        )));
     }
     if asked.cwd.as_ref().is_some_and(|cwd| !cwd.starts_with('/') || zero(cwd)) {
         return Err(ApiError::invalid("cwd is an absolute path"));

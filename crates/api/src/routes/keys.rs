@@ -155,9 +155,7 @@ async fn find(api: &Api, caller: &Caller, given: &str) -> Answer<Versioned<ApiKe
         return key.filter(|key| may_see(caller, &key.record)).ok_or_else(none);
     }
     let mut named: Vec<_> = bootstrap::keys(&*api.store, caller.account).await?;
-    named.retain(|key| {
-        may_see(caller, &key.record) && key.record.name.as_ref().is_some_and(|name| name.as_str() == given)
-    });
+    named.retain(|key| may_see(caller, &key.record) && name(&key.record) == Some(given));
     if named.iter().any(|key| key.record.revoked_at.is_none()) {
         named.retain(|key| key.record.revoked_at.is_none());
     }
@@ -165,6 +163,11 @@ async fn find(api: &Api, caller: &Caller, given: &str) -> Answer<Versioned<ApiKe
         0 | 1 => named.pop().ok_or_else(none),
         several => Err(ApiError::invalid(format!("{several} keys are named {given}: use the id of the one you mean"))),
     }
+}
+
+/// What a key is called; the root key of an installation has no name of its own.
+fn name(key: &ApiKey) -> Option<&str> {
+    key.name.as_ref().map(|name| name.as_str()).or(key.root.then_some("root"))
 }
 
 fn news(key: &ApiKey, kind: EventKind, what: &str) -> News {
@@ -176,7 +179,7 @@ async fn view(store: &dyn Store, key: &ApiKey) -> Result<wire::Key, StoreError> 
     let used = store.read(&schema::api_key_used(key.id)).await?;
     Ok(wire::Key {
         id: key.id.to_string(),
-        name: key.name.as_ref().map(ToString::to_string),
+        name: name(key).map(str::to_owned),
         created_at: key.created_at,
         expires_at: key.expires_at,
         last_used_at: used.map(|used| used.record),

@@ -9,10 +9,12 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::time::Instant;
+use warren_model::policy::{Policy, Rule, Subject, Target};
 use warren_model::record::{Egress, EventKind, Network, Power};
 use warren_model::{AccountId, Code, Label, NetworkCidr, NetworkId, wire};
 use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
+use super::policy::enforce;
 use super::{ListQuery, created, replayed, views, wanted};
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
@@ -22,7 +24,7 @@ use crate::idempotency::{self, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::{Api, Shared};
 use crate::wait::{self, TooLate};
-use crate::{bootstrap, numbers, policies, resolve, secret};
+use crate::{bootstrap, directory, numbers, policies, resolve, secret};
 
 /// List networks
 #[utoipa::path(get, path = "/v1/networks", operation_id = "list_networks", tag = "networks",
@@ -111,7 +113,10 @@ pub(crate) async fn create(
             created_at: now,
             deleting: false,
         };
-        let mut txn = number.put(bootstrap::put_network(TxnBuilder::new(), &network)?)?;
+        let policy = policies::in_force(&api, caller.account).await?;
+        refuse_unfit(&api, &policy.edition.policy, &network, now).await?;
+        let txn = policy.same(TxnBuilder::new(), caller.account);
+        let mut txn = number.put(bootstrap::put_network(txn, &network)?)?;
         txn = claim.put(txn, network.id)?;
         let deed = Deed { caller: &caller, now, action: "network.create" };
         let message = format!("network {name} was created with {cidr}");
@@ -122,6 +127,18 @@ pub(crate) async fn create(
         }
     }
     Err(contended())
+}
+
+/// Refuses a network with which the policy in force could not be enforced, or would open more than is permitted.
+async fn refuse_unfit(api: &Api, policy: &Policy, network: &Network, now: Timestamp) -> Answer<()> {
+    let by_range = |rule: &Rule| matches!(rule.to, Target::Inside(Subject::Range(None, _)));
+    let by_name = network.egress == Egress::Open && !policy.forbid.is_empty();
+    if !by_name && !policy.allow.iter().any(by_range) {
+        return Ok(());
+    }
+    let mut directory = directory::census(api, network.account).await?.directory;
+    directory.networks.insert(network.name.clone(), directory::entry(network, api.config.installation.ula));
+    enforce::fits(api, policy, directory, &network.name, now).await
 }
 
 async fn refuse_taken_name(api: &Api, account: AccountId, name: &Label) -> Answer<()> {

@@ -16,7 +16,7 @@ use warren_model::access::{
     HostCapacity, ImageInfo, ImageProgress, Images, ListeningPort, MachineAccess, WriteOptions,
 };
 use warren_model::allocate::{MemberKind, REST};
-use warren_model::audit::{AuditKey, AuditProgress, AuditScope, Audits, SignedReport, Verdict};
+use warren_model::audit::{AuditKey, AuditPlace, AuditProgress, AuditScope, Audits, SignedReport, Verdict};
 use warren_model::denial::Denial;
 use warren_model::record::{AddressHold, Failure, MachineState, MachineStatus, Power};
 use warren_model::{
@@ -114,12 +114,27 @@ impl Boundaries for FakeBoundaries {
     }
 }
 
-/// Every audit passes; the log has two lines.
-pub struct FakeAudits;
+/// Every audit passes, unless there is one already; the log has two lines.
+#[derive(Default)]
+pub struct FakeAudits {
+    pub running: AtomicBool,
+}
 
 #[async_trait]
 impl Audits for FakeAudits {
-    async fn run(&self, scope: AuditScope, progress: mpsc::Sender<AuditProgress>) -> Result<SignedReport, AccessError> {
+    fn place(&self, _: AccountId) -> Result<AuditPlace, AccessError> {
+        match self.running.load(Ordering::Relaxed) {
+            true => Err(AccessError::new(Code::AuditRunning, "wait until it has ended")),
+            false => Ok(Box::new(())),
+        }
+    }
+
+    async fn run(
+        &self,
+        _: AuditPlace,
+        scope: AuditScope,
+        progress: mpsc::Sender<AuditProgress>,
+    ) -> Result<SignedReport, AccessError> {
         let _ = progress.send(AuditProgress { stage: "probing".into(), fraction: 0.5 }).await;
         Ok(SignedReport {
             result: Verdict::Pass,

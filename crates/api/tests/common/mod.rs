@@ -26,6 +26,7 @@ pub struct Lab {
     pub store: Arc<SqliteStore>,
     pub host: Arc<FakeHost>,
     pub boundaries: Arc<FakeBoundaries>,
+    pub audits: Arc<FakeAudits>,
     pub root: String,
     reconciler: JoinHandle<()>,
     _directory: tempfile::TempDir,
@@ -94,6 +95,7 @@ pub async fn lab_with(adjust: impl FnOnce(&mut ApiConfig)) -> Lab {
     adjust(&mut config);
     let host = Arc::new(FakeHost::default());
     let boundaries = Arc::new(FakeBoundaries::default());
+    let audits = Arc::new(FakeAudits::default());
     let router = warren_api::router(
         config,
         store.clone(),
@@ -101,10 +103,10 @@ pub async fn lab_with(adjust: impl FnOnce(&mut ApiConfig)) -> Lab {
         Arc::new(FakeImages::default()),
         host.clone(),
         boundaries.clone(),
-        Arc::new(FakeAudits),
+        audits.clone(),
     );
     let reconciler = tokio::spawn(fakes::reconcile(store.clone()));
-    Lab { router, store, host, boundaries, root: made.root_key.unwrap(), reconciler, _directory: directory }
+    Lab { router, store, host, boundaries, audits, root: made.root_key.unwrap(), reconciler, _directory: directory }
 }
 
 impl Lab {

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use warren_model::NetworkNumber;
 
-use crate::control::frame::Channel;
+use crate::control::frame::{Channel, MAX_MESSAGE};
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, Reply, Request};
 use crate::denials::TakenDenials;
 use crate::flows::OpenFlow;
@@ -72,10 +72,32 @@ pub enum EdgeError {
     },
     #[error("the edge refused")]
     Refused(#[from] Refusal),
+    /// Nothing was sent.
+    #[error("the edge takes messages of at most {MAX_MESSAGE} bytes, and this one has {length}")]
+    TooLong { length: usize },
     #[error("the edge is gone")]
     Closed,
     #[error("the edge said something that cannot be understood: {0}")]
     Unintelligible(String),
+}
+
+impl EdgeError {
+    /// Whether there is no edge to talk to through this connection, so that another one is needed. Where not, the edge
+    /// is well, and what it was asked is what cannot be: asking again for the same is of no use.
+    pub fn is_broken(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::TooLong { .. } => false,
+            Self::Connect { .. }
+            | Self::Spawn { .. }
+            | Self::Log { .. }
+            | Self::Ended(_)
+            | Self::Occupied { .. }
+            | Self::TimedOut
+            | Self::Kill { .. }
+            | Self::Closed
+            | Self::Unintelligible(_) => true,
+        }
+    }
 }
 
 /// Where the edge's log goes.
@@ -231,9 +253,9 @@ impl EdgeClient {
         }
     }
 
-    /// The proxied connections that are open, at most 10,000 of them.
-    pub async fn open_flows(&self) -> Result<Vec<OpenFlow>, EdgeError> {
-        match self.request(&Request::OpenFlows, Vec::new()).await? {
+    /// The proxied connections of a network that are open, at most 10,000 of them; none when the edge does not know it.
+    pub async fn open_flows(&self, network: NetworkNumber) -> Result<Vec<OpenFlow>, EdgeError> {
+        match self.request(&Request::OpenFlows { network }, Vec::new()).await? {
             Reply::OpenFlows(flows) => Ok(flows),
             other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
         }
@@ -242,7 +264,8 @@ impl EdgeClient {
     /// Replaces what the edge answers for a network, as a whole.
     ///
     /// `sockets` are needed the first time ([`RefusalCode::SocketsMissing`](crate::RefusalCode::SocketsMissing)
-    /// otherwise); given later, they take the place of the ones before.
+    /// otherwise); given later, they take the place of the ones before. An error that is not
+    /// [broken](EdgeError::is_broken) is about this view alone: the edge goes on with the one before.
     pub async fn put_network(&self, view: &NetworkView, sockets: Option<Sockets>) -> Result<(), EdgeError> {
         let request = Request::PutNetwork { view: Box::new(view.clone()), sockets: sockets.is_some() };
         let descriptors = sockets.map_or_else(Vec::new, |sockets| sockets.into_descriptors().into());
@@ -313,6 +336,9 @@ impl EdgeClient {
 
     async fn request(&self, request: &Request, descriptors: Vec<OwnedFd>) -> Result<Reply, EdgeError> {
         let body = serde_json::to_vec(request).map_err(|error| EdgeError::Unintelligible(error.to_string()))?;
+        if body.len() > MAX_MESSAGE {
+            return Err(EdgeError::TooLong { length: body.len() });
+        }
         let (answer, answered) = oneshot::channel();
         self.jobs.send(Job { body, descriptors, answer }).await.map_err(|_| EdgeError::Closed)?;
         match answered.await.map_err(|_| EdgeError::Closed)?? {

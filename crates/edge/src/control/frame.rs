@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 /// The longest message, in bytes: room for a network of several hundred thousand names.
-const MAX_MESSAGE: usize = 64 << 20;
+pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 /// How many descriptors one message may bring.
 const MAX_DESCRIPTORS: usize = 8;
 const READ: usize = 64 << 10;
@@ -71,6 +71,8 @@ impl Channel {
                     let rest = self.received.split_off(4 + length);
                     let mut message = std::mem::replace(&mut self.received, rest);
                     message.drain(..4);
+                    // It has the room of everything that came with it.
+                    message.shrink_to_fit();
                     return Ok(Some(message));
                 }
             }

@@ -12,7 +12,7 @@ use crate::flows::{FlowCounters, OpenFlow};
 use crate::view::NetworkView;
 
 /// Grows with every change that the other end has to know about.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -22,7 +22,7 @@ pub(crate) enum Request {
     PutNetwork { view: Box<NetworkView>, sockets: bool },
     RemoveNetwork { number: NetworkNumber },
     TakeDenials { after: u64 },
-    OpenFlows,
+    OpenFlows { network: NetworkNumber },
     Shutdown,
 }
 

@@ -17,7 +17,7 @@ use crate::flows::OpenFlow;
 use crate::network::{Listening, Network, Shared, Workers};
 use crate::view::{NetworkView, Sockets};
 
-/// The most connections in one answer to the daemon.
+/// The most connections in one answer to the daemon: no network has more.
 const LISTED_FLOWS: usize = 10_000;
 /// Control connections at the same time: the daemon, the one before it, and an operator's tools.
 const CONNECTIONS: usize = 8;
@@ -123,15 +123,16 @@ impl Edge {
                 Ok((Reply::Done, ended))
             }
             Request::TakeDenials { after } => Ok((Reply::Denials(self.shared.all_denials.take(after)), None)),
-            Request::OpenFlows => Ok((Reply::OpenFlows(self.open_flows()), None)),
+            Request::OpenFlows { network } => Ok((Reply::OpenFlows(self.open_flows(network)), None)),
             Request::Shutdown => Ok((Reply::Done, None)),
         }
     }
 
-    fn open_flows(&self) -> Vec<OpenFlow> {
-        let networks = self.networks();
-        let all = networks.iter().flat_map(|(number, running)| running.network.flows.list(*number));
-        all.take(LISTED_FLOWS).collect()
+    fn open_flows(&self, number: NetworkNumber) -> Vec<OpenFlow> {
+        let network = self.networks().get(&number).map(|running| running.network.clone());
+        let mut open = network.map_or_else(Vec::new, |network| network.flows.list(number));
+        open.truncate(LISTED_FLOWS);
+        open
     }
 
     fn status(&self) -> EdgeStatus {
@@ -184,4 +185,49 @@ impl Edge {
 
 fn pid() -> i32 {
     nix::unistd::getpid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::FlowKey;
+    use crate::names::Ledger;
+    use crate::view::tests::network_view;
+    use std::net::Ipv4Addr;
+    use ulid::Ulid;
+    use warren_model::MachineId;
+    use warren_model::policy::Application;
+
+    #[tokio::test]
+    async fn however_many_connections_a_network_has_the_others_list_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = Shared::new(Ledger::open(directory.path(), "names").unwrap());
+        let mut networks = BTreeMap::new();
+        let mut open = Vec::new();
+        let numbers = [1, 2].map(|number| NetworkNumber::new(number).unwrap());
+        for (number, count) in numbers.into_iter().zip([LISTED_FLOWS + 1, 1]) {
+            let network = Network::new(&NetworkView { number, ..network_view() }, shared.clone()).unwrap();
+            let key = FlowKey {
+                machine: MachineId::from_ulid(Ulid::from_parts(1, 1)),
+                source: Ipv4Addr::LOCALHOST.into(),
+                host: "a.example.com".parse().unwrap(),
+                port: 443,
+                rule: "all".parse().unwrap(),
+                application: Application::Tls,
+            };
+            open.extend((0..count).map(|_| network.flows.open(key.clone(), &network.outside)));
+            networks.insert(number, Running { network, tasks: JoinSet::new() });
+        }
+        let edge = Edge {
+            networks: Mutex::new(networks),
+            shared,
+            workers: Workers::start(1).unwrap(),
+            shutdown: Notify::new(),
+        };
+        let listed = |number| edge.open_flows(number).iter().filter(|flow| flow.network == number).count();
+        assert_eq!(numbers.map(listed), [LISTED_FLOWS, 1]);
+        assert_eq!(listed(NetworkNumber::new(3).unwrap()), 0);
+        // A runtime may not be dropped inside another one.
+        tokio::task::spawn_blocking(move || drop(edge)).await.unwrap();
+    }
 }

@@ -5,6 +5,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question, R
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::{DNSClass, Name as FullName, RData, Record, RecordType};
 use proptest::prelude::*;
+use warren_model::policy::Group;
 
 const SEALED: &[&str] = &[];
 /// A member.
@@ -44,8 +45,12 @@ fn with_edns(mut message: Message) -> Message {
 }
 
 fn bytes(zone: &Zone, packet: &[u8]) -> Option<Vec<u8>> {
+    bytes_for(ASKER, zone, packet)
+}
+
+fn bytes_for(asker: IpAddr, zone: &Zone, packet: &[u8]) -> Option<Vec<u8>> {
     let mut buffer = [0; wire::MAX_UDP];
-    match respond(zone, packet, &mut buffer, true, Some(ASKER)) {
+    match respond(zone, packet, &mut buffer, true, Some(asker)) {
         Outcome::Reply { length, .. } => Some(buffer[..length].to_vec()),
         Outcome::Forward => panic!("forwarded"),
         Outcome::Outside => {
@@ -176,6 +181,86 @@ fn ipv6_addresses_of_the_network_have_reverse_names() {
     let soa = format!("authority {apex} 1 IN SOA gateway.internal. hostmaster.internal. 7 3600 600 86400 1");
     assert_eq!(ptr("9.0.0.0.0.0.0.0.0.0.0.0"), format!("NXDomain aa\n{soa}"));
     assert_eq!(ptr("0.0"), format!("NoError aa\n{soa}"));
+}
+
+/// The network of [`zone`] where `worker` and `db` do not see each other, but `worker` sees `far` of another network,
+/// over IPv6 alone.
+fn scoped() -> Zone {
+    let (own, other, far) = (Group(7), Group(8), Group(9));
+    let record = |name: &str, ipv4: Option<&str>, ipv6: &str, scope| NameRecord {
+        name: name.into(),
+        ipv4: ipv4.map(|address| address.parse().unwrap()),
+        ipv6: ipv6.parse().unwrap(),
+        scope: Some(scope),
+    };
+    let groups = [("10.0.1.10", own), ("fd12:3456:789a:1::2", own), ("10.0.2.10", other)];
+    Zone::build(&NetworkView {
+        names: vec![
+            record("worker.vm.internal", Some("10.0.1.10"), "fd12:3456:789a:1::2", own),
+            record("db.internal", Some("10.0.2.10"), "fd12:3456:789a:1::3", other),
+            record("far.vm.internal", None, "fd12:3456:789a:2::2", far),
+            record("near.vm.internal", Some("10.9.1.10"), "fd12:3456:789a:2::3", far),
+        ],
+        groups: groups.map(|(address, group)| (address.parse().unwrap(), group)).into(),
+        sight: [(own, [far].into())].into(),
+        ..network_view()
+    })
+    .unwrap()
+}
+
+#[test]
+fn what_is_not_there_for_the_asker_is_answered_like_what_does_not_exist() {
+    let zone = scoped();
+    let [worker, worker6, db] =
+        ["10.0.1.10", "fd12:3456:789a:1::2", "10.0.2.10"].map(|address| address.parse::<IpAddr>().unwrap());
+    // Hidden, and one of the same length that nobody has.
+    let ip6 = |network: char, last: char| {
+        format!("{last}{}{network}.0.0.0.a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa.", ".0".repeat(15) + ".")
+    };
+    let pairs = [
+        (worker, "db.internal.".to_owned(), "dc.internal.".to_owned()),
+        (worker6, "db.internal.".to_owned(), "dc.internal.".to_owned()),
+        (worker, "x.db.internal.".to_owned(), "x.dc.internal.".to_owned()),
+        (worker, "10.2.0.10.in-addr.arpa.".to_owned(), "11.2.0.10.in-addr.arpa.".to_owned()),
+        (worker, ip6('1', '3'), ip6('1', '4')),
+        (db, "worker.vm.internal.".to_owned(), "wormer.vm.internal.".to_owned()),
+        (db, "far.vm.internal.".to_owned(), "fat.vm.internal.".to_owned()),
+        (db, "10.1.9.10.in-addr.arpa.".to_owned(), "11.1.9.10.in-addr.arpa.".to_owned()),
+        (db, ip6('2', '2'), ip6('2', '4')),
+    ];
+    for (asker, hidden, missing) in pairs {
+        for record_type in [RecordType::A, RecordType::AAAA, RecordType::PTR, RecordType::ANY, RecordType::TXT] {
+            let ask = |name: &str| {
+                let packet = question(name, record_type).to_vec().unwrap();
+                let reply = bytes_for(asker, &zone, &packet).unwrap();
+                // All but the question itself.
+                (reply[..12].to_vec(), reply[packet.len()..].to_vec())
+            };
+            assert_eq!(ask(&hidden), ask(&missing), "{hidden} {record_type} for {asker}");
+            assert_eq!(ask(&hidden).0[3] & 0xf, 3, "{hidden} {record_type} for {asker} is NXDOMAIN");
+        }
+    }
+}
+
+#[test]
+fn somebody_in_another_network_is_there_by_the_addresses_that_lead_to_them() {
+    let zone = scoped();
+    let far = |record_type| show(&get(&zone, "far.vm.internal.", record_type));
+    assert_eq!(far(RecordType::AAAA), "NoError aa\nanswer far.vm.internal. 5 IN AAAA fd12:3456:789a:2::2");
+    let none = far(RecordType::A);
+    assert!(none.starts_with("NoError aa\nauthority internal."), "{none}");
+    assert_eq!(
+        show(&get(&zone, "near.vm.internal.", RecordType::A)),
+        "NoError aa\nanswer near.vm.internal. 5 IN A 10.9.1.10"
+    );
+    let reverse = "10.1.9.10.in-addr.arpa.";
+    let pointer = format!("NoError aa\nanswer {reverse} 5 IN PTR near.vm.internal.");
+    assert_eq!(show(&get(&zone, reverse, RecordType::PTR)), pointer);
+    let other = show(&get(&zone, reverse, RecordType::TXT));
+    assert!(other.starts_with(&format!("NoError aa\nauthority {reverse} 1 IN SOA ")), "{other}");
+    let reverse = format!("2{}.2.0.0.0.a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa.", ".0".repeat(15));
+    let pointer = format!("NoError aa\nanswer {reverse} 5 IN PTR far.vm.internal.");
+    assert_eq!(show(&get(&zone, &reverse, RecordType::PTR)), pointer);
 }
 
 #[test]

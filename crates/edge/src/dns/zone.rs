@@ -8,7 +8,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use warren_model::policy::Group;
 
 use crate::dns::wire;
-use crate::view::{NetworkView, NOBODY};
+use crate::view::{NOBODY, NetworkView};
 
 /// `internal` in wire form.
 pub const INTERNAL: &[u8] = b"\x08internal\0";

@@ -13,7 +13,7 @@ use crate::proxy::copy::{End, Side, Watch, Watched, both_ways, reset};
 use crate::proxy::gate::{Denied, Gate};
 use crate::proxy::http::{self, Destination, Tunnel};
 use crate::proxy::problem;
-use crate::proxy::sniff::{First, first};
+use crate::proxy::sniff::{First, first, without_empty_lines};
 use crate::proxy::tls::{
     ACCESS_DENIED, AnswerReader, ClientHello, HelloReader, Hidden, MAX_HELLO, ServerName, Unreadable,
 };
@@ -25,8 +25,8 @@ const CHUNK: usize = 16 << 10;
 const FAREWELL: u64 = 64 << 10;
 
 /// Carries a connection of which nothing was answered yet.
-pub(crate) async fn carry<G: Gate>(way: Way<G>, application: Application, client: Side, ahead: Ahead) {
-    match application {
+pub(crate) async fn carry<G: Gate>(way: Way<G>, client: Side, ahead: Ahead) {
+    match way.application {
         Application::Tls => carry_tls(&way, client, ahead, true).await,
         Application::Http => carry_http(way, client).await,
         Application::Tcp => carry_any(way, client, ahead).await,
@@ -37,6 +37,9 @@ pub(crate) async fn carry<G: Gate>(way: Way<G>, application: Application, client
 async fn carry_http<G: Gate>(way: Way<G>, mut client: Side) {
     let deadline = Instant::now() + way.proxy.limits.request;
     loop {
+        // They mean nothing to a server, and whoever sends nothing else must not make each look longer.
+        let empty = client.ahead.len() - without_empty_lines(&client.ahead).len();
+        client.ahead.drain(..empty);
         match first(&client.ahead) {
             First::Http1 => break,
             First::Http2 => return refuse_http2(&way, client).await,
@@ -319,10 +322,13 @@ async fn listen<G: Gate>(way: &Way<G>, client: &mut Side, ahead: Ahead) -> Heard
 }
 
 /// Refuses what turns into an HTTP request after its first bytes went on.
+///
+/// Empty lines before it are not kept, and trust nothing: a request may follow any number of them. What is kept is at
+/// most the longest line that is waited for and what came last.
 fn watch_for_http(begun: &[u8]) -> Watch {
-    let mut line = begun.to_vec();
+    let mut line = without_empty_lines(begun).to_vec();
     Box::new(move |bytes| {
-        line.extend_from_slice(bytes);
+        line.extend_from_slice(if line.is_empty() { without_empty_lines(bytes) } else { bytes });
         match first(&line) {
             First::Likely | First::Unlikely => Watched::Continue,
             First::Http1 | First::Http2 => Watched::Refuse,
@@ -379,4 +385,29 @@ async fn farewell(mut stream: TcpStream, message: &[u8], time: Duration) {
         tokio::io::copy(&mut (&mut stream).take(FAREWELL), &mut tokio::io::sink()).await
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_lines_are_neither_kept_nor_looked_at_again_and_a_request_after_them_is_refused() {
+        let mut watch = watch_for_http(b"\n");
+        let began = std::time::Instant::now();
+        for _ in 0..1 << 20 {
+            assert_eq!(watch(b"\n"), Watched::Continue);
+        }
+        // Looking at all of it each time takes minutes.
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert_eq!(watch(b"\r\n\nGET / HT"), Watched::Continue);
+        assert_eq!(watch(b"TP/1.1\r\n"), Watched::Refuse);
+    }
+
+    #[test]
+    fn a_line_is_watched_only_until_it_can_be_no_request() {
+        let mut watch = watch_for_http(b"x");
+        let watched = (0..1 << 20).take_while(|_| watch(b"x") == Watched::Continue).count();
+        assert!(watched < 64 << 10, "{watched} bytes were kept");
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use warren_model::DenialId;
 use warren_model::denial::Layer;
-use warren_model::policy::{HostName, Rule, RuleId};
+use warren_model::policy::{Application, HostName, Rule, RuleId};
 
 pub(crate) use crate::outside::Decision;
 
@@ -20,8 +20,12 @@ pub(crate) trait Gate: Send + Sync + 'static {
     /// The name that the resolver gave this member for this address.
     fn name_of(&self, source: IpAddr, address: IpAddr) -> Option<HostName>;
 
-    /// What policy says now.
-    fn decide(&self, source: IpAddr, host: &HostName, port: u16) -> Decision;
+    /// What policy says now; changes nothing.
+    fn judge(&self, source: IpAddr, host: &HostName, port: u16) -> Decision;
+
+    /// What policy says now of a connection that is asked for: a name that only a wildcard allows counts among those
+    /// that the member may use.
+    fn admit(&self, source: IpAddr, host: &HostName, port: u16) -> Decision;
 
     /// Records a refusal.
     fn refuse(&self, refused: Refused) -> Denied;
@@ -35,8 +39,16 @@ pub(crate) trait Gate: Send + Sync + 'static {
     /// A place for one more connection; `None` when the member or the edge has as many as it may.
     fn place(&self, source: IpAddr) -> Option<Self::Place>;
 
-    /// Registers a connection that was just allowed by this rule. `None` when the member is gone.
-    fn open(&self, source: IpAddr, host: &HostName, port: u16, rule: &RuleId) -> Option<Arc<dyn Passage>>;
+    /// Registers a connection that was just allowed by this rule, to be spoken on as it says. `None` when the member is
+    /// gone.
+    fn open(
+        &self,
+        source: IpAddr,
+        host: &HostName,
+        port: u16,
+        rule: &RuleId,
+        application: Application,
+    ) -> Option<Arc<dyn Passage>>;
 }
 
 /// An open connection to the outside; it counts as closed when the last reference is dropped.

@@ -45,7 +45,6 @@ pub(crate) enum Tunnel<G> {
     Connect {
         client: OnUpgrade,
         way: Way<G>,
-        application: Application,
         ahead: Ahead,
     },
     WebSocket {
@@ -169,7 +168,8 @@ impl<G: Gate> Session<G> {
                 });
             }
         }
-        self.decide(way.proxy.clone(), way.source, way.to, way.host.clone(), way.port, Layer::Http).map(|(way, _)| way)
+        self.decide(way.proxy.clone(), way.source, way.to, way.host.clone(), way.port, Layer::Http)
+            .and_then(|way| takes_http(way, Layer::Http))
     }
 
     /// A request to the proxy, for whomever its target names.
@@ -196,12 +196,8 @@ impl<G: Gate> Session<G> {
             Box::new(self.refuse_name(proxy, source, to, name, uri.port_u16().or(Some(80)), unclear.to_string()))
         })?;
         let port = port.unwrap_or(80);
-        let (way, application) = self.decide(proxy.clone(), source, None, host, port, Layer::Proxy)?;
-        if application == Application::Tls {
-            let reason = format!("rule {} lets TLS to {} on port {port} through, and nothing else", way.rule, way.host);
-            return Err(Box::new(problem::denied(&way.deny(Layer::Proxy, reason))));
-        }
-        Ok(way)
+        let way = self.decide(proxy.clone(), source, None, host, port, Layer::Proxy)?;
+        takes_http(way, Layer::Proxy)
     }
 
     /// A request to the proxy for a connection.
@@ -219,12 +215,12 @@ impl<G: Gate> Session<G> {
                 return self.refuse_name(proxy, source, to, name, uri.port_u16(), unclear.to_string());
             }
         };
-        let (way, application) = match self.decide(proxy.clone(), source, None, host, port, Layer::Proxy) {
+        let way = match self.decide(proxy.clone(), source, None, host, port, Layer::Proxy) {
             Ok(allowed) => allowed,
             Err(refused) => return *refused,
         };
         // As much as can be done before the client's first bytes are checked, so that a failure can be told.
-        let ahead = match application {
+        let ahead = match way.application {
             Application::Http => Ok(Ahead::Nothing),
             Application::Tls => way.look_up().await.map(Ahead::LookedUp),
             Application::Tcp => way.connect(Ahead::Nothing).await.map(Ahead::Connected),
@@ -233,7 +229,7 @@ impl<G: Gate> Session<G> {
             Err(no_way) => no_way.into_response(),
             Ok(ahead) => {
                 let client = hyper::upgrade::on(&mut request);
-                self.go_on_as(Tunnel::Connect { client, way, application, ahead });
+                self.go_on_as(Tunnel::Connect { client, way, ahead });
                 Response::new(Either::Right(Default::default()))
             }
         }
@@ -248,10 +244,12 @@ impl<G: Gate> Session<G> {
         host: HostName,
         port: u16,
         layer: Layer,
-    ) -> Result<(Way<G>, Application), Box<Response<Body>>> {
-        let decision = proxy.gate.decide(source, &host, port);
+    ) -> Result<Way<G>, Box<Response<Body>>> {
+        let decision = proxy.gate.admit(source, &host, port);
         match decision.rule {
-            Some(rule) if decision.allowed => Ok((Way { proxy, source, to, host, port, rule }, decision.application)),
+            Some(rule) if decision.allowed => {
+                Ok(Way { proxy, source, to, host, port, rule, application: decision.application })
+            }
             rule => {
                 let (name, reason) = (Some(host.to_string()), decision.reason);
                 let refused = Refused { source, to, name, port: Some(port), layer, rule, reason };
@@ -335,6 +333,16 @@ impl NoWay {
     }
 }
 
+/// The way, unless its rule lets TLS through only.
+fn takes_http<G: Gate>(way: Way<G>, layer: Layer) -> Result<Way<G>, Box<Response<Body>>> {
+    if way.application != Application::Tls {
+        return Ok(way);
+    }
+    let (rule, host, port) = (&way.rule, &way.host, way.port);
+    let reason = format!("rule {rule} lets TLS to {host} on port {port} through, and nothing else");
+    Err(Box::new(problem::denied(&way.deny(layer, reason))))
+}
+
 /// The address that a URI's host is, if it is one.
 fn address(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
@@ -342,6 +350,14 @@ fn address(host: &str) -> Option<IpAddr> {
 
 /// The target without the server: `/path?query`, or `*` (RFC 9112 §3.2).
 fn to_origin(uri: &Uri) -> Uri {
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path = match uri.path_and_query() {
+        // An absolute form may end with its authority, and a request line needs a path (RFC 9112 §3.2.1).
+        Some(path) if !path.path().is_empty() => path.clone(),
+        Some(path) => {
+            let query = path.query().map_or_else(|| "/".to_owned(), |query| format!("/?{query}"));
+            query.parse().unwrap_or_else(|_| PathAndQuery::from_static("/"))
+        }
+        None => PathAndQuery::from_static("/"),
+    };
     Uri::from(path)
 }

@@ -107,11 +107,12 @@ async fn attend_transparent<G: Gate>(proxy: Arc<Proxy<G>>, Accepted { stream, so
     let Some(host) = proxy.gate.name_of(source, address) else {
         return refuse(None, None, format!("{address} stands for no name: ask the resolver for one first"));
     };
-    let decision = proxy.gate.decide(source, &host, port);
+    let decision = proxy.gate.admit(source, &host, port);
     match decision.rule {
         Some(rule) if decision.allowed => {
-            let way = Way { proxy, source, to: Some(address), host, port, rule };
-            carry(way, decision.application, Side::new(stream), Ahead::Nothing).await;
+            let application = decision.application;
+            let way = Way { proxy, source, to: Some(address), host, port, rule, application };
+            carry(way, Side::new(stream), Ahead::Nothing).await;
         }
         rule => refuse(Some(host.to_string()), rule, decision.reason),
     }
@@ -121,9 +122,9 @@ async fn attend_explicit<G: Gate>(proxy: Arc<Proxy<G>>, Accepted { stream, sourc
     let source = source.ip().to_canonical();
     let destination = Destination::Any { proxy: proxy.clone(), source };
     match http::serve(destination, Side::new(stream)).await {
-        Some(Tunnel::Connect { client, way, application, ahead }) => {
+        Some(Tunnel::Connect { client, way, ahead }) => {
             if let Some(client) = http::into_side(client).await {
-                carry(way, application, client, ahead).await;
+                carry(way, client, ahead).await;
             }
         }
         Some(Tunnel::WebSocket { client, server, upstream }) => {

@@ -25,19 +25,19 @@
 //! | `way`, `dial` | from an allowed name to a connected socket |
 //! | `copy` | carrying bytes |
 
-mod authority;
+pub(crate) mod authority;
 mod carry;
 mod conn;
 mod copy;
 mod dial;
 pub(crate) mod gate;
-mod headers;
+pub(crate) mod headers;
 mod http;
 mod listen;
 mod network;
 mod problem;
-mod sniff;
-mod tls;
+pub(crate) mod sniff;
+pub(crate) mod tls;
 mod upstream;
 mod way;
 

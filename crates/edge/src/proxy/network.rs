@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
-use warren_model::policy::{HostName, Protocol, RuleId, is_global};
+use warren_model::policy::{Application, HostName, Protocol, RuleId, is_global};
 
 use crate::denials::Refusal;
 use crate::dns::limit::Slot;
@@ -32,7 +32,11 @@ impl Gate for Network {
         self.names.name_of(machine, address)
     }
 
-    fn decide(&self, source: IpAddr, host: &HostName, port: u16) -> Decision {
+    fn judge(&self, source: IpAddr, host: &HostName, port: u16) -> Decision {
+        self.outside.load().decide(source, host, Some(port))
+    }
+
+    fn admit(&self, source: IpAddr, host: &HostName, port: u16) -> Decision {
         Network::decide(self, source, host, port)
     }
 
@@ -58,9 +62,16 @@ impl Gate for Network {
         Some(Place { _slot: self.proxied.take(source)?, _permit: ALL_PROXIED.try_acquire().ok()? })
     }
 
-    fn open(&self, source: IpAddr, host: &HostName, port: u16, rule: &RuleId) -> Option<Arc<dyn Passage>> {
+    fn open(
+        &self,
+        source: IpAddr,
+        host: &HostName,
+        port: u16,
+        rule: &RuleId,
+        application: Application,
+    ) -> Option<Arc<dyn Passage>> {
         let machine = self.outside.load().member(source)?.machine;
-        let key = FlowKey { machine, source, host: host.clone(), port, rule: rule.clone() };
+        let key = FlowKey { machine, source, host: host.clone(), port, rule: rule.clone(), application };
         Some(Arc::new(self.flows.open(key, &self.outside)))
     }
 }
@@ -98,6 +109,34 @@ impl Passage for Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Ledger;
+    use crate::network::Shared;
+    use crate::view::tests::{member, network_view};
+    use warren_model::policy::{Group, NameRule};
+
+    #[test]
+    fn only_a_connection_that_is_asked_for_takes_a_name_of_a_wildcard() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut view = network_view();
+        view.members = vec![member(2, "web")];
+        let source = IpAddr::V4(view.members[0].ipv4);
+        view.groups = [(source, Group(7))].into();
+        let rule = NameRule {
+            id: "all".parse().unwrap(),
+            forbid: false,
+            pattern: "*.example.com".parse().unwrap(),
+            ports: vec![],
+            application: None,
+        };
+        view.rules = [(Group(7), vec![rule])].into();
+        let shared = Shared::new(Ledger::open(directory.path(), "names").unwrap());
+        let network = Network::new(&view, shared).unwrap();
+        let host = "a.example.com".parse().unwrap();
+        assert!(network.judge(source, &host, 443).allowed);
+        assert_eq!(network.names.count(), 0);
+        assert!(network.admit(source, &host, 443).allowed);
+        assert_eq!(network.names.count(), 1);
+    }
 
     #[test]
     fn the_hosts_own_addresses_are_known_as_such() {

@@ -4,8 +4,8 @@
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest request line that is waited for, in bytes; what goes on longer is left to the HTTP parser.
 const MAX_LINE: usize = 16 << 10;
-/// The longest method, in bytes.
-const MAX_METHOD: usize = 64;
+/// The empty lines before a request that are waited out, in bytes; servers pass over a few (RFC 9112 §2.2).
+const MAX_EMPTY: usize = 1 << 10;
 /// Whether a request has one of these methods shows before its line is complete.
 const METHODS: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
 
@@ -57,8 +57,8 @@ fn tls(bytes: &[u8]) -> First {
 
 /// A request line (RFC 9112 §3), after the empty lines that servers pass over.
 fn http(bytes: &[u8]) -> First {
-    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
-    let bytes = &bytes[start..];
+    let (bytes, all) = (without_empty_lines(bytes), bytes.len());
+    let empty = all - bytes.len();
     let (line, complete) = match bytes.iter().position(|byte| *byte == b'\n') {
         Some(end) => (&bytes[..end], true),
         None => (bytes, false),
@@ -80,16 +80,19 @@ fn http(bytes: &[u8]) -> First {
         });
         return if space.is_some() && is_version { First::Http1 } else { First::Other };
     }
-    if method.len() > MAX_METHOD {
-        return First::Other;
-    }
     if line.len() > MAX_LINE {
-        // Method, target, version: no server takes a line of more words for a request.
+        // Method, target, version: no server takes a line of more words, or of a method alone, for a request.
         let words = line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty()).count();
-        return if words <= 3 { First::Http1 } else { First::Other };
+        return if space.is_some() && words <= 3 { First::Http1 } else { First::Other };
     }
     let known = METHODS.iter().any(|known| if space.is_some() { *known == method } else { known.starts_with(method) });
-    if known { First::Likely } else { First::Unlikely }
+    if known && empty <= MAX_EMPTY { First::Likely } else { First::Unlikely }
+}
+
+/// What follows the line ends at the beginning: servers pass over them, however many there are.
+pub(crate) fn without_empty_lines(bytes: &[u8]) -> &[u8] {
+    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
+    &bytes[start..]
 }
 
 /// A character of a method (RFC 9110 §5.6.2).
@@ -134,12 +137,31 @@ mod tests {
     }
 
     #[test]
+    fn empty_lines_without_end_are_not_waited_out() {
+        let empty = b"\r\n".repeat(MAX_EMPTY);
+        assert_eq!(first(&empty[..MAX_EMPTY]), First::Likely);
+        assert_eq!(first(&empty), First::Unlikely);
+        assert_eq!(first(&[&empty[..], b"GET / HT"].concat()), First::Unlikely);
+        assert_eq!(first(&[&empty[..], b"GET / HTTP/1.1\r\n"].concat()), First::Http1);
+    }
+
+    #[test]
     fn a_line_that_does_not_end_is_judged_by_its_words() {
         let long = "a".repeat(MAX_LINE);
         assert_eq!(first(format!("GET /{long}").as_bytes()), First::Http1);
         assert_eq!(first(format!("FROB /{long}").as_bytes()), First::Http1);
         assert_eq!(first(format!("some words of text {long}").as_bytes()), First::Other);
-        assert_eq!(first(long.as_bytes()), First::Other);
+        assert_eq!(first(format!("{long}a").as_bytes()), First::Other);
+    }
+
+    #[test]
+    fn a_request_is_not_taken_for_something_else_before_its_line_is_complete() {
+        let request = format!("{} / HTTP/1.1\r\n", "A".repeat(300));
+        assert_eq!(first(request.as_bytes()), First::Http1);
+        for end in 0..request.len() {
+            let part = first(&request.as_bytes()[..end]);
+            assert!(matches!(part, First::Likely | First::Unlikely), "{part:?} after {end} bytes");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use warren_model::Code;
 use warren_model::denial::Layer;
-use warren_model::policy::{HostName, RuleId};
+use warren_model::policy::{Application, HostName, RuleId};
 
 use crate::proxy::dial::{DialError, dial};
 use crate::proxy::gate::{Denied, Gate, Limits, LookUpError, Passage, Refused};
@@ -26,6 +26,8 @@ pub(crate) struct Way<G> {
     pub host: HostName,
     pub port: u16,
     pub rule: RuleId,
+    /// What may be spoken.
+    pub application: Application,
 }
 
 /// A connection to a server outside.
@@ -58,7 +60,7 @@ impl<G: Gate> Way<G> {
     ///
     /// What policy says about that name is in the record, since it may be allowed by itself.
     pub fn deny_other(&self, layer: Layer, other: &str, reason: String) -> Denied {
-        let decision = other.parse().ok().map(|host: HostName| self.proxy.gate.decide(self.source, &host, self.port));
+        let decision = other.parse().ok().map(|host: HostName| self.proxy.gate.judge(self.source, &host, self.port));
         let (rule, reason) = match decision {
             Some(decision) if !decision.allowed => (decision.rule, format!("{reason}; {}", decision.reason)),
             _ => (Some(self.rule.clone()), reason),
@@ -90,7 +92,7 @@ impl<G: Gate> Way<G> {
         };
         let gate = &*self.proxy.gate;
         // Registered first, so that a change of policy from here on ends it.
-        let opened = gate.open(self.source, &self.host, self.port, &self.rule);
+        let opened = gate.open(self.source, &self.host, self.port, &self.rule, self.application);
         let Some(passage) = opened.filter(|passage| !passage.revoked().is_cancelled()) else {
             return Err(self.revoked());
         };
@@ -132,8 +134,11 @@ impl<G: Gate> Way<G> {
     }
 
     fn revoked(&self) -> NoWay {
-        let decision = self.proxy.gate.decide(self.source, &self.host, self.port);
-        let rule = decision.rule.filter(|_| !decision.allowed);
-        NoWay::Denied(Box::new(self.refuse(Layer::Tcp, self.host.to_string(), rule, decision.reason)))
+        let decision = self.proxy.gate.judge(self.source, &self.host, self.port);
+        let (rule, reason) = match decision.allowed {
+            true => (None, format!("policy for {} changed meanwhile: connect again", self.host)),
+            false => (decision.rule, decision.reason),
+        };
+        NoWay::Denied(Box::new(self.refuse(Layer::Tcp, self.host.to_string(), rule, reason)))
     }
 }

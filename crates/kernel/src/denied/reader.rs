@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::errno::Errno;
 use warren_model::NetworkNumber;
 
-use super::{DeniedPacket, parse};
+use super::{DeniedPacket, Headers, parse};
 use crate::namespace;
 use crate::netlink::{Attributes, Family, Message, Socket, be32, text};
 use crate::route;
@@ -144,6 +144,11 @@ fn report(payload: &[u8]) -> Option<Report<'_>> {
         number: attributes.find(12).and_then(be32),
         packet: attributes.find(9)?,
     })
+}
+
+/// The headers of the packet in a report; `None` when it is no report.
+pub(crate) fn headers_in_report(payload: &[u8]) -> Option<Option<Headers>> {
+    report(payload).map(|report| parse(report.packet))
 }
 
 fn name(links: &mut HashMap<u32, String>, route: &mut Socket, index: u32) -> Option<String> {

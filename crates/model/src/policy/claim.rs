@@ -1,13 +1,13 @@
 //! The tests of a policy.
 
-use std::cell::Cell;
-use std::collections::HashSet;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::link::{may_mean, named};
+use super::link::{Link, links, may_mean, named};
 use super::people::People;
 use super::protect::{protected_ranges, protection};
 use super::{
@@ -18,8 +18,9 @@ use crate::address::MemberNumber;
 use crate::id::MachineId;
 use crate::name::Label;
 
-/// How many flows the tests of a policy may stand for together.
-pub const MAX_FLOWS: usize = 3_000_000;
+/// How much may be looked at to judge the tests of a policy: one step for each flow, and for each rule, port range,
+/// member or network that is compared with it. Keeps the time bounded, at some seconds.
+const MAX_STEPS: usize = 100_000_000;
 
 /// What became of one test.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +59,12 @@ pub fn run_tests(policy: &Policy, directory: &Directory, now: Timestamp) -> Vec<
     let mut subjects: Vec<&Subject> = subjects.into_iter().collect();
     subjects.sort_unstable();
     let kinds = people.kinds(subjects.into_iter());
-    let bench = Bench { policy, directory, now, people, kinds, left: Cell::new(MAX_FLOWS) };
+    let mut kind_of = vec![0u32; people.members.len()];
+    for (index, kind) in (0u32..).zip(&kinds) {
+        kind.iter().for_each(|member| kind_of[*member as usize] = index);
+    }
+    let (links, left) = (RefCell::default(), Cell::new(MAX_STEPS));
+    let bench = Bench { policy, directory, now, people, kind_of, links, left };
     policy.tests.iter().enumerate().map(|(index, test)| bench.run(index, test)).collect()
 }
 
@@ -67,10 +73,16 @@ struct Bench<'a> {
     directory: &'a Directory,
     now: Timestamp,
     people: People<'a>,
-    /// Members that nothing tells apart: one pair stands for all.
-    kinds: Vec<Vec<u32>>,
+    /// For each member the kind that it is of. Nothing tells members of a kind apart: one pair stands for all.
+    kind_of: Vec<u32>,
+    links: RefCell<HashMap<Label, Links<'a>>>,
     left: Cell<usize>,
 }
+
+type Links<'a> = BTreeMap<&'a Label, Link<'a>>;
+
+/// The tests together take more than [`MAX_STEPS`].
+struct TooMuch;
 
 /// What a test's destination stands for, from one sender's view.
 enum Goal<'t> {
@@ -97,8 +109,18 @@ impl Goal<'_> {
     }
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
     fn run(&self, index: usize, test: &Test) -> TestOutcome {
+        self.judge(index, test).unwrap_or_else(|TooMuch| {
+            let reason = format!(
+                "the tests take more than {MAX_STEPS} steps to judge, one for each flow and each rule about its sender: \
+                 name fewer members in them"
+            );
+            unjudged(index, test, reason)
+        })
+    }
+
+    fn judge(&self, index: usize, test: &Test) -> Result<TestOutcome, TooMuch> {
         let outcome = |passed: bool, from: String, to: String, port: String, found: Verdict| TestOutcome {
             index,
             passed,
@@ -109,23 +131,22 @@ impl Bench<'_> {
             port,
             found,
         };
-        let unjudged = |reason: String| {
-            let found = Verdict { allowed: test.expect == Expect::Deny, rule: None, reason };
-            outcome(false, test.from.to_string(), test.to.to_string(), test.port.to_string(), found)
-        };
-        let senders = self.representatives(&test.from);
+        let senders = self.representatives(&test.from)?;
         let invented = if senders.is_empty() { invent(&test.from, self.directory, None) } else { None };
         let senders: Vec<&Member> = senders.iter().map(|kind| kind[0]).chain(&invented).collect();
         if senders.is_empty() {
-            return unjudged(format!("{} means nobody in any network", test.from));
+            return Ok(unjudged(index, test, format!("{} means nobody in any network", test.from)));
         }
         let receivers = match &test.to {
-            TestTarget::Inside(to) => self.representatives(to),
+            TestTarget::Inside(to) => self.representatives(to)?,
             TestTarget::Outside(_) => Vec::new(),
         };
         let mut last = None;
         for from in senders {
+            self.spend(self.policy.forbid.len() + self.policy.allow.len())?;
             let sender = Sender::new(self.policy, self.directory, from, self.now);
+            let steps = sender.steps();
+            self.spend(steps)?;
             let ports: Vec<Option<u16>> = if test.port.protocol.has_ports() {
                 let range = test.port.range;
                 sender.ports_to_try(test.port.protocol, range.first.max(1), range.last).into_iter().map(Some).collect()
@@ -136,7 +157,7 @@ impl Bench<'_> {
             let goals = match &test.to {
                 TestTarget::Outside(name) => vec![Goal::Name(name)],
                 TestTarget::Inside(to) => {
-                    let mut goals = self.goals(to, from, &sender, &receivers);
+                    let mut goals = self.goals(to, from, &sender, &receivers)?;
                     if goals.is_empty() {
                         invented = invent(to, self.directory, Some(from));
                         goals.extend(invented.iter().map(Goal::Member));
@@ -145,19 +166,16 @@ impl Bench<'_> {
                 }
             };
             for goal in &goals {
+                let looked_up = if matches!(goal, Goal::Address(_)) { self.places() } else { 0 };
                 for port in &ports {
-                    if self.left.get() == 0 {
-                        return unjudged(format!(
-                            "the tests stand for more than {MAX_FLOWS} flows: name fewer members in them"
-                        ));
-                    }
-                    self.left.set(self.left.get() - 1);
+                    self.spend(1 + steps + looked_up)?;
                     let found = sender.judge(goal.destination(), test.port.protocol, *port);
                     let as_expected = found.allowed == (test.expect == Expect::Allow);
                     let by_rule = test.by.as_ref().is_none_or(|by| found.rule.as_ref() == Some(by));
                     if !(as_expected && by_rule) {
                         let shown = shown(test, *port);
-                        return outcome(false, format!("{}/{}", from.network, from.name), goal.shown(), shown, found);
+                        let from = format!("{}/{}", from.network, from.name);
+                        return Ok(outcome(false, from, goal.shown(), shown, found));
                     }
                     last = Some((from, goal.shown(), *port, found));
                 }
@@ -165,35 +183,63 @@ impl Bench<'_> {
             drop(goals);
             drop(invented);
         }
-        match last {
+        Ok(match last {
             Some((from, to, port, found)) => {
                 outcome(true, format!("{}/{}", from.network, from.name), to, shown(test, port), found)
             }
-            None => unjudged(format!("{} means nobody and no address outside", test.to)),
+            None => unjudged(index, test, format!("{} means nobody and no address outside", test.to)),
+        })
+    }
+
+    fn spend(&self, steps: usize) -> Result<(), TooMuch> {
+        let left = self.left.get().checked_sub(steps);
+        self.left.set(left.unwrap_or(0));
+        left.map(|_| ()).ok_or(TooMuch)
+    }
+
+    /// The networks with which one has traffic, found once for all its members.
+    fn links_of(&self, network: &Label) -> Result<Links<'a>, TooMuch> {
+        if let Some(found) = self.links.borrow().get(network) {
+            self.spend(1 + found.len())?;
+            return Ok(found.clone());
         }
+        self.spend(self.policy.allow.len().saturating_mul(1 + self.directory.networks.len()))?;
+        let found = links(self.policy, self.directory, network, self.now);
+        self.links.borrow_mut().insert(network.clone(), found.clone());
+        Ok(found)
+    }
+
+    /// How many members and networks are looked through for an address.
+    fn places(&self) -> usize {
+        self.directory.members.len() + self.directory.networks.len()
     }
 
     /// Up to two members of each kind that a subject means.
-    fn representatives(&self, subject: &Subject) -> Vec<Vec<&'_ Member>> {
-        let meant: HashSet<u32> = self.people.meant(subject).into_iter().collect();
-        let of_kind = |kind: &Vec<u32>| -> Vec<&Member> {
-            kind.iter()
-                .filter(|member| meant.contains(member))
-                .take(2)
-                .map(|member| self.people.members[*member as usize])
-                .collect()
-        };
-        self.kinds.iter().map(of_kind).filter(|kind| !kind.is_empty()).collect()
+    fn representatives(&self, subject: &Subject) -> Result<Vec<Vec<&'_ Member>>, TooMuch> {
+        let meant = self.people.meant(subject);
+        self.spend(1 + meant.len())?;
+        let mut kinds: BTreeMap<u32, Vec<&Member>> = BTreeMap::new();
+        for member in meant {
+            let kind = kinds.entry(self.kind_of[member as usize]).or_default();
+            if kind.len() < 2 {
+                kind.push(self.people.members[member as usize]);
+            }
+        }
+        Ok(kinds.into_values().collect())
     }
 
     /// Whom and what a sender has to be judged with.
-    fn goals<'t>(
+    fn goals<'s, 't>(
         &self,
         to: &Subject,
         from: &Member,
-        sender: &Sender<'_>,
+        sender: &Sender<'s>,
         receivers: &[Vec<&'t Member>],
-    ) -> Vec<Goal<'t>> {
+    ) -> Result<Vec<Goal<'t>>, TooMuch>
+    where
+        'a: 's,
+    {
+        self.spend(receivers.len())?;
         let is_sender = |member: &Member| {
             member.machine == from.machine && member.network == from.network && member.name == from.name
         };
@@ -204,13 +250,17 @@ impl Bench<'_> {
             .map(|member| Goal::Member(member))
             .collect();
         if let Subject::Range(None, range) = to {
-            let outside = self.edges(*range).into_iter().filter(|address| sender.is_outside(*address));
+            sender.know_links(self.links_of(&from.network)?);
+            self.spend(self.policy.forbid.len() + self.policy.allow.len() + self.directory.networks.len())?;
+            let edges = self.edges(*range);
+            self.spend(edges.len().saturating_mul(self.places()))?;
+            let outside = edges.into_iter().filter(|address| sender.is_outside(*address));
             goals.extend(outside.map(Goal::Address));
             if goals.is_empty() && protection(range.network()).is_some() {
                 goals.push(Goal::Address(range.network()));
             }
         }
-        goals
+        Ok(goals)
     }
 
     /// The addresses in a range at which the answer may change: to judge each is to judge the range.
@@ -234,6 +284,19 @@ impl Bench<'_> {
         edges.sort_unstable();
         edges.dedup();
         edges
+    }
+}
+
+fn unjudged(index: usize, test: &Test, reason: String) -> TestOutcome {
+    TestOutcome {
+        index,
+        passed: false,
+        expected: test.expect,
+        by: test.by.clone(),
+        from: test.from.to_string(),
+        to: test.to.to_string(),
+        port: test.port.to_string(),
+        found: Verdict { allowed: test.expect == Expect::Deny, rule: None, reason },
     }
 }
 

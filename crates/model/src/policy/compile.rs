@@ -76,7 +76,8 @@ pub struct NetworkRules {
     /// group of another network: always allowed, since nothing is by default.
     pub exceptions: BTreeSet<Exception>,
     /// Networks with which traffic is allowed in either direction, and the ranges by which they are reached: without
-    /// the IPv4 range where it overlaps with this network's or another link's.
+    /// the IPv4 range where it overlaps with this network's or another link's, or this network's with another link of
+    /// theirs.
     pub links: BTreeMap<NetworkNumber, Vec<IpNet>>,
     /// Something may leave through the kernel: egress is open, or a rule allows a range outside.
     pub exits: bool,

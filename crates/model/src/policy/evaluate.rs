@@ -127,6 +127,16 @@ impl<'a> Sender<'a> {
         ports_that_differ(self.forbid.iter().chain(&self.allow).copied(), protocol, first, last)
     }
 
+    /// The networks that this member's has traffic with, when they are known already.
+    pub(super) fn know_links(&self, found: BTreeMap<&'a Label, Link<'a>>) {
+        self.links.get_or_init(|| found);
+    }
+
+    /// How much is compared to judge one flow of this member: the rules about it, and their port ranges.
+    pub(super) fn steps(&self) -> usize {
+        self.forbid.iter().chain(&self.allow).map(|rule| 1 + rule.ports.len()).sum()
+    }
+
     fn decide(
         &self,
         place: Place<'_>,

@@ -135,12 +135,14 @@ impl FromStr for HostPattern {
         }
         let wildcard = rest.len() < text.len();
         let suffix = |name: &str| InvalidHost::PublicSuffix(shown(), name.to_owned());
-        // A suffix such as `com` has one label, so it comes first.
+        let name = rest.parse::<HostName>();
+        // A suffix such as `com` has one label; what is no name at all is not looked up, or repeated, at any length.
+        let is_name = matches!(name, Ok(_) | Err(InvalidHost::SingleLabel(_)));
         let plain = rest.trim_end_matches('.').to_ascii_lowercase();
-        if wildcard && !plain.is_empty() && psl::suffix_str(&plain) == Some(plain.as_str()) {
+        if wildcard && is_name && psl::suffix_str(&plain) == Some(plain.as_str()) {
             return Err(suffix(&plain));
         }
-        let name: HostName = rest.parse()?;
+        let name = name?;
         if OUTER_NAMES.contains(&name.as_str()) {
             return Err(InvalidHost::OuterName(shown()));
         }
@@ -189,6 +191,14 @@ mod tests {
 
     fn matches(pattern: &str, name: &str) -> bool {
         pattern.parse::<HostPattern>().unwrap().matches(&name.parse().unwrap())
+    }
+
+    #[test]
+    fn a_text_that_is_no_name_is_not_repeated_at_its_length() {
+        let long = format!("*.{}", "\u{7f}".repeat(600));
+        let error = long.parse::<HostPattern>().unwrap_err();
+        assert!(matches!(error, InvalidHost::Malformed(_)), "{error:?}");
+        assert!(matches!("*.com".parse::<HostPattern>(), Err(InvalidHost::PublicSuffix(..))));
     }
 
     #[test]

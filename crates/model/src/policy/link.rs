@@ -12,9 +12,12 @@ use crate::name::Label;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Link<'a> {
     pub entry: &'a NetworkEntry,
-    /// It is reached by its IPv4 range, too: that overlaps neither with this network's nor with another link's.
+    /// Each is reached from the other by its IPv4 range, too: the two do not overlap, and neither overlaps another
+    /// network with which the other one has traffic. Both ends say the same, so what one sends the other one knows.
     pub ipv4: bool,
 }
+
+type Named<'a> = (&'a Label, &'a NetworkEntry);
 
 /// The networks with which this one has traffic, as far as rules alone say: who is a member makes no difference.
 pub(super) fn links<'a>(
@@ -23,42 +26,89 @@ pub(super) fn links<'a>(
     network: &Label,
     now: Timestamp,
 ) -> BTreeMap<&'a Label, Link<'a>> {
-    let Some(own) = directory.networks.get(network) else { return BTreeMap::new() };
+    let Some(own) = directory.networks.get_key_value(network) else { return BTreeMap::new() };
     let mut found: BTreeMap<&Label, &NetworkEntry> = BTreeMap::new();
-    for rule in policy.allow.iter().filter(|rule| rule.is_in_force(now)) {
-        let Target::Inside(to) = &rule.to else { continue };
-        let out = may_mean(&rule.from, network, own);
-        let comes = may_mean(to, network, own);
+    for (from, to) in among_members(policy, now) {
+        let (out, comes) = (may_mean(from, own.0, own.1), may_mean(to, own.0, own.1));
         if !out && !comes {
             continue;
         }
-        let mut consider = |name: &'a Label, entry: &'a NetworkEntry| {
-            let there = out && may_be_reached(to, name, entry, own);
-            let back = comes && may_mean(&rule.from, name, entry) && may_be_reached(to, network, own, entry);
-            if name != network && (there || back) {
-                found.insert(name, entry);
+        let mut consider = |other: Named<'a>| {
+            let there = out && may_be_reached(to, other, own);
+            let back = comes && may_mean(from, other.0, other.1) && may_be_reached(to, own, other);
+            if other.0 != network && (there || back) {
+                found.insert(other.0, other.1);
             }
         };
         // A rule that names its networks is about those alone.
-        match (named(&rule.from), named(to)) {
+        match (named(from), named(to)) {
             (Some(from), Some(to)) => {
-                for name in [from, to] {
-                    if let Some((name, entry)) = directory.networks.get_key_value(name) {
-                        consider(name, entry);
+                [from, to].into_iter().filter_map(|name| directory.networks.get_key_value(name)).for_each(consider);
+            }
+            _ => directory.networks.iter().for_each(&mut consider),
+        }
+    }
+    let by_ipv4 = by_ipv4(policy, directory, own, &found, now);
+    found.into_iter().map(|(name, entry)| (name, Link { entry, ipv4: by_ipv4.contains_key(name) })).collect()
+}
+
+/// Those of the linked networks with which traffic by IPv4 is clear to both ends.
+fn by_ipv4<'a>(
+    policy: &Policy,
+    directory: &'a Directory,
+    own: Named<'a>,
+    linked: &BTreeMap<&'a Label, &'a NetworkEntry>,
+    now: Timestamp,
+) -> BTreeMap<&'a Label, &'a NetworkEntry> {
+    let clear_here = |name: &Label, entry: &NetworkEntry| {
+        let others = linked.iter().filter(|(other, _)| **other != name).map(|(_, entry)| *entry);
+        !std::iter::once(own.1).chain(others).any(|other| overlap(entry, other))
+    };
+    let mut left: BTreeMap<&Label, &NetworkEntry> =
+        linked.iter().filter(|(name, entry)| clear_here(name, entry)).map(|(name, entry)| (*name, *entry)).collect();
+    // A network with which one of these has traffic, too, and that has this network's addresses.
+    let is_twin = |(name, entry): Named<'_>| name != own.0 && overlap(entry, own.1);
+    let twins: Vec<Named<'_>> = directory.networks.iter().filter(|entry| is_twin(*entry)).collect();
+    if twins.is_empty() {
+        return left;
+    }
+    for (from, to) in among_members(policy, now) {
+        if left.is_empty() {
+            break;
+        }
+        if let (Some(one), Some(other)) = (named(from), named(to)) {
+            let meant = |name: &Label, subject: &Subject| {
+                directory.networks.get_key_value(name).filter(|(name, entry)| may_mean(subject, name, entry))
+            };
+            if let (Some(one), Some(other)) = (meant(one, from), meant(other, to)) {
+                for (peer, far) in [(one, other), (other, one)] {
+                    if is_twin(far) {
+                        left.remove(peer.0);
                     }
                 }
             }
-            _ => directory.networks.iter().for_each(|(name, entry)| consider(name, entry)),
+            continue;
         }
+        let meant = |subject: &Subject| -> Vec<Named<'_>> {
+            twins.iter().filter(|(name, entry)| may_mean(subject, name, entry)).copied().collect()
+        };
+        let (senders, receivers) = (meant(from), meant(to));
+        left.retain(|name, entry| {
+            let peer = (*name, *entry);
+            let out = may_mean(from, peer.0, peer.1) && receivers.iter().any(|twin| may_be_reached(to, *twin, peer));
+            let comes = senders.iter().any(|twin| may_be_reached(to, peer, *twin));
+            !out && !comes
+        });
     }
-    found
-        .iter()
-        .map(|(name, entry)| {
-            let others = found.iter().filter(|(other, _)| *other != name).map(|(_, entry)| *entry);
-            let ipv4 = !std::iter::once(own).chain(others).any(|other| overlap(entry, other));
-            (*name, Link { entry, ipv4 })
-        })
-        .collect()
+    left
+}
+
+/// From whom to whom inside the rules in force allow.
+fn among_members(policy: &Policy, now: Timestamp) -> impl Iterator<Item = (&Subject, &Subject)> {
+    policy.allow.iter().filter(move |rule| rule.is_in_force(now)).filter_map(|rule| match &rule.to {
+        Target::Inside(to) => Some((&rule.from, to)),
+        Target::Outside(_) => None,
+    })
 }
 
 /// Whether two networks share an IPv4 address.
@@ -101,6 +151,6 @@ pub(super) fn intersect(one: IpNet, other: IpNet) -> bool {
     one.contains(&other) || other.contains(&one)
 }
 
-fn may_be_reached(to: &Subject, name: &Label, entry: &NetworkEntry, sender: &NetworkEntry) -> bool {
+fn may_be_reached(to: &Subject, (name, entry): Named<'_>, (_, sender): Named<'_>) -> bool {
     may_mean(to, name, entry) && !is_hidden(to, entry, sender)
 }

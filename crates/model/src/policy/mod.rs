@@ -24,6 +24,7 @@
 //! | `protect` | what no rule can open |
 //! | `ports`, `host` | ports and protocols; host names and patterns of them |
 //! | `global` | which addresses are the public internet |
+//! | `private` | which others a host's operator lets rules open |
 
 pub mod check;
 mod claim;
@@ -35,6 +36,7 @@ mod link;
 mod near;
 mod people;
 pub mod ports;
+mod private;
 mod protect;
 pub mod read;
 mod schema;
@@ -62,10 +64,11 @@ pub use evaluate::{Destination, Flow, Sender, Verdict, evaluate};
 pub use global::{GLOBAL_V6, NOT_GLOBAL_V4, NOT_GLOBAL_V6, is_global};
 pub use host::{HostName, HostPattern};
 pub use ports::{Application, PortRange, Ports, Protocol};
+pub use private::PrivateRanges;
 pub use protect::{BUILTIN, PROTECTED, protected_ranges, protection};
 pub use read::{PolicyError, ReadPolicy, read};
 pub use schema::schema;
-pub use suggest::{NearMiss, near_misses, suggest};
+pub use suggest::{NearMiss, missing_rule, near_misses, suggest};
 
 /// The addresses with which the resolver of every network answers for names outside (RFC 2544 sets them apart for
 /// benchmarks, so nobody else is there). The IPv6 range is [`crate::UlaPrefix::names`].

@@ -40,9 +40,25 @@ pub const PROTECTED: [(&str, &str); 20] = [
     ("2002::/16", "embedded"),
 ];
 
-/// The built-in rules, without the `builtin:` in front.
-pub const BUILTIN: [&str; 9] =
-    ["metadata", "multicast", "loopback", "names", "embedded", "host", "gateway", "intra", "open-egress"];
+/// The built-in rules, without the `builtin:` in front. The last six are of what cannot be judged beforehand, such as
+/// how many connections there are: only denials cite them.
+pub const BUILTIN: [&str; 15] = [
+    "metadata",
+    "multicast",
+    "loopback",
+    "names",
+    "embedded",
+    "host",
+    "gateway",
+    "intra",
+    "open-egress",
+    "spoofing",
+    "not-global",
+    "name-limit",
+    "wildcard-limit",
+    "name-types",
+    "connection-limit",
+];
 
 /// [`PROTECTED`] as ranges, in the same order.
 pub fn protected_ranges() -> &'static [(IpNet, &'static str)] {
@@ -96,6 +112,22 @@ mod tests {
         assert_eq!(protected_ranges().len(), PROTECTED.len());
         for (range, _) in protected_ranges() {
             assert!(!is_global(range.network()) && !is_global(range.broadcast()), "{range}");
+        }
+    }
+
+    #[test]
+    fn the_manual_has_every_built_in_rule_and_every_range_of_metadata_services() {
+        let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/policy.md");
+        let manual = std::fs::read_to_string(manual).unwrap();
+        let row = |name: &str| manual.lines().find(|line| line.starts_with(&format!("| `builtin:{name}` |")));
+        for name in BUILTIN {
+            assert!(row(name).is_some(), "{name}");
+        }
+        for (range, name) in PROTECTED {
+            assert!(BUILTIN.contains(&name), "{name}");
+            let shown = range.trim_end_matches("/32").trim_end_matches("/128");
+            // The mapped addresses are in the row's text.
+            assert!(range == "::ffff:0:0/96" || row(name).unwrap().contains(shown), "{range}");
         }
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::protect::{as_sent, protection};
 use super::{
     Destination, Directory, Flow, Member, Policy, PortRange, Ports, Protocol, Rule, RuleId, Sender, Subject, Target,
+    evaluate,
 };
 
 /// The most near misses that are listed.
@@ -25,7 +26,7 @@ pub struct NearMiss {
 }
 
 /// The smallest rule that allows a flow where nothing forbids it; `None` where no rule can: what is built in, and a name
-/// over anything but TCP.
+/// over anything but TCP. It knows no policy: whoever has one asks [`missing_rule`].
 pub fn suggest(flow: &Flow<'_>) -> Option<Rule> {
     let from = machine(flow.from);
     let (to, named) = match flow.to {
@@ -51,6 +52,12 @@ pub fn suggest(flow: &Flow<'_>) -> Option<Rule> {
     let port = ports.first().map_or_else(|| "any".to_owned(), |ports| ports.to_string().replace('/', "-"));
     let id = id(&format!("allow-{}-{named}-{port}", flow.from.name));
     Some(Rule { id, from, to, ports, application: None, owner: None, expires: None, reason: None })
+}
+
+/// What [`suggest`] says, for a flow that the policy does not allow; `None` for one that it allows already, such as one
+/// that was refused before the policy changed: a rule that adds nothing is no help.
+pub fn missing_rule(policy: &Policy, directory: &Directory, flow: &Flow<'_>, now: Timestamp) -> Option<Rule> {
+    if evaluate(policy, directory, flow, now).allowed { None } else { suggest(flow) }
 }
 
 /// Rules that miss a flow by one thing alone (who, where to, which ports, when), and forbidding rules without which it

@@ -60,7 +60,8 @@ shape! {
         /// Only in a dry run.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub change: Option<PolicyChange>,
-        /// Connections to names outside that would be cut; only in a dry run.
+        /// Open connections to names outside, which pass the proxy, that would be cut; only in a dry run. Which flows to
+        /// addresses and members would be cut is not known: those are checked packet by packet.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub cuts: Vec<LiveFlow>,
     }
@@ -212,7 +213,7 @@ shape! {
         /// None failed.
         pub passed: bool,
         pub tests: u64,
-        /// Those that failed.
+        /// Those that failed, 100 at most.
         pub failures: Vec<TextError>,
         pub hash: String,
     }

@@ -2,9 +2,10 @@ use std::net::IpAddr;
 
 use warren_model::NetworkNumber;
 use warren_model::policy::compile::{Carrier, Default, Exception};
-use warren_model::policy::{CompileError, Group, NameRule, NetworkRules, PortRange, compile};
+use warren_model::policy::{CompileError, Directory, Group, NameRule, NetworkRules, Policy, PortRange, compile};
+use warren_model::record::Egress;
 
-use super::common::{label, now, policy, world};
+use super::common::{judge, label, member, network, now, policy, world};
 
 fn compiled(text: &str, network: &str) -> NetworkRules {
     compile(&policy(text), &world(), &label(network), now()).unwrap()
@@ -85,6 +86,43 @@ fn links_are_by_the_ranges_that_tell_networks_apart() {
     assert_eq!(group(&rules, "10.0.1.1"), group(&rules, "fd01:203:405:1::2"));
     assert_ne!(group(&rules, "10.0.1.1"), group(&rules, "fd01:203:405:4::2"));
     assert!(compiled(text, "lab").links.is_empty());
+}
+
+/// `a` and `b` have the same range, and both have traffic with `c`.
+fn twins_with_a_friend() -> Directory {
+    let mut directory = Directory::default();
+    for (name, cidr) in [("a", "10.0.0.0/24"), ("b", "10.0.0.0/24"), ("c", "10.9.0.0/16"), ("d", "10.8.0.0/16")] {
+        network(&mut directory, name, cidr, Egress::Deny);
+    }
+    for text in ["a/one@10.0.0.2", "b/one@10.0.0.2", "c/one@10.9.0.2", "d/one@10.8.0.2"] {
+        member(&mut directory, text);
+    }
+    directory
+}
+
+#[test]
+fn a_link_is_by_ipv4_only_where_that_is_clear_to_both_ends() {
+    let directory = twins_with_a_friend();
+    let has_ipv4 = |policy: &Policy, from: &str, to: &str| {
+        let rules = compile(policy, &directory, &label(from), now()).unwrap();
+        rules.links[&directory.networks[&label(to)].number].iter().any(|range| range.addr().is_ipv4())
+    };
+    let one = policy("allow: [{id: a, from: net:a, to: net:c}, {id: d, from: net:d, to: net:c}]");
+    assert!(has_ipv4(&one, "a", "c") && has_ipv4(&one, "c", "a"));
+    for second in ["from: net:b, to: net:c", "from: net:c, to: b/one", "from: 10.9.0.0/16, to: \"fd00::/8\""] {
+        let both = policy(&format!(
+            "allow: [{{id: a, from: net:a, to: net:c}}, {{id: d, from: net:d, to: net:c}}, {{id: b, {second}}}]"
+        ));
+        for (from, to) in [("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")] {
+            assert!(!has_ipv4(&both, from, to), "{from} to {to} with {second}");
+        }
+        assert!(has_ipv4(&both, "d", "c") && has_ipv4(&both, "c", "d"), "{second}");
+        let judged = |to: &str| judge(&both, &directory, "a/one", to, "tcp/80").allowed;
+        assert!(!judged("10.9.0.2") && judged("fd01:203:405:3::2"), "{second}");
+    }
+    // A rule that can mean nobody there makes no link.
+    let none = policy("allow: [{id: a, from: net:a, to: net:c}, {id: b, from: b/10.7.0.0/16, to: net:c}]");
+    assert!(has_ipv4(&none, "a", "c") && has_ipv4(&none, "c", "a"));
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! What is compiled says what is judged.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use proptest::prelude::*;
+use warren_model::Label;
 use warren_model::policy::{
     Destination, Directory, Flow, Group, HostName, Member, NameRule, NetworkRules, Policy, Protocol, Rule, RuleId,
     compile, evaluate,
@@ -72,18 +74,31 @@ proptest! {
 
     #[test]
     fn both_ends_of_a_link_say_the_same((directory, policy) in (directory(), policy())) {
+        let all: BTreeMap<&Label, NetworkRules> =
+            directory.networks.keys().map(|network| (network, compiled(&policy, &directory, network.as_str()))).collect();
+        let by = |here: &Label, there: &Label| -> Option<Vec<bool>> {
+            let ranges = all[here].links.get(&directory.networks[there].number)?;
+            Some(ranges.iter().map(|range| range.addr().is_ipv4()).collect())
+        };
         for network in directory.networks.keys() {
-            let rules = compiled(&policy, &directory, network.as_str());
-            let router = Router { rules: &rules, directory: &directory, network };
+            let rules = &all[network];
+            let router = Router { rules, directory: &directory, network };
+            for other in directory.networks.keys().filter(|other| *other != network) {
+                prop_assert_eq!(by(network, other), by(other, network), "{} and {}\n{:#?}", network, other, policy.allow);
+            }
             for to in directory.members.iter().filter(|member| member.network == *network) {
                 for from in directory.members.iter().filter(|member| member.network != *network) {
-                    for protocol in Protocol::ALL {
-                        for port in ports_of(protocol) {
-                            let (source, goal) = (IpAddr::V6(from.ipv6), IpAddr::V6(to.ipv6));
-                            let allowed = verdict(&policy, &directory, from, goal, protocol, port);
-                            let passes = rules.links.contains_key(&directory.networks[&from.network].number)
-                                && router.passes(source, goal, protocol, port);
-                            prop_assert_eq!(passes, allowed, "{}/{} to {}/{} {} {}", from.network, from.name, network, to.name, protocol, port);
+                    let families = by(&from.network, network);
+                    let six = (IpAddr::V6(from.ipv6), IpAddr::V6(to.ipv6));
+                    let four = (IpAddr::V4(from.ipv4), IpAddr::V4(to.ipv4));
+                    let joined = families.as_ref().is_some_and(|families| families.contains(&true));
+                    for (source, goal) in [Some(six), joined.then_some(four)].into_iter().flatten() {
+                        for protocol in Protocol::ALL {
+                            for port in ports_of(protocol) {
+                                let allowed = verdict(&policy, &directory, from, goal, protocol, port);
+                                let passes = families.is_some() && router.passes(source, goal, protocol, port);
+                                prop_assert_eq!(passes, allowed, "{}/{} to {} of {}/{} {} {}", from.network, from.name, goal, network, to.name, protocol, port);
+                            }
                         }
                     }
                 }

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use warren_model::policy::{CompileError, Directory, Intra, NetworkSettings, Policy, Rule, Target, compile, read};
+use warren_model::policy::{
+    CompileError, Directory, Expect, Intra, NetworkSettings, Policy, Rule, Target, Test, TestTarget, compile, read,
+    run_tests,
+};
 use warren_model::record::Egress;
 
 use super::common::{keys, label, member, network, now};
@@ -101,4 +104,32 @@ fn ranges_that_are_cut_into_too_many_pieces_are_refused() {
     let error = compile(&policy, &directory, &label("dev"), now()).unwrap_err();
     assert!(matches!(error, CompileError::TooMany { .. }), "{error}");
     assert!(before.elapsed().as_secs() < 20);
+}
+
+#[test]
+fn tests_that_take_too_long_to_judge_are_refused_in_bounded_time() {
+    let directory = crowd(100);
+    let mut policy = between_machines(0, 100);
+    // Everybody is told apart, and every one of these is compared for every pair.
+    policy.allow.extend((0..100).map(|index| rule(format!("m{index}"), &format!("dev/m{index}"), "dev/nobody", 1)));
+    policy.forbid.extend((0..10_000).map(|index| rule(format!("f{index}"), "net:dev", "dev/nobody", 22)));
+    let test = |from: &str, to: &str| Test {
+        from: from.parse().unwrap(),
+        to: TestTarget::Inside(to.parse().unwrap()),
+        port: "tcp/80".parse().unwrap(),
+        expect: Expect::Deny,
+        by: None,
+    };
+    policy.tests = vec![test("net:dev", "net:dev"); 20_000];
+    let before = Instant::now();
+    let outcomes = run_tests(&policy, &directory, now());
+    let took = before.elapsed();
+    println!("{} tests were given up after {took:?}", outcomes.len());
+    let refused = outcomes.iter().filter(|outcome| outcome.found.reason.contains("name fewer members"));
+    assert_eq!(refused.count(), 20_000);
+    assert!(took.as_secs() < 120, "{took:?}");
+
+    // What is said about machines one by one is judged, however many rules there are.
+    policy.tests = vec![test("dev/m1", "dev/m2"); 1000];
+    assert!(run_tests(&policy, &directory, now()).iter().all(|outcome| outcome.passed));
 }

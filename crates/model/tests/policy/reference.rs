@@ -76,18 +76,17 @@ enum Holder<'a> {
 fn holder<'d>(policy: &Policy, directory: &'d Directory, from: &Member, address: IpAddr) -> Option<Holder<'d>> {
     let mut visible = vec![from.network.to_string()];
     if address.is_ipv4() {
-        let linked: Vec<String> = directory
-            .networks
-            .keys()
-            .map(|name| name.to_string())
-            .filter(|name| *name != visible[0] && linked(policy, directory, &visible[0], name))
-            .collect();
-        let all: Vec<&String> = linked.iter().chain(&visible).collect();
-        let alone = |name: &String| {
-            all.iter().filter(|other| **other != name).all(|other| !same_addresses(directory, name, other))
+        let links = |of: &str| -> Vec<String> {
+            let names = directory.networks.keys().map(|name| name.to_string());
+            names.filter(|name| *name != of && linked(policy, directory, of, name)).collect()
         };
-        let seen: Vec<String> = linked.iter().filter(|name| alone(name)).cloned().collect();
-        visible.extend(seen);
+        // One end's range is unlike the other end's, and unlike that of whatever else the other end is linked with.
+        let alone = |name: &str, seen_by: &str| {
+            let all = links(seen_by).into_iter().chain([seen_by.to_owned()]);
+            all.filter(|other| other != name).all(|other| !same_addresses(directory, name, &other))
+        };
+        let own = visible[0].clone();
+        visible.extend(links(&own).into_iter().filter(|name| alone(name, &own) && alone(&own, name)));
     } else {
         visible.extend(directory.networks.keys().map(|name| name.to_string()));
     }

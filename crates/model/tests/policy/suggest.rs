@@ -1,7 +1,9 @@
 use std::net::IpAddr;
 
 use proptest::prelude::*;
-use warren_model::policy::{Destination, Flow, HostName, Policy, Protocol, Rule, evaluate, near_misses, read, suggest};
+use warren_model::policy::{
+    Destination, Flow, HostName, Policy, Protocol, Rule, evaluate, missing_rule, near_misses, read, suggest,
+};
 
 use super::arbitrary::{self, ADDRESSES};
 use super::common::{find, now, policy, world};
@@ -52,6 +54,24 @@ fn where_no_rule_can_none_is_suggested() {
         ("api.github.com", Protocol::Udp),
     ] {
         assert_eq!(suggested("dev/agent", to, protocol, Some(80)), None, "{to}");
+    }
+}
+
+#[test]
+fn nothing_is_missing_where_the_flow_is_allowed_already() {
+    let directory = world();
+    let policy =
+        policy("networks: {dev: {intra: deny}}\nallow: [{id: a, from: dev/agent, to: dev/db, ports: [tcp/22]}]");
+    let missing = |from: &str, port: u16| {
+        let to = Destination::Member(find(&directory, "dev/db"));
+        let flow = Flow { from: find(&directory, from), to, protocol: Protocol::Tcp, port: Some(port) };
+        (missing_rule(&policy, &directory, &flow, now()), suggest(&flow))
+    };
+    assert_eq!(missing("dev/agent", 22).0, None);
+    for (from, port) in [("dev/agent", 23), ("dev/web", 22)] {
+        let (found, suggested) = missing(from, port);
+        assert!(found.is_some());
+        assert_eq!(found, suggested, "{from} {port}");
     }
 }
 

@@ -16,26 +16,47 @@ const COMPARED: usize = 64;
 /// Everything that was refused of late.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    accounts: HashMap<AccountId, VecDeque<Denial>>,
+    accounts: HashMap<AccountId, VecDeque<Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    denial: Denial,
+    /// When it was last counted on.
+    last: Timestamp,
+}
+
+impl From<Denial> for Entry {
+    fn from(denial: Denial) -> Self {
+        Self { last: denial.time, denial }
+    }
 }
 
 impl Ledger {
     /// Adds a refusal: as a record of its own, or counted on one that says the same. Returns the record as it is now, and
     /// how many refusals are new.
-    pub fn add(&mut self, denial: Denial) -> (Denial, u64) {
+    pub fn add(&mut self, denial: Denial, now: Timestamp) -> (Denial, u64) {
         let ring = self.accounts.entry(denial.account).or_default();
-        let known = ring.iter_mut().rev().take(COMPARED).find(|known| is_same(known, &denial));
-        let before = known.as_ref().filter(|known| known.id == denial.id).map_or(0, |known| known.count);
+        let recent = || ring.iter().enumerate().rev().take_while(|(_, known)| known.denial.time >= denial.time - SLACK);
+        let known = recent()
+            .find(|(_, known)| known.denial.id == denial.id)
+            .or_else(|| recent().take(COMPARED).find(|(_, known)| is_alike(&known.denial, &denial)))
+            .map(|(place, _)| place);
+        let known = known.and_then(|place| ring.get_mut(place));
+        let before = known.as_ref().filter(|known| known.denial.id == denial.id).map_or(0, |known| known.denial.count);
         // A record that its layer counts on by itself comes again, with a higher count.
         let more = denial.count.saturating_sub(before);
         if let Some(known) = known {
-            known.count += more;
-            return (known.clone(), more);
+            known.denial.count += more;
+            if more > 0 {
+                known.last = now;
+            }
+            return (known.denial.clone(), more);
         }
         if ring.len() == KEPT {
-            ring.pop_front();
+            make_room(ring);
         }
-        ring.push_back(denial.clone());
+        ring.push_back(Entry { denial: denial.clone(), last: now });
         (denial, more)
     }
 
@@ -43,12 +64,13 @@ impl Ledger {
     pub fn restore(&mut self, denials: impl IntoIterator<Item = Denial>) {
         for denial in denials {
             let ring = self.accounts.entry(denial.account).or_default();
-            match ring.iter_mut().rev().take(COMPARED).find(|known| known.id == denial.id) {
-                Some(known) => *known = denial,
-                None => ring.push_back(denial),
+            let recent = ring.iter_mut().rev().take_while(|known| known.denial.time >= denial.time - SLACK);
+            match recent.into_iter().find(|known| known.denial.id == denial.id) {
+                Some(known) => *known = denial.into(),
+                None => ring.push_back(denial.into()),
             }
             if ring.len() > KEPT {
-                ring.pop_front();
+                make_room(ring);
             }
         }
     }
@@ -62,51 +84,65 @@ impl Ledger {
         limit: usize,
     ) -> Vec<Denial> {
         let Some(ring) = self.accounts.get(&account) else { return Vec::new() };
+        let ring = || ring.iter().map(|entry| &entry.denial);
         let wanted = |denial: &&Denial| machine.is_none_or(|machine| denial.machine == Some(machine));
         match after {
             Some(after) => {
-                let first = ring.iter().position(|denial| denial.id == after).map_or_else(
+                let first = ring().position(|denial| denial.id == after).map_or_else(
                     // The record itself may be gone; ids are in the order of time.
-                    || ring.iter().position(|denial| denial.id > after).unwrap_or(ring.len()),
+                    || ring().position(|denial| denial.id > after).unwrap_or(KEPT),
                     |position| position + 1,
                 );
-                ring.iter().skip(first).filter(wanted).take(limit).cloned().collect()
+                ring().skip(first).filter(wanted).take(limit).cloned().collect()
             }
             None => {
-                let mut newest: Vec<_> = ring.iter().rev().filter(wanted).take(limit).cloned().collect();
+                let mut newest: Vec<_> = ring().rev().filter(wanted).take(limit).cloned().collect();
                 newest.reverse();
                 newest
             }
         }
     }
 
-    /// What this machine was refused since then, oldest first.
+    /// What this machine was refused since then, oldest first; also what was counted since then on an earlier record.
     pub fn since(&self, account: AccountId, machine: MachineId, since: Timestamp, limit: usize) -> Vec<Denial> {
         let ring = self.accounts.get(&account);
-        let recent = ring.into_iter().flat_map(|ring| ring.iter().rev()).take_while(|denial| denial.time >= since - SLACK);
-        let mut found: Vec<_> = recent
-            .filter(|denial| denial.machine == Some(machine) && denial.time >= since)
-            .take(limit)
-            .cloned()
-            .collect();
+        let recent = ring
+            .into_iter()
+            .flat_map(|ring| ring.iter().rev())
+            .take_while(|entry| entry.denial.time >= since - SLACK)
+            .filter(|entry| entry.denial.machine == Some(machine) && entry.last >= since);
+        let mut found: Vec<_> = recent.take(limit).map(|entry| entry.denial.clone()).collect();
         found.reverse();
         found
     }
 }
 
-/// Records of different layers come a little out of order.
+/// Drops the oldest record of whoever has most of them, so that nobody who is refused often hides the others.
+fn make_room(ring: &mut VecDeque<Entry>) {
+    let mut shares: HashMap<Option<MachineId>, (usize, usize)> = HashMap::new();
+    for (place, entry) in ring.iter().enumerate() {
+        shares.entry(entry.denial.machine).or_insert((0, place)).0 += 1;
+    }
+    // A share of one each is the whole ring of as many machines: then the oldest goes.
+    let oldest = shares.into_values().max_by_key(|(count, oldest)| (*count, std::cmp::Reverse(*oldest)));
+    if let Some((_, place)) = oldest {
+        ring.remove(place);
+    }
+}
+
+/// Records of different layers come a little out of order, and one may be counted on for a while.
 const SLACK: SignedDuration = SignedDuration::from_secs(2);
 
-fn is_same(known: &Denial, new: &Denial) -> bool {
-    let alike = known.machine == new.machine
+fn is_alike(known: &Denial, new: &Denial) -> bool {
+    known.machine == new.machine
         && known.network == new.network
         && known.to == new.to
         && known.name == new.name
         && known.port == new.port
         && known.protocol == new.protocol
         && known.layer == new.layer
-        && known.rule == new.rule;
-    known.id == new.id || (alike && new.time.duration_since(known.time).abs() < ALIKE_WITHIN)
+        && known.rule == new.rule
+        && new.time.duration_since(known.time).abs() < ALIKE_WITHIN
 }
 
 #[cfg(test)]
@@ -136,15 +172,45 @@ mod tests {
         }
     }
 
+    /// At the time that the denial itself says.
+    fn add(ledger: &mut Ledger, denial: Denial) -> (Denial, u64) {
+        let now = denial.time;
+        ledger.add(denial, now)
+    }
+
+    #[test]
+    fn what_is_counted_on_an_earlier_record_is_told_again() {
+        let mut ledger = Ledger::default();
+        let at = |millisecond| Timestamp::from_millisecond(millisecond).unwrap();
+        let first = Denial { time: at(100_000), ..denial(1, 1, 80, 100) };
+        ledger.add(first.clone(), at(100_000));
+        ledger.add(Denial { time: at(100_600), ..denial(2, 1, 80, 100) }, at(100_600));
+        let told = ledger.since(first.account, first.machine.unwrap(), at(100_500), 10);
+        assert_eq!(told, [Denial { count: 2, ..first.clone() }]);
+        assert_eq!(ledger.since(first.account, first.machine.unwrap(), at(100_700), 10), []);
+    }
+
+    #[test]
+    fn one_machine_does_not_hide_the_refusals_of_others() {
+        let mut ledger = Ledger::default();
+        add(&mut ledger, denial(1, 2, 80, 1));
+        for n in 0..KEPT as u64 + 100 {
+            add(&mut ledger, denial(2 + n, 1, 80, 10 + 2 * n as i64));
+        }
+        let first = denial(1, 2, 80, 1);
+        assert_eq!(ledger.list(first.account, first.machine, None, 10), [first.clone()]);
+        assert_eq!(ledger.list(first.account, None, None, usize::MAX).len(), KEPT);
+    }
+
     #[test]
     fn refusals_alike_are_counted_on_one_record() {
         let mut ledger = Ledger::default();
         let first = denial(1, 1, 80, 100);
-        assert_eq!(ledger.add(first.clone()), (first.clone(), 1));
-        assert_eq!(ledger.add(denial(2, 1, 80, 100)), (Denial { count: 2, ..first }, 1));
+        assert_eq!(add(&mut ledger, first.clone()), (first.clone(), 1));
+        assert_eq!(add(&mut ledger, denial(2, 1, 80, 100)), (Denial { count: 2, ..first }, 1));
         // Another port, another machine, and later: each is told by itself.
         for other in [denial(3, 1, 81, 100), denial(4, 2, 80, 100), denial(5, 1, 80, 102)] {
-            assert_eq!(ledger.add(other.clone()), (other, 1));
+            assert_eq!(add(&mut ledger, other.clone()), (other, 1));
         }
         let account = denial(1, 1, 80, 100).account;
         let listed = ledger.list(account, None, None, 100);
@@ -154,10 +220,10 @@ mod tests {
     #[test]
     fn a_record_that_comes_again_is_not_counted_twice() {
         let mut ledger = Ledger::default();
-        ledger.add(denial(1, 1, 80, 100));
+        add(&mut ledger, denial(1, 1, 80, 100));
         let again = Denial { count: 5, ..denial(1, 1, 80, 100) };
         for more in [4, 0] {
-            assert_eq!(ledger.add(again.clone()), (again.clone(), more));
+            assert_eq!(add(&mut ledger, again.clone()), (again.clone(), more));
         }
     }
 
@@ -165,7 +231,7 @@ mod tests {
     fn a_list_goes_on_after_a_record() {
         let mut ledger = Ledger::default();
         for n in 1..=5 {
-            ledger.add(denial(n, n % 2, 80 + n as u16, 100 + n as i64));
+            add(&mut ledger, denial(n, n % 2, 80 + n as u16, 100 + n as i64));
         }
         let (account, odd) = (denial(1, 1, 1, 1).account, denial(1, 1, 1, 1).machine);
         let ids = |list: Vec<Denial>| list.iter().map(|denial| denial.port.unwrap() - 80).collect::<Vec<_>>();

@@ -2,15 +2,41 @@
 //!
 //! A record that was counted on is written again; the last line with its id is the one that holds.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use warren_model::MachineId;
 use warren_model::denial::Denial;
 
 /// At this size, in bytes, the file becomes the older one.
 const TURN: u64 = 16 << 20;
+
+/// How many records of one machine are logged in a second.
+const LOGGED: u32 = 20;
+
+/// Keeps one machine from filling the log, and so from hiding what was refused to others.
+#[derive(Debug, Default)]
+pub(crate) struct Shares {
+    second: Option<Instant>,
+    logged: HashMap<Option<MachineId>, u32>,
+}
+
+impl Shares {
+    /// Whether this record still has a place in this second.
+    pub fn admit(&mut self, denial: &Denial, now: Instant) -> bool {
+        if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
+            self.second = Some(now);
+            self.logged.clear();
+        }
+        let logged = self.logged.entry(denial.machine).or_default();
+        *logged += 1;
+        *logged <= LOGGED
+    }
+}
 
 /// Appends the records. What is written is not synced: a denial that a power loss takes was seen all the same.
 pub(crate) fn append(path: &Path, denials: &[Denial]) -> io::Result<()> {
@@ -59,11 +85,8 @@ mod tests {
     use warren_model::policy::Protocol;
     use warren_model::{AccountId, DenialId, NetworkId};
 
-    #[test]
-    fn records_read_back_as_written_and_a_torn_line_is_passed_over() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("denials.log");
-        let denial = Denial {
+    fn denial() -> Denial {
+        Denial {
             id: DenialId::from_ulid(Ulid::from_parts(1, 1)),
             time: jiff::Timestamp::UNIX_EPOCH,
             account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
@@ -78,7 +101,27 @@ mod tests {
             reason: "no rule allows it".into(),
             suggested_rule: None,
             count: 2,
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_refused_often_leaves_room_in_the_log() {
+        let (mut shares, now) = (Shares::default(), Instant::now());
+        let logged = |shares: &mut Shares, machine: u64, at| {
+            let machine = Some(MachineId::from_ulid(Ulid::from_parts(machine, 1)));
+            let denial = Denial { machine, ..denial() };
+            (0..100).filter(|_| shares.admit(&denial, at)).count()
         };
+        assert_eq!([logged(&mut shares, 1, now), logged(&mut shares, 2, now)], [20, 20]);
+        assert_eq!(logged(&mut shares, 1, now), 0);
+        assert_eq!(logged(&mut shares, 1, now + Duration::from_secs(1)), 20);
+    }
+
+    #[test]
+    fn records_read_back_as_written_and_a_torn_line_is_passed_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("denials.log");
+        let denial = denial();
         assert_eq!(read(&path).unwrap(), []);
         append(&path, std::slice::from_ref(&denial)).unwrap();
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"id\":\"dny_").unwrap();

@@ -16,7 +16,7 @@ mod packet;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -64,8 +64,11 @@ impl Denials {
     /// Remembers what the log at this path says.
     pub(crate) fn open(path: PathBuf) -> Result<Self, ReconcileError> {
         let mut ledger = Ledger::default();
-        let known = log::read(&path)
-            .map_err(|source| ReconcileError::File { action: "reading the denials", path: path.clone(), source })?;
+        let known = log::read(&path).map_err(|source| ReconcileError::File {
+            action: "reading the denials",
+            path: path.clone(),
+            source,
+        })?;
         ledger.restore(known);
         let (to_log, from_log) = mpsc::channel(WAITING);
         let (news, _) = broadcast::channel(FOLLOWED);
@@ -112,7 +115,7 @@ impl Denials {
     }
 
     fn add(&self, denial: Denial) {
-        let (record, more) = lock(&self.ledger).add(denial);
+        let (record, more) = lock(&self.ledger).add(denial, Timestamp::now());
         self.counted.get_or_create(&LayerLabel { layer: record.layer.as_str() }).inc_by(more);
         // Nobody may be following.
         let _ = self.news.send(record.clone());
@@ -193,7 +196,9 @@ async fn fetch(world: &World) -> Result<(), ReconcileError> {
 pub(crate) async fn write(world: Arc<World>) {
     let Some(mut records) = lock(&world.denials.from_log).take() else { return };
     let mut batch = Vec::new();
+    let mut shares = log::Shares::default();
     while records.recv_many(&mut batch, WAITING).await > 0 {
+        batch.retain(|denial| shares.admit(denial, Instant::now()));
         let (path, lines) = (world.denials.path.clone(), std::mem::take(&mut batch));
         let failed_path = path.clone();
         let written = blocking(move || {

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use ulid::Ulid;
-use warren_kernel::DeniedPacket;
-use warren_model::DenialId;
+use warren_kernel::{DeniedPacket, names};
 use warren_model::denial::{Denial, Layer};
 use warren_model::policy::{Destination, Flow, Protocol, RuleId, Verdict, evaluate, suggest};
+use warren_model::{DenialId, NetworkNumber};
 
 use crate::world::World;
 
@@ -17,7 +17,6 @@ pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> O
     let known = world.policy(network.account);
     let directory = &known.directory;
     let protocol = Protocol::of_number(packet.protocol);
-    // What is not the member's own address was forged, and says nothing about whose it is.
     let sender = directory.at(&network.name, packet.source);
     let port = packet.destination_port.filter(|_| protocol.has_ports());
     let denial = |layer, verdict: Verdict, machine, name, suggested_rule| Denial {
@@ -36,31 +35,46 @@ pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> O
         suggested_rule,
         count: 1,
     };
+    let forged = packet.kind == "spoofed";
+    let sender = sender.filter(|_| !forged);
     let Some(sender) = sender else {
-        let verdict = builtin("spoofing", format!("{} is not the sender's own address", packet.source));
-        return Some(denial(Layer::Network, verdict, None, None, None));
+        // The address says nothing about whose packet it is; the link that it came by does.
+        let link = packet.inbound.as_deref();
+        let number = link.and_then(|link| names::parse_member_link(&world.installation.id, link));
+        let mut members = directory.members.iter().filter(|member| member.network == network.name);
+        let machine = members.find(|member| Some(member.number) == number).map(|member| member.machine);
+        let verdict = builtin("spoofing", format!("{} is not the address of the link it came by", packet.source));
+        return Some(denial(Layer::Network, verdict, machine, None, None));
     };
     let machine = Some(sender.machine);
-    let inside = directory.at(&network.name, packet.destination).or_else(|| {
-        directory.members.iter().find(|member| IpAddr::V6(member.ipv6) == packet.destination)
-    });
+    let rules = known.rules(network.id);
+    let linked = |number: &NetworkNumber| {
+        let name = directory.networks.iter().find(|(_, entry)| entry.number == *number).map(|(name, _)| name)?;
+        directory.at(name, packet.destination)
+    };
+    let by_link = || {
+        let mut links = rules.links.iter().filter(|(_, to)| to.iter().any(|range| range.contains(&packet.destination)));
+        links.find_map(|(number, _)| linked(number))
+    };
+    let inside = directory
+        .at(&network.name, packet.destination)
+        .or_else(by_link)
+        .or_else(|| directory.members.iter().find(|member| IpAddr::V6(member.ipv6) == packet.destination));
     let name = inside.map(|member| format!("{}/{}", member.network, member.name));
-    if packet.kind == "spoofed" {
-        let verdict = builtin("spoofing", "the packet did not come from its sender's own link and addresses".to_owned());
-        return Some(denial(Layer::Network, verdict, machine, name, None));
-    }
     if is_own(world, &network, packet.destination) {
-        let verdict = builtin("gateway", "the gateway answers DNS and the proxy's port only".to_owned());
+        let verdict = builtin("host", "the gateway answers DNS, pings and the proxy's port only".to_owned());
         return Some(denial(Layer::Network, verdict, machine, name, None));
     }
     let to = inside.map_or(Destination::Address(packet.destination), Destination::Member);
     let flow = Flow { from: sender, to, protocol, port };
     let mut verdict = evaluate(&known.policy, directory, &flow, now);
+    let is_missing = !verdict.allowed && verdict.rule.is_none();
     if verdict.allowed {
         // The policy has changed since, or this is the answer to a flow that is no longer allowed.
         verdict = Verdict { allowed: false, rule: None, reason: "it belongs to no flow that is allowed".to_owned() };
     }
-    let suggested = suggest(&flow).filter(|_| verdict.rule.as_ref().is_none_or(|rule| !rule.is_builtin()));
+    // A rule that forbids would still forbid, and what is allowed by now needs none.
+    let suggested = if is_missing { suggest(&flow) } else { None };
     let in_range = match packet.destination {
         IpAddr::V4(four) => network.cidr.contains(four),
         IpAddr::V6(six) => world.installation.ula.range().contains(&six),

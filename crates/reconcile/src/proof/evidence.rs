@@ -1,6 +1,7 @@
 //! What a report says beside the flows: who is there, the policy and who applied it, the live rules, refusals, the log.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use warren_plan::network::{ObservedNetwork, plan};
 use warren_store::{Typed, schema};
 
 use crate::ReconcileError;
-use crate::network::{desired_of, is_published, observe_router};
+use crate::network::{desired_of, observe_router};
 use crate::policy::AccountPolicy;
 use crate::world::World;
 
@@ -24,18 +25,21 @@ const OF_LATE: SignedDuration = SignedDuration::from_hours(24);
 /// The most records that are looked at.
 const MOST_DENIALS: usize = 10_000;
 const MOST_MACHINES: usize = 50;
+/// The most versions of the policy that are told since the report before.
+const MOST_VERSIONS: u64 = 20;
 /// How often rules that differ are looked at again: a change may be under way.
 const LOOKS: u32 = 8;
 const BETWEEN: Duration = Duration::from_millis(250);
 
-/// The policy in force, who applied it, and what came into force after version `before`.
+/// The policy in force, who applied it, and what came into force after version `before`; and how many versions of those
+/// are left out.
 pub(crate) async fn policy(
     world: &World,
     account: AccountId,
     policy: &AccountPolicy,
     before: Option<u64>,
     now: Timestamp,
-) -> Result<PolicyEvidence, ReconcileError> {
+) -> Result<(PolicyEvidence, u64), ReconcileError> {
     let (keys, _) = world.store.list_all(&schema::api_keys()).await?;
     let keys: BTreeMap<KeyId, ApiKey> = keys.into_iter().map(|key| (key.record.id, key.record)).collect();
     let approval = |version: &PolicyVersion| Approval {
@@ -43,25 +47,37 @@ pub(crate) async fn policy(
         key_name: keys.get(&version.key).and_then(|key| key.name.as_ref()).map(ToString::to_string),
         at: version.applied_at,
     };
-    let (versions, _) = world.store.list_all(&schema::policies(account)).await?;
-    let in_force = versions.iter().map(|version| &version.record).find(|version| version.version == policy.version);
-    let since = versions
-        .iter()
-        .map(|version| &version.record)
-        .filter(|version| before.is_some_and(|before| version.version > before) && version.version <= policy.version);
-    let since_previous = since.map(|version| Applied {
-        version: version.version,
-        hash: version.hash.clone(),
-        approved: approval(version),
-    });
-    Ok(PolicyEvidence {
+    let read = async |version: u64| {
+        let read = world.store.read(&schema::policy(account, version)).await?;
+        Ok::<_, ReconcileError>(read.map(|version| version.record))
+    };
+    // One version has up to 1 MiB, so that they are read one by one.
+    let in_force = read(policy.version).await?;
+    let after = before.map_or(0..0, |before| listed(before, policy.version));
+    let mut since_previous = Vec::new();
+    for number in after.clone() {
+        // Old versions are not kept for ever.
+        if let Some(version) = read(number).await? {
+            since_previous.push(Applied { version: number, hash: version.hash.clone(), approved: approval(&version) });
+        }
+    }
+    let new = before.map_or(0, |before| policy.version.saturating_sub(before));
+    let left_out = new.saturating_sub(since_previous.len() as u64);
+    let evidence = PolicyEvidence {
         version: policy.version,
         hash: policy.hash.clone(),
-        text: in_force.map(|version| version.text.clone()).unwrap_or_default(),
-        approved: in_force.map(&approval),
-        since_previous: since_previous.collect(),
+        approved: in_force.as_ref().map(&approval),
+        text: in_force.map(|version| version.text).unwrap_or_default(),
+        since_previous,
         exceptions: exceptions(policy, now),
-    })
+    };
+    Ok((evidence, left_out))
+}
+
+/// The versions after `before` that are told one by one: the last ones up to the one in force.
+fn listed(before: u64, in_force: u64) -> Range<u64> {
+    let end = in_force.saturating_add(1);
+    before.saturating_add(1).max(end.saturating_sub(MOST_VERSIONS)).min(end)..end
 }
 
 /// Everything that opens what would be closed without it: rules, and what a network opens as a whole.
@@ -186,7 +202,11 @@ async fn live_of(world: &World, network: &Network) -> LiveRules {
         }
         match differences(world, network).await {
             Ok(steps) if steps.is_empty() => {
-                let detail = "namespace, links, rules, members and names were read back and are as compiled".to_owned();
+                let detail =
+                    "namespace, links, rules and members were read back from the kernel and are as compiled; the \
+                              edge says that it answers from the generation of names that was compiled; the names \
+                              themselves were not read back"
+                        .to_owned();
                 return LiveRules { network: named, reconciled: true, detail };
             }
             Ok(steps) => detail = steps.join(", "),
@@ -201,10 +221,12 @@ async fn differences(world: &World, network: &Network) -> Result<Vec<String>, Re
     let known = world.known_network(network.id);
     let _known = known.lock().await;
     let desired = desired_of(world, network);
+    // What the edge itself says, and not what it was last told.
+    let at_edge = world.edge.status().await?.networks.get(&network.number).copied();
     let observed = ObservedNetwork {
         router: observe_router(world, network).await?,
-        published: is_published(world, network),
-        at_edge: world.edge.generation(network.number).is_some(),
+        published: at_edge == Some(world.derived(network).view.generation),
+        at_edge: at_edge.is_some(),
     };
     Ok(plan(&desired, &observed).iter().map(ToString::to_string).collect())
 }
@@ -228,4 +250,19 @@ pub(crate) async fn denials(world: &World, account: AccountId, now: Timestamp) -
     found.by_machine.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
     found.by_machine.truncate(MOST_MACHINES);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_versions_since_a_report_the_last_ones_are_told() {
+        assert_eq!(listed(3, 3), 4..4);
+        assert_eq!(listed(3, 5), 4..6);
+        assert_eq!(listed(0, 1000), 981..1001);
+        assert_eq!(listed(980, 1000), 981..1001);
+        // A report may have seen more than there is in a store that was put back.
+        assert!(listed(9, 5).is_empty());
+    }
 }

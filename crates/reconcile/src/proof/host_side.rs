@@ -160,6 +160,17 @@ fn own_addresses(world: &World) -> Vec<IpAddr> {
     found.into_iter().map(|(_, address)| address).collect()
 }
 
+/// Whether an address is one of the host's, or has to be taken for one because they cannot be read.
+pub(crate) fn is_own(address: IpAddr) -> bool {
+    let Ok(mut interfaces) = nix::ifaddrs::getifaddrs() else { return true };
+    interfaces.any(|interface| {
+        interface.address.is_some_and(|own| match address {
+            IpAddr::V4(four) => own.as_sockaddr_in().is_some_and(|own| own.ip() == four),
+            IpAddr::V6(six) => own.as_sockaddr_in6().is_some_and(|own| own.ip() == six),
+        })
+    })
+}
+
 fn is_reachable(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(four) => four.is_link_local(),

@@ -89,11 +89,10 @@ impl Kept {
         struct Number {
             number: u64,
         }
-        let path = self.of(account).join(bundle::REPORT);
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|source| KeptError::File { path: path.clone(), source })?,
-        };
+        let directory = self.of(account);
+        let newest = bundle::newest(&directory).map_err(|source| KeptError::File { path: directory, source })?;
+        let Some(path) = newest else { return Ok(None) };
+        let bytes = fs::read(&path).map_err(|source| KeptError::File { path: path.clone(), source })?;
         let report: Option<Report> = serde_json::from_slice(&bytes).ok();
         let number = serde_json::from_slice::<Number>(&bytes).map_err(|_| KeptError::Report { path })?.number;
         Ok(Some(Before { link: Link { number, sha256: sha256(&bytes) }, report }))

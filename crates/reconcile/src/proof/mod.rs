@@ -13,12 +13,14 @@
 //! | `host_side` | canaries on the host, counters of the kernel |
 //! | `evidence` | inventory, policy, live rules, refusals |
 //! | `kept` | the key and the reports on the host |
+//! | `places` | who runs and who waits |
 //! | `schedule` | audits that run by themselves |
 
 mod evidence;
 mod examine;
 mod host_side;
 mod kept;
+mod places;
 mod prober;
 mod schedule;
 
@@ -39,8 +41,8 @@ use warren_audit::matrix::{Foreign, Host, MOST_OUTSIDE, Outside};
 use warren_audit::report::{Counts, FORMAT, Installation, Inventory, Link, Named, Report, Scope, result};
 use warren_audit::{bundle, compare, log, sign, standards};
 use warren_model::access::{AccessError, MachineAccess};
-use warren_model::audit::{AuditKey, AuditProgress, AuditScope, Audits, SignedReport};
-use warren_model::policy::{Protocol, Subject as PolicySubject, Target};
+use warren_model::audit::{AuditKey, AuditPlace, AuditProgress, AuditScope, Audits, SignedReport};
+use warren_model::policy::{Directory, Policy, Protocol, Subject as PolicySubject, Target, protection};
 use warren_model::probe::{Listening, Token};
 use warren_model::record::{Account, MachineState};
 use warren_model::{AccountId, Code, Label};
@@ -53,6 +55,7 @@ use evidence::state;
 use examine::{Examined, Subject, examine};
 use host_side::{LiveHostSide, reaches};
 use kept::{Kept, KeptError};
+use places::Places;
 use prober::InMachines;
 
 /// How many machines of each other account are targets, and of all of them together.
@@ -80,12 +83,17 @@ pub struct Auditor {
     settings: AuditSettings,
     /// One audit at a time.
     turn: Mutex<()>,
+    /// Who waits for it.
+    places: Places,
+    making_key: Mutex<()>,
 }
 
 impl Auditor {
     pub fn new(world: Arc<World>, settings: AuditSettings) -> Arc<Self> {
         let access: Arc<dyn MachineAccess> = Arc::new(world.agents.clone());
-        Arc::new(Self { world, access, kept: Kept::new(settings.directory.clone()), settings, turn: Mutex::default() })
+        let kept = Kept::new(settings.directory.clone());
+        let (turn, places, making_key) = (Mutex::default(), Places::default(), Mutex::default());
+        Arc::new(Self { world, access, kept, settings, turn, places, making_key })
     }
 
     /// Runs scheduled audits, for ever.
@@ -105,7 +113,7 @@ impl Auditor {
         };
         tell("reading the policy and the live rules".to_owned(), 0.01);
         let started_at = Timestamp::now();
-        let key = self.blocking(|kept| kept.key()).await?;
+        let key = self.key().await?;
         let account = scope.account;
         let before = self.blocking(move |kept| kept.newest(account)).await?;
         let record = world.store.read(&schema::account(account)).await.map_err(internal)?;
@@ -123,7 +131,7 @@ impl Auditor {
 
         let mut tokens = Tokens::new()?;
         let live = evidence::live(world, account).await;
-        let outside = outside(world, &policy).await;
+        let outside = outside(world, &policy, started_at).await;
         let unreached = outside.iter().filter(|outside| !outside.reached).map(|outside| outside.at).collect::<Vec<_>>();
         let host_side = LiveHostSide::open(world, Some(self.settings.api), &mut || tokens.next()).await;
         let canaries = examine::HostSide::canaries(&host_side).len();
@@ -149,18 +157,29 @@ impl Auditor {
         }
         let denials = evidence::denials(world, account, Timestamp::now()).await;
         while mutations::move_batch(world).await.map_err(|error| failed(error.chain()))? > 0 {}
+        let saw = before.as_ref().and_then(|before| before.report.as_ref()?.log.clone());
         let log = Arc::clone(&world.audit_log);
         let log = self
-            .blocking(move |_| log.examine().map_err(|source| KeptError::File { path: log.path().to_owned(), source }));
-        let log = log.await?;
+            .blocking(move |_| {
+                let at = |source| KeptError::File { path: log.path().to_owned(), source };
+                log.examine(saw.as_ref()).map_err(at)
+            })
+            .await?;
+        let (log, log_problem) = log.map_or((None, None), |found| (Some(found.head), found.problem));
         let seen = before.as_ref().and_then(|before| before.report.as_ref()).map(|report| report.policy.version);
-        let policy_evidence =
+        let (policy_evidence, left_out) =
             evidence::policy(world, account, &policy, seen, started_at).await.map_err(|error| failed(error.chain()))?;
+        let mut notes = notes(scope, across, canaries, &unreached);
+        if left_out > 0 {
+            notes.push(format!(
+                "Of the policy's versions since the report before, {left_out} are not listed: too many, or not kept."
+            ));
+        }
         let inventory = Inventory {
             networks: evidence::networks(&policy),
             machines: evidence::machines(world, &policy, &failures, in_scope),
             gaps,
-            notes: notes(scope, across, canaries, &unreached),
+            notes,
         };
         let (verdict, reasons) = result(&cells, &inventory, &live, log.as_ref());
         let mut report = Report {
@@ -193,6 +212,7 @@ impl Auditor {
             }
             None => {}
         }
+        report.differences.extend(log_problem);
         let signed = bundle::seal(report, &key).map_err(|error| failed(error.to_string()))?;
         let kept_report = signed.clone();
         self.blocking(move |kept| kept.keep(account, &kept_report)).await?;
@@ -213,6 +233,12 @@ impl Auditor {
         }
     }
 
+    async fn key(&self) -> Result<sign::SigningKey, AccessError> {
+        // Two that make the first key at once would each make one. Apart, so that whoever asks waits for no audit.
+        let _making = self.making_key.lock().await;
+        self.blocking(|kept| kept.key()).await
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Kept) -> Result<T, KeptError> + Send + 'static,
@@ -225,7 +251,17 @@ impl Auditor {
 
 #[async_trait]
 impl Audits for Auditor {
-    async fn run(&self, scope: AuditScope, progress: mpsc::Sender<AuditProgress>) -> Result<SignedReport, AccessError> {
+    fn place(&self, account: AccountId) -> Result<AuditPlace, AccessError> {
+        Ok(Box::new(self.places.take(account)?))
+    }
+
+    async fn run(
+        &self,
+        place: AuditPlace,
+        scope: AuditScope,
+        progress: mpsc::Sender<AuditProgress>,
+    ) -> Result<SignedReport, AccessError> {
+        let _place = place;
         let _turn = match self.turn.try_lock() {
             Ok(turn) => turn,
             Err(_) => {
@@ -238,9 +274,7 @@ impl Audits for Auditor {
     }
 
     async fn public_key(&self) -> Result<AuditKey, AccessError> {
-        // Two that make the first key at once would each make one.
-        let _turn = self.turn.lock().await;
-        let public = self.blocking(|kept| kept.key()).await?.public();
+        let public = self.key().await?.public();
         Ok(AuditKey { id: public.id(), key: public.to_string() })
     }
 
@@ -322,24 +356,43 @@ async fn foreign(world: &World, account: AccountId) -> Result<Vec<Foreign>, Acce
 }
 
 /// Places outside at which something should answer: this host's resolvers, and single addresses that rules allow.
-async fn outside(world: &World, policy: &AccountPolicy) -> Vec<Outside> {
-    let mut wanted: Vec<(SocketAddr, String)> = Vec::new();
-    for rule in &policy.policy.allow {
-        let Target::Inside(PolicySubject::Range(None, range)) = &rule.to else { continue };
-        let address: IpAddr = range.addr();
-        let single = range.prefix_len() == range.max_prefix_len();
-        let member = policy.directory.members.iter().any(|member| member.has(address));
-        let port = rule.ports.iter().find(|ports| ports.protocol == Protocol::Tcp).map(|ports| ports.range.first);
-        if let (true, false, Some(port)) = (single, member, port) {
-            wanted.push((SocketAddr::new(address, port.max(1)), format!("named by rule {}", rule.id)));
-        }
-    }
+async fn outside(world: &World, policy: &AccountPolicy, now: Timestamp) -> Vec<Outside> {
+    let mut wanted = ruled(&policy.policy, &policy.directory, now, host_side::is_own);
     let resolvers = world.resolvers.iter().filter(|resolver| !resolver.ip().is_loopback());
     wanted.extend(resolvers.map(|resolver| (*resolver, "a resolver of this host".to_owned())));
     let mut seen = BTreeSet::new();
     wanted.retain(|(at, _)| seen.insert(*at));
     wanted.truncate(MOST_OUTSIDE);
     join_all(wanted.into_iter().map(|(at, what)| async move { Outside { at, what, reached: reaches(at).await } })).await
+}
+
+/// The single addresses outside that rules in force allow, each with its first TCP port.
+///
+/// The host itself connects to them, from where more is reachable than from any machine. So only what such a rule opens for
+/// machines is among them: nothing that is closed whatever the policy says, and none of the host's own addresses.
+fn ruled(
+    policy: &Policy,
+    directory: &Directory,
+    now: Timestamp,
+    is_own: impl Fn(IpAddr) -> bool,
+) -> Vec<(SocketAddr, String)> {
+    let mut found = Vec::new();
+    for rule in policy.allow.iter().filter(|rule| rule.is_in_force(now)) {
+        let Target::Inside(PolicySubject::Range(None, range)) = &rule.to else { continue };
+        let address: IpAddr = range.addr();
+        let single = range.prefix_len() == range.max_prefix_len();
+        let inside = directory.networks.values().any(|network| match address {
+            IpAddr::V4(four) => network.cidr.contains(four),
+            IpAddr::V6(six) => network.cidr6.contains(&six),
+        });
+        if !single || inside || protection(address).is_some() || is_own(address) {
+            continue;
+        }
+        if let Some(ports) = rule.ports.iter().find(|ports| ports.protocol == Protocol::Tcp) {
+            found.push((SocketAddr::new(address, ports.range.first.max(1)), format!("named by rule {}", rule.id)));
+        }
+    }
+    found
 }
 
 fn notes(scope: &AuditScope, across: usize, canaries: usize, unreached: &[SocketAddr]) -> Vec<String> {
@@ -360,7 +413,9 @@ fn notes(scope: &AuditScope, across: usize, canaries: usize, unreached: &[Socket
         notes.push("The host has no address beside loopback, so that none of its own was tried.".to_owned());
     }
     for at in unreached {
-        notes.push(format!("The host itself does not reach {at}; sealed networks were not tried against it."));
+        notes.push(format!("The host itself does not reach {at}; sealed networks were not tried against it, nor any if it is a resolver \
+             that they may reach."
+        ));
     }
     notes
 }

@@ -10,7 +10,7 @@ use warren_audit::{Report, bundle};
 use warren_model::audit::{AuditRun, AuditSchedule, AuditScope, Audits as _, SignedReport, Verdict};
 use warren_model::record::{Event, EventKind};
 use warren_model::{AccountId, EventId};
-use warren_store::{StoreError, TxnBuilder, Typed, Versioned, schema};
+use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
 use super::Auditor;
 
@@ -42,7 +42,9 @@ async fn run(auditor: &Auditor, account: AccountId, schedule: Versioned<AuditSch
     let scope = AuditScope { account, network: None, across_accounts: true, by: "schedule".to_owned() };
     // Nobody listens how far it comes.
     let (progress, _) = mpsc::channel(1);
-    let outcome = auditor.run(scope, progress).await;
+    // One that somebody asked for is under way, or too many are: this one is still due afterwards.
+    let Ok(place) = auditor.place(account) else { return Ok(()) };
+    let outcome = auditor.run(place, scope, progress).await;
     let first = schedule.record.last.is_none();
     let (run, mut news) = match outcome {
         Ok(signed) => {
@@ -64,7 +66,7 @@ async fn run(auditor: &Auditor, account: AccountId, schedule: Versioned<AuditSch
             news.0.push((EventKind::AuditFailed, format!("the report was not written into {shown}: {error}")));
         }
     }
-    record(auditor, account, &schedule, run, news.0).await
+    record(auditor.world.store.as_ref(), account, &schedule, run, news.0).await
 }
 
 /// What is worth an event: anything but a pass, and any difference from the report before.
@@ -86,27 +88,73 @@ fn news(signed: &SignedReport, first: bool) -> Vec<(EventKind, String)> {
     news
 }
 
+/// Records how it went and what is worth an event, in one transaction.
 async fn record(
-    auditor: &Auditor,
+    store: &dyn Store,
     account: AccountId,
     schedule: &Versioned<AuditSchedule>,
     run: AuditRun,
     news: Vec<(EventKind, String)>,
 ) -> Result<(), StoreError> {
-    let store = auditor.world.store.as_ref();
-    let mut events = TxnBuilder::new();
+    let mut events = Vec::with_capacity(news.len());
     for (kind, message) in news {
         tracing::warn!(%account, "{message}");
         let id = EventId::from_ulid(Ulid::generate());
-        let event = Event { id, time: run.time, kind, account: Some(account), network: None, machine: None, message };
-        events = events.put(&schema::event(id), &event)?;
+        events.push(Event { id, time: run.time, kind, account: Some(account), network: None, machine: None, message });
     }
-    events.commit(store).await?;
-    // Somebody may have changed or ended the schedule meanwhile; then that stands.
-    let key = schema::audit_schedule(account);
-    if let Some(now) = store.read(&key).await?.filter(|now| now.modified == schedule.modified) {
-        let ran = AuditSchedule { last: Some(run), ..now.record.clone() };
-        TxnBuilder::new().unchanged(&now).put(&key, &ran)?.commit(store).await?;
+    let told = || events.iter().try_fold(TxnBuilder::new(), |txn, event| txn.put(&schema::event(event.id), event));
+    let ran = AuditSchedule { last: Some(run.clone()), ..schedule.record.clone() };
+    let both = told()?.unchanged(schedule).put(&schema::audit_schedule(account), &ran)?;
+    if let TxnOutcome::Conflict(_) = both.commit(store).await? {
+        // Somebody changed or ended the schedule meanwhile; that stands.
+        told()?.commit(store).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warren_store::SqliteStore;
+
+    fn made_up(n: u64) -> (AccountId, AuditSchedule, AuditRun) {
+        let account = AccountId::from_ulid(Ulid::from_parts(n, 1));
+        let time = Timestamp::UNIX_EPOCH;
+        let schedule = AuditSchedule { every_seconds: 60, report: None, since: time, last: None };
+        (account, schedule, AuditRun { time, result: Some(Verdict::Fail), summary: "audit 1".to_owned() })
+    }
+
+    async fn scheduled(store: &SqliteStore, account: AccountId, schedule: &AuditSchedule) -> Versioned<AuditSchedule> {
+        let key = schema::audit_schedule(account);
+        TxnBuilder::new().put(&key, schedule).unwrap().commit(store).await.unwrap();
+        store.read(&key).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn how_an_audit_went_and_its_events_are_recorded_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let (account, schedule, run) = made_up(1);
+        let due = scheduled(&store, account, &schedule).await;
+        let news = vec![(EventKind::AuditFailed, "one".to_owned()), (EventKind::AuditDiffered, "two".to_owned())];
+        record(&store, account, &due, run.clone(), news).await.unwrap();
+        let after = store.read(&schema::audit_schedule(account)).await.unwrap().unwrap();
+        assert_eq!(after.record.last, Some(run));
+        let (events, _) = store.list_all(&schema::events()).await.unwrap();
+        assert_eq!(events.len(), 2);
+        assert!(events.iter().all(|event| event.modified == after.modified), "{events:?} {after:?}");
+    }
+
+    #[tokio::test]
+    async fn a_schedule_that_was_changed_meanwhile_stands_and_the_events_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let (account, schedule, run) = made_up(1);
+        let due = scheduled(&store, account, &schedule).await;
+        let changed = AuditSchedule { every_seconds: 3600, ..schedule };
+        scheduled(&store, account, &changed).await;
+        record(&store, account, &due, run, vec![(EventKind::AuditFailed, "one".to_owned())]).await.unwrap();
+        assert_eq!(store.read(&schema::audit_schedule(account)).await.unwrap().unwrap().record, changed);
+        assert_eq!(store.list_all(&schema::events()).await.unwrap().0.len(), 1);
+    }
 }

@@ -310,3 +310,27 @@ async fn what_arrived_and_was_not_told_passes_nothing() {
     let about = verdicts(&examined.cells, |cell| between(cell) && cell.to.label() == "dev/db");
     assert_eq!(about, BTreeSet::from([Verdict::Inconclusive]));
 }
+
+#[test]
+fn the_host_connects_only_to_what_a_rule_in_force_opens_for_machines() {
+    let rule = |id: &str, to: &str, more: &str| {
+        format!(r#"{{"id": "{id}", "from": "net:dev", "to": "{to}", "ports": ["tcp/22"]{more}}}"#)
+    };
+    let rules = [
+        rule("outside", "9.9.9.9/32", ""),
+        rule("private", "192.168.7.7/32", ""),
+        rule("expired", "8.8.8.8/32", r#", "expires": "2020-01-01T00:00:00Z""#),
+        rule("loopback", "127.0.0.1/32", ""),
+        rule("loopback6", "::1/128", ""),
+        rule("metadata", "169.254.169.254/32", ""),
+        rule("own", "1.2.3.4/32", ""),
+        rule("member", "10.0.1.20/32", ""),
+        rule("wide", "9.9.9.0/24", ""),
+    ];
+    let policy: Policy = serde_json::from_str(&format!(r#"{{"allow": [{}]}}"#, rules.join(","))).unwrap();
+    let now = "2026-01-01T00:00:00Z".parse().unwrap();
+    let own: std::net::IpAddr = "1.2.3.4".parse().unwrap();
+    let found = super::ruled(&policy, &directory(), now, |address| address == own);
+    let found: Vec<String> = found.into_iter().map(|(at, what)| format!("{at} {what}")).collect();
+    assert_eq!(found, ["9.9.9.9:22 named by rule outside", "192.168.7.7:22 named by rule private"]);
+}

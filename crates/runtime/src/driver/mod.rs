@@ -30,6 +30,7 @@ pub use container::{CgroupParent, ContainerConfig, ContainerDriver};
 pub use doctor::{Finding, doctor};
 
 use crate::helper::HelperError;
+pub use crate::helper::find_program;
 
 /// Where a machine sees the directory that it shares with the host.
 pub const GUEST_DIRECTORY: &str = protocol::DIRECTORY;

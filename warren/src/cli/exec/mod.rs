@@ -50,8 +50,11 @@ Stdin, stdout and stderr are the command's; so is the exit status, but for 124 (
 A command that leaves children in the background ends when one of them listens on a port, all have ended, or a second has \
 passed; --no-settle ends it at once.
 
+What follows the machine's name is the command's; `--` before it is needed only when it begins with a dash.
+
 Examples:
   warren exec worker -- ls -l /
+  warren exec worker python3 --version
   warren exec worker -- sh -c 'cd /srv && python3 -m http.server 8080 &'
   tar c src | warren exec worker -- tar x -C /srv
   warren exec --tty worker -- top
@@ -81,7 +84,7 @@ pub struct ExecArgs {
     /// The machine, by name or id
     pub machine: String,
     /// The program and its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<String>,
 }
 

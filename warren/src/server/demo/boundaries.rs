@@ -55,7 +55,10 @@ pub(super) fn play(stage: &mut Stage, outside: &Outside) -> anyhow::Result<()> {
     for (way, script) in [
         ("by its address", "curl -sS --max-time 5 http://10.20.0.10:5432/".to_owned()),
         ("by its IPv6 address", format!("curl -sS --max-time 5 'http://[{db6}]:5432/'")),
-        ("through the proxy", "curl -sS --max-time 5 -p -x http://gateway.internal:3128 http://10.20.0.10:5432/".to_owned()),
+        (
+            "through the proxy",
+            "curl -sS --max-time 5 -p -x http://gateway.internal:3128 http://10.20.0.10:5432/".to_owned(),
+        ),
         ("the metadata service", "curl -sS --max-time 5 http://169.254.169.254/latest/meta-data/".to_owned()),
         ("a name that nobody allowed", format!("curl -sS --max-time 5 https://{NEIGHBOUR}/")),
         (
@@ -68,7 +71,9 @@ pub(super) fn play(stage: &mut Stage, outside: &Outside) -> anyhow::Result<()> {
     claim("six attempts, six refusals in the same words; none of them was met outside");
 
     title("The one name that it may reach");
-    let page = format!("curl -sS --max-time 10 --cacert /root/authority.pem -o /dev/null -w '%{{http_code}}' https://{ALLOWED}/");
+    let page = format!(
+        "curl -sS --max-time 10 --cacert /root/authority.pem -o /dev/null -w '%{{http_code}}' https://{ALLOWED}/"
+    );
     println!("$ warren exec agent -- {page}");
     let status = stage.exec("agent", &page)?;
     println!("    {status}");

@@ -1,5 +1,6 @@
 //! Putting a policy in force.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -7,14 +8,14 @@ use axum::extract::State;
 use jiff::Timestamp;
 use serde_json::json;
 use warren_model::policy::{
-    self as model, Destination, Directory, Flow, HostName, Policy, PolicyError, Protocol, ReadPolicy,
+    self as model, Destination, Directory, Flow, HostName, Member, Policy, PolicyError, Protocol, ReadPolicy,
 };
 use warren_model::problem::TextError;
 use warren_model::record::{EventKind, PolicyVersion};
 use warren_model::{Code, Problem, wire};
 use warren_store::{TxnBuilder, TxnOutcome, schema};
 
-use super::{apart, change, warnings};
+use super::{apart, change, enforce, warnings};
 use crate::directory::{self, Census};
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
@@ -138,7 +139,7 @@ async fn put(api: &Shared, caller: &Caller, asked: Asked) -> Answer<Json<wire::A
         if !failures.is_empty() {
             return Err(refused(Code::PolicyTestFailed, "the policy was not applied", failures));
         }
-        can_be_enforced(api, &asked.read, directory.clone(), now).await?;
+        let overlaps = enforce::can_be_enforced(api, &asked.read.policy, directory.clone(), now).await?;
         let policy = &asked.read.policy;
         let unchanged = asked.rolled_back_from.is_none() && before.edition.text == asked.text;
         let mut answer = wire::AppliedPolicy {
@@ -146,14 +147,14 @@ async fn put(api: &Shared, caller: &Caller, asked: Asked) -> Answer<Json<wire::A
             hash: policy.hash(),
             dry_run: asked.dry_run,
             unchanged,
-            warnings: warnings(policy, &directory, now),
+            warnings: warnings(policy, &directory, now).into_iter().chain(overlaps).collect(),
             change: None,
             cuts: Vec::new(),
         };
         if asked.dry_run {
             drop(turn);
             let change = compare(&before.edition, &asked.read, directory.clone(), now).await?;
-            answer.cuts = cuts(api, caller, &asked.read, &directory, now).await;
+            answer.cuts = cuts(api, caller, policy, &directory, now).await;
             answer.change = Some(change);
             return Ok(Json(answer));
         }
@@ -253,28 +254,6 @@ async fn check(
     }
 }
 
-/// Refuses a policy that the data plane could not take over: too large, or with ways out that the host does not give.
-async fn can_be_enforced(api: &Api, read: &Arc<ReadPolicy>, directory: Arc<Directory>, now: Timestamp) -> Answer<()> {
-    let (read, compiled) = (read.clone(), directory.clone());
-    let rules = apart(move || {
-        let rules = compiled.networks.keys().map(|network| model::compile(&read.policy, &compiled, network, now));
-        rules.collect::<Result<Vec<_>, _>>()
-    })
-    .await?
-    .map_err(|error| ApiError::new(Code::PolicyInvalid, format!("the policy cannot be enforced: {error}")))?;
-    let exits = directory.networks.iter().zip(&rules).find(|(_, rules)| rules.exits);
-    match exits {
-        Some(((network, _), _)) if !api.host.forwarding() => Err(ApiError::new(
-            Code::ForwardingRequired,
-            format!(
-                "a rule lets network {network} reach a range outside, and this host does not forward: start the server \
-                 with --forwarding, or name hosts instead of ranges"
-            ),
-        )),
-        _ => Ok(()),
-    }
-}
-
 /// Whether a finding is about what a test claims, and not about how it is written: `/tests/3`.
 fn is_test(pointer: &str) -> bool {
     pointer.strip_prefix("/tests/").is_some_and(|index| !index.contains('/'))
@@ -290,23 +269,26 @@ async fn compare(
     Ok(apart(move || change::compare(&before.policy, &read.policy, &directory, now)).await??)
 }
 
-/// The open connections to names outside that the new policy would not allow.
+/// The open connections to names outside that the new policy would not allow. Only the proxy knows which are open.
 async fn cuts(
     api: &Api,
     caller: &Caller,
-    read: &ReadPolicy,
+    policy: &Policy,
     directory: &Directory,
     now: Timestamp,
 ) -> Vec<wire::LiveFlow> {
     let flows = api.boundaries.flows(caller.account).await;
-    flows.into_iter().filter(|flow| !allows(&read.policy, directory, flow, now)).collect()
-}
-
-fn allows(policy: &Policy, directory: &Directory, open: &wire::LiveFlow, now: Timestamp) -> bool {
-    let member = directory.members.iter().find(|member| super::full_name(member) == open.machine);
-    let (Some(from), Ok(name)) = (member, open.name.parse::<HostName>()) else { return false };
-    let to = Destination::Name(&name);
-    model::evaluate(policy, directory, &Flow { from, to, protocol: Protocol::Tcp, port: Some(open.port) }, now).allowed
+    if flows.is_empty() {
+        return Vec::new();
+    }
+    let members: HashMap<String, &Member> =
+        directory.members.iter().map(|member| (super::full_name(member), member)).collect();
+    let stays = |open: &wire::LiveFlow| {
+        let (Some(from), Ok(name)) = (members.get(&open.machine), open.name.parse::<HostName>()) else { return false };
+        let flow = Flow { from, to: Destination::Name(&name), protocol: Protocol::Tcp, port: Some(open.port) };
+        model::evaluate(policy, directory, &flow, now).allowed
+    };
+    flows.into_iter().filter(|open| !stays(open)).collect()
 }
 
 fn said(errors: Vec<PolicyError>) -> Vec<TextError> {

@@ -5,10 +5,15 @@ use warren_model::record::Egress;
 use warren_model::wire::BuiltinRule;
 
 /// What holds in every network, whatever a policy says, beside [`PROTECTED`].
-const EVERYWHERE: [(&str, Expect, &str); 3] = [
+const EVERYWHERE: [(&str, Expect, &str); 8] = [
     ("gateway", Expect::Allow, "the gateway answers the resolver's port 53, the proxy's port 3128 and pings"),
     ("host", Expect::Deny, "nothing else of the host is reached by any of its addresses"),
     ("spoofing", Expect::Deny, "a machine sends with its own MAC, IPv4 and IPv6 address only"),
+    ("not-global", Expect::Deny, "a name outside is not reached at an address that is not of the public internet"),
+    ("name-limit", Expect::Deny, "how many names outside a machine may ask for is bounded"),
+    ("wildcard-limit", Expect::Deny, "a wildcard is not about names that are very long or have many more labels"),
+    ("name-types", Expect::Deny, "of names outside that only a wildcard lists, no unusual records are answered"),
+    ("connection-limit", Expect::Deny, "how many connections by name may be open at once is bounded"),
 ];
 
 /// Every built-in rule that is in force.
@@ -44,4 +49,30 @@ pub(super) fn rules(policy: &Policy, directory: &Directory) -> Vec<BuiltinRule> 
         rules.push(rule(name, Expect::Deny, None, said));
     }
     rules
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use warren_model::policy::{BUILTIN, NetworkEntry};
+    use warren_model::{NetworkId, NetworkNumber, UlaPrefix};
+
+    use super::*;
+
+    #[test]
+    fn every_built_in_rule_that_a_verdict_or_denial_can_cite_is_shown() {
+        let number = NetworkNumber::new(1).unwrap();
+        let entry = NetworkEntry {
+            id: NetworkId::from_ulid(ulid::Ulid::nil()),
+            number,
+            cidr: "10.0.0.0/16".parse().unwrap(),
+            cidr6: UlaPrefix::from_random([1, 2, 3, 4, 5]).network(number),
+            egress: Egress::Open,
+        };
+        let directory = Directory { networks: [("lab".parse().unwrap(), entry)].into(), members: Vec::new() };
+        let shown = rules(&Policy::default(), &directory);
+        let shown: BTreeSet<&str> = shown.iter().map(|rule| rule.id.trim_start_matches("builtin:")).collect();
+        assert_eq!(shown, BUILTIN.into());
+    }
 }

@@ -3,6 +3,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `apply` | putting a policy in force, rolling back, running tests |
+//! | `enforce` | whether the host can enforce it, and its operator permits it |
 //! | `history` | versions, and how they differ |
 //! | `explain`, `places` | one question about one flow, and who is meant by it |
 //! | `reach` | the whole matrix |
@@ -29,6 +30,7 @@ use crate::state::Shared;
 pub(crate) mod apply;
 mod builtin;
 mod change;
+pub(crate) mod enforce;
 pub(crate) mod explain;
 pub(crate) mod history;
 mod pieces;

@@ -104,6 +104,32 @@ async fn a_request_line_that_comes_too_slowly_to_be_checked_is_cut() {
 }
 
 #[tokio::test]
+async fn a_request_after_very_many_empty_lines_is_cut() {
+    let setup = Setup::transparent(Application::Tcp).await;
+    let mut client = setup.dial().await;
+    let empty = vec![b'\n'; 1 << 20];
+    let (_, mut server) = tokio::join!(send(&mut client, &empty), async {
+        let mut server = setup.accept().await;
+        expect(&mut server, &empty).await;
+        server
+    });
+    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {OTHER}\r\n\r\n")).await;
+    assert_eq!(drain(&mut server).await, (Vec::new(), true));
+    assert_eq!(setup.gate.refusal().await.layer, Layer::Http);
+}
+
+#[tokio::test]
+async fn a_name_that_is_only_mentioned_is_not_admitted() {
+    let setup = Setup::transparent(Application::Tls).await;
+    setup.gate.allow(OTHER, Application::Tls);
+    let mut client = setup.dial().await;
+    send(&mut client, super::hello::real(OTHER)).await;
+    drain(&mut client).await;
+    assert_eq!(setup.gate.refusal().await.name.as_deref(), Some(OTHER));
+    assert_eq!(setup.gate.admitted.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
 async fn http2_without_tls_is_told_to_use_http1() {
     let setup = Setup::transparent(Application::Tcp).await;
     let mut client = setup.dial().await;

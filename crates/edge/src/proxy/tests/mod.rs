@@ -59,6 +59,8 @@ pub(super) struct Fake {
     addresses: Mutex<HashMap<HostName, Vec<IpAddr>>>,
     pub refused: Mutex<Vec<Refused>>,
     pub looked_up: AtomicUsize,
+    /// Connections and requests that policy was asked to count.
+    pub admitted: AtomicUsize,
     pub places: AtomicUsize,
     open: Mutex<Vec<Arc<Open>>>,
 }
@@ -138,7 +140,7 @@ impl Gate for Fake {
         (address == SYNTHETIC).then(|| host(GOOD))
     }
 
-    fn decide(&self, _: IpAddr, host: &HostName, port: u16) -> Decision {
+    fn judge(&self, _: IpAddr, host: &HostName, port: u16) -> Decision {
         match self.allowed.lock().unwrap().get(host) {
             Some(application) => Decision {
                 allowed: true,
@@ -153,6 +155,11 @@ impl Gate for Fake {
                 reason: format!("no rule allows {host} on tcp/{port}"),
             },
         }
+    }
+
+    fn admit(&self, source: IpAddr, host: &HostName, port: u16) -> Decision {
+        self.admitted.fetch_add(1, Relaxed);
+        self.judge(source, host, port)
     }
 
     fn refuse(&self, refused: Refused) -> Denied {
@@ -180,7 +187,7 @@ impl Gate for Fake {
         self.places.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok().then_some(())
     }
 
-    fn open(&self, _: IpAddr, _: &HostName, _: u16, _: &RuleId) -> Option<Arc<dyn Passage>> {
+    fn open(&self, _: IpAddr, _: &HostName, _: u16, _: &RuleId, _: Application) -> Option<Arc<dyn Passage>> {
         let open = Arc::new(Open::default());
         self.open.lock().unwrap().push(open.clone());
         Some(open)

@@ -143,6 +143,32 @@ async fn each_request_is_decided_anew() {
 }
 
 #[tokio::test]
+async fn a_rule_that_becomes_one_for_tls_ends_http() {
+    let (setup, mut client) = setup().await;
+    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
+    let mut server = setup.accept().await;
+    head(&mut server).await;
+    send(&mut server, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
+    drop(server);
+    head(&mut client).await;
+    setup.gate.allow(GOOD, Application::Tls);
+    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
+    let (head, body) = problem(&mut client).await;
+    assert!(head.starts_with("http/1.1 403"), "{head}");
+    assert!(body["detail"].as_str().unwrap().contains("lets TLS to good.example"), "{body}");
+    setup.nothing_went_out().await;
+}
+
+#[tokio::test]
+async fn empty_lines_before_a_request_are_passed_over_however_many_there_are() {
+    let (setup, mut client) = setup().await;
+    send(&mut client, vec![b'\n'; 1 << 20]).await;
+    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
+    let mut server = setup.accept().await;
+    assert!(head(&mut server).await.starts_with("GET / HTTP/1.1\r\n"));
+}
+
+#[tokio::test]
 async fn revoking_cuts_a_response_that_is_under_way() {
     let (setup, mut client) = setup().await;
     send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;

@@ -101,6 +101,8 @@ fn outside(context: &Context<'_>, scope: Scope) -> Vec<Chain> {
         Chain::new("to_outside")
             .rule("# what masquerade would not touch must not leave with its private source")
             .rule("ct state invalid drop")
+            .rule("# an error of a member about a flow that may be anybody's")
+            .rules_if(checked, [format!("ct state related goto {refuse}")])
             .rules_if(checked, [format!("{} goto outside_passing", checks::JUDGED)])
             .rule(verdict)
             .rules_if(checked, [format!("goto {refuse}")]),

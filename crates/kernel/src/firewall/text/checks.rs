@@ -22,7 +22,7 @@ const BEGINS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 /// The protocols that are told apart.
 const KNOWN: &str = "{ tcp, udp, icmp, ipv6-icmp }";
 /// The flow of a packet was judged under the policy in force, and passes.
-pub(super) const JUDGED: &str = "ct mark @current";
+pub(super) const JUDGED: &str = "ct state established ct mark @current";
 /// Where an operating system's own choice of ports begins.
 const EPHEMERAL: u16 = 32768;
 
@@ -37,15 +37,27 @@ pub(super) fn of_members(name: &str, default: ByDefault, pass: &str, refusal: Re
         // An answer would have to be allowed by itself.
         ByDefault::Refuse => format!("{name}_begins"),
     };
+    // Conntrack takes an ICMP error for a part of the flow that it says it is about. Whoever sends one may have made that
+    // up, so it is judged by its own addresses: as an answer to a flow that policy allows between them, or as any ICMP.
+    let error = match default {
+        ByDefault::Accept => format!("{name}_begins"),
+        ByDefault::Refuse => format!("{name}_error"),
+    };
     let mut all = vec![
         Chain::new(name)
             .rule(format!("{BEGINS} goto {name}_begins"))
-            .rule(format!("{JUDGED} goto {pass}"))
+            .rule(format!("{JUDGED} goto {name}_known"))
+            .rule(format!("ct state related goto {error}"))
             .rule(format!("ct state invalid goto {name}_unknown"))
             .rule(format!("jump {name}_by_origin"))
             // An answer to what is not allowed may still be allowed for its own sake; of TCP that would be a new flow.
             .rule(format!("ct direction reply meta l4proto != tcp jump {name}_by_begins"))
             .rule(&refuse),
+        // Nothing was written to such a packet that would have to be wiped off, and most go to a member.
+        Chain::new(format!("{name}_known"))
+            .rule("ip daddr @receivers4 accept")
+            .rule("ip6 daddr @receivers6 accept")
+            .rule(format!("goto {pass}")),
         Chain::new(format!("{name}_unknown"))
             .rule(format!("tcp sport < {EPHEMERAL} tcp dport >= {EPHEMERAL} goto {name}_answers"))
             .rule(format!("tcp sport >= {EPHEMERAL} tcp dport >= {EPHEMERAL} jump {name}_by_answers"))
@@ -59,6 +71,10 @@ pub(super) fn of_members(name: &str, default: ByDefault, pass: &str, refusal: Re
     all.extend(BY_ORIGIN.chains(name, targets, &Outcome::of(default, &format!("{name}_judged"))));
     for view in [&BY_PACKET, &BY_ANSWER] {
         all.extend(view.chains(name, targets, &Outcome::of(default, pass)));
+    }
+    if default == ByDefault::Refuse {
+        all.push(Chain::new(error).rule(format!("jump {name}_by_error")).rule(format!("goto {name}_begins")));
+        all.extend(BY_ERROR.chains(name, targets, &Outcome::of(default, pass)));
     }
     if default == ByDefault::Accept {
         all.push(
@@ -122,7 +138,7 @@ struct View {
     port: &'static str,
 }
 
-/// Of what conntrack knows: also of an ICMP error, whose flow is the one that it is about.
+/// Of what conntrack knows.
 const BY_ORIGIN: View = View {
     name: "origin",
     addresses: [["ct original ip saddr", "ct original ip daddr"], ["ct original ip6 saddr", "ct original ip6 daddr"]],
@@ -130,6 +146,15 @@ const BY_ORIGIN: View = View {
     ported: "meta l4proto { tcp, udp, icmp, ipv6-icmp } ",
     protocol: "ct original protocol",
     port: "ct original proto-dst",
+};
+
+/// An ICMP error as the answer of whoever sends it to a flow that began with whom it is sent to.
+const BY_ERROR: View = View {
+    name: "error",
+    addresses: [["ip daddr", "ip saddr"], ["ip6 daddr", "ip6 saddr"]],
+    ported: BY_ORIGIN.ported,
+    protocol: BY_ORIGIN.protocol,
+    port: BY_ORIGIN.port,
 };
 
 const BY_PACKET: View = View {
