@@ -120,6 +120,7 @@ impl Layout {
             self.socket(),
             self.root_key(),
             self.audit_log(),
+            self.audit_log().with_extension("head"),
             self.denials_log(),
             self.denials_log().with_extension("log.1"),
             self.edge_log(),
