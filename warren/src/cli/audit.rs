@@ -386,7 +386,7 @@ mod tests {
             "key": "key_1", "action": "machine.create", "target": "mch_1\u{1b}[2J", "request_id": "r", "request": null,
         });
         insta::assert_snapshot!(render_log(&[line]), @r"
-        NUMBER  TIME                  ACTION          TARGET      ACCOUNT  KEY
+        NUMBER  TIME                  ACTION          TARGET     ACCOUNT  KEY
             12  2026-11-20 09:30:00Z  machine.create  mch_1␛[2J  acc_1    key_1
         ");
     }
