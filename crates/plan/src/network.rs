@@ -172,11 +172,12 @@ fn plan_kept(desired: &DesiredNetwork, observed: &ObservedNetwork) -> Vec<Networ
         // A namespace that was made anew has no socket at the edge yet.
         None => steps.extend([NetworkStep::Create, NetworkStep::Publish]),
         Some(router) => {
-            // First, so that whatever the kernel refuses keeps no name open that policy has closed.
-            if !observed.published {
-                steps.push(NetworkStep::Publish);
-            }
+            // First, so that whatever the kernel refuses keeps no name open that policy has closed. But an edge that has
+            // nothing of the network has nothing open, and needs sockets on a gateway that may be half made.
+            let (first, last) = (!observed.published && observed.at_edge, !observed.published && !observed.at_edge);
+            steps.extend(first.then_some(NetworkStep::Publish));
             plan_router(desired, router, &mut steps);
+            steps.extend(last.then_some(NetworkStep::Publish));
         }
     }
     // Last, since it waits for the other network.

@@ -97,6 +97,11 @@ fn plans_are_as_written_down() {
             &DesiredNetwork { exits: true, ..two.clone() },
             &ObservedNetwork { published: false, ..router(|r| r.policy = false) },
         ),
+        scenario(
+            "the gateway was half made when the daemon died",
+            &two,
+            &ObservedNetwork { published: false, at_edge: false, ..router(|r| r.gateway = false) },
+        ),
         scenario("the policy changed", &two, &router(|r| r.policy = false)),
         scenario("a member joined and the policy changed", &desired(&[2, 3, 4]), &router(|r| r.policy = false)),
         scenario("the policy links it to another network", &linked(&[5]), &observed(&[2, 3])),
