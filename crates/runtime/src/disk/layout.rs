@@ -6,9 +6,10 @@
 //! {pool}/pool.btrfs             the file system, where the host's own is not btrfs; mounted at {pool}/fs
 //! {pool}/installations/{id}     who uses it
 //! {pool}/locks/{image}          held while an image is built, replaced or (overlay) given to a disk
-//! {pool}/fs/images/{name}/      image.json and the tree `root`
-//! {pool}/fs/disks/{id}/{machine}   a subvolume; or, with overlay, disk.json, upper and work
-//! {pool}/fs/work/{ulid}         half-made things, each with a lock {ulid}.lock while somebody is at it
+//! {pool}/fs                     and in it:
+//!     images/{name}             image.json and the tree `root`
+//!     disks/{id}/{machine}      a subvolume; or, with overlay, disk.json, upper and work
+//!     work/{ulid}               half-made things, each with a lock {ulid}.lock while somebody is at it
 //! ```
 
 use std::io;
