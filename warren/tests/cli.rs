@@ -6,25 +6,8 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use fake::Fake;
+use fake::run::{bare, command, document, err, out, warren};
 use serde_json::{Value, json};
-
-fn warren(server: &Fake, args: &[&str]) -> Output {
-    command(server).args(args).stdin(Stdio::null()).output().unwrap()
-}
-
-fn command(server: &Fake) -> Command {
-    let mut command = bare();
-    command.env("WARREN_URL", &server.url).env("WARREN_API_KEY", "wk_test");
-    command
-}
-
-fn bare() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_warren"));
-    for name in ["WARREN_URL", "WARREN_API_KEY", "WARREN_DATA_DIR", "WARREN_CONFIG"] {
-        command.env_remove(name);
-    }
-    command
-}
 
 fn fed(command: &mut Command, stdin: &[u8]) -> Output {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -37,18 +20,6 @@ fn fed(command: &mut Command, stdin: &[u8]) -> Output {
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
     output
-}
-
-fn out(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn err(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn document(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 #[test]

@@ -4,33 +4,10 @@
 mod fake;
 
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use fake::Fake;
-use serde_json::Value;
-
-fn warren(server: &Fake, args: &[&str]) -> Output {
-    command(server).args(args).stdin(Stdio::null()).output().unwrap()
-}
-
-fn command(server: &Fake) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_warren"));
-    command.env_remove("WARREN_DATA_DIR").env_remove("WARREN_CONFIG");
-    command.env("WARREN_URL", &server.url).env("WARREN_API_KEY", "wk_test");
-    command
-}
-
-fn out(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn err(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn document(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
+use fake::run::{command, document, err, out, warren};
 
 #[test]
 fn a_policy_is_applied_from_a_file_or_stdin_and_shown_as_it_was_written() {

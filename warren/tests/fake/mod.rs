@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use warren_model::{Code, Problem};
 
 mod policy;
+pub mod run;
 
 pub struct Fake {
     pub url: String,
