@@ -350,14 +350,11 @@ fn address(host: &str) -> Option<IpAddr> {
 
 /// The target without the server: `/path?query`, or `*` (RFC 9112 §3.2).
 fn to_origin(uri: &Uri) -> Uri {
+    // An absolute form may end with its authority or go on with a fragment, and a request line needs a path
+    // (RFC 9112 §3.2.1); an empty one equals "/" here but is written as nothing.
     let path = match uri.path_and_query() {
-        // An absolute form may end with its authority, and a request line needs a path (RFC 9112 §3.2.1).
-        Some(path) if !path.path().is_empty() => path.clone(),
-        Some(path) => {
-            let query = path.query().map_or_else(|| "/".to_owned(), |query| format!("/?{query}"));
-            query.parse().unwrap_or_else(|_| PathAndQuery::from_static("/"))
-        }
-        None => PathAndQuery::from_static("/"),
+        Some(path) if path != "/" => path.clone(),
+        _ => PathAndQuery::from_static("/"),
     };
     Uri::from(path)
 }

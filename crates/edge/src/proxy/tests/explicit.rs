@@ -109,6 +109,19 @@ async fn a_server_that_fails_is_told_from_policy() {
 }
 
 #[tokio::test]
+async fn a_url_without_a_path_becomes_a_request_for_the_root() {
+    for (rest, asked) in [("", "/"), ("?b", "/?b"), ("#x", "/"), ("#@evil.example/x", "/")] {
+        let setup = Setup::explicit(Application::Http).await;
+        let authority = format!("{GOOD}:{}", setup.port());
+        let mut client = setup.dial().await;
+        send(&mut client, format!("GET http://{authority}{rest} HTTP/1.1\r\nHost: {authority}\r\n\r\n")).await;
+        let mut server = setup.accept().await;
+        let head = head(&mut server).await;
+        assert!(head.starts_with(&format!("GET {asked} HTTP/1.1\r\n")), "{rest}: {head}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_for_a_whole_url_is_passed_on() {
     let setup = Setup::explicit(Application::Http).await;
     let authority = format!("{GOOD}:{}", setup.port());
