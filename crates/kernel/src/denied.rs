@@ -21,6 +21,7 @@ use warren_model::NetworkNumber;
 pub use headers::{Headers, parse};
 pub(crate) use reader::headers_in_report;
 
+use crate::firewall::Refusal;
 use crate::network::Network;
 use reader::Reader;
 
@@ -33,8 +34,7 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeniedPacket {
     pub network: NetworkNumber,
-    /// The prefix of the rule that logged it.
-    pub kind: String,
+    pub kind: Refusal,
     pub source: IpAddr,
     pub destination: IpAddr,
     /// By the IANA registry of protocol numbers; of IPv6, what follows the extension headers.
@@ -53,7 +53,7 @@ pub struct DeniedLosses {
     pub overrun: u64,
     /// Packets that the receiver had no room for.
     pub dropped: u64,
-    /// Packets that could not be understood.
+    /// Reports that could not be understood, or are not of a rule of ours.
     pub malformed: u64,
     /// The networks whose reports cannot be read at the moment, and why; tried again every second.
     pub unread: BTreeMap<NetworkNumber, String>,

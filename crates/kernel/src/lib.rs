@@ -11,8 +11,8 @@
 //! other, work on different networks at the same time. Each network keeps five descriptors open, and two more once
 //! [`Kernel::denied`] was called.
 //!
-//! The one thread of this crate listens for changes that others make and for refused packets, once [`Kernel::changes`]
-//! or [`Kernel::denied`] was called.
+//! One thread of this crate listens for changes that others make and for refused packets, once [`Kernel::changes`] or
+//! [`Kernel::denied`] was called. Another one follows up a change of policy that has come into force: see `settle`.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -24,6 +24,8 @@
 //! | [`denied`] | the packets that were refused, as the kernel reports them |
 //! | `host` | uplinks, the host's rules and forwarding |
 //! | `network` | one router namespace: sockets, knowledge, observation |
+//! | `settle` | remembering flows again after a change of policy |
+//! | `watch` | hints and reports |
 
 pub mod denied;
 mod error;
@@ -40,6 +42,7 @@ mod network;
 mod peer;
 mod record;
 mod route;
+mod settle;
 mod sockets;
 mod spec;
 mod watch;
@@ -65,6 +68,7 @@ pub use spec::{GatewaySockets, NFLOG_GROUP, NetworkSpec, ObservedLink, ObservedN
 use host::Host;
 use network::Network;
 use record::Record;
+use settle::Settler;
 use watch::Waker;
 
 /// How many hints may wait for a slow listener; one that lags behind looks at everything.
@@ -82,6 +86,7 @@ struct Inner {
     hints: broadcast::Sender<NetworkNumber>,
     denied: Arc<denied::Sink>,
     waker: Mutex<Option<Waker>>,
+    settler: Arc<Settler>,
 }
 
 impl Kernel {
@@ -98,8 +103,15 @@ impl Kernel {
 
     fn of(host: Host) -> Self {
         let (hints, _) = broadcast::channel(HINTS);
-        let networks = Mutex::new(BTreeMap::new());
-        Self { inner: Arc::new(Inner { host, networks, hints, denied: Arc::default(), waker: Mutex::new(None) }) }
+        let inner = Arc::new_cyclic(|inner| Inner {
+            host,
+            networks: Mutex::default(),
+            hints,
+            denied: Arc::default(),
+            waker: Mutex::default(),
+            settler: Arc::new(Settler::new(inner.clone())),
+        });
+        Self { inner }
     }
 
     /// The networks of this installation that have a namespace, also half-made ones.
@@ -363,7 +375,7 @@ impl Kernel {
         let installation = self.inner.installation();
         let opened = namespace::open(&names::namespace_path(installation, number))?;
         let namespace = opened.ok_or(KernelError::NoNetwork(number))?;
-        let network = Arc::new(Network::open(installation, number, namespace)?);
+        let network = Arc::new(Network::open(installation, number, namespace, self.inner.settler.clone())?);
         networks.insert(number, network.clone());
         drop(networks);
         self.inner.wake();

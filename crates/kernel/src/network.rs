@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use warren_model::{InstallationId, MacAddress, MemberNumber, NetworkNumber};
@@ -13,6 +13,7 @@ use crate::error::KernelError;
 use crate::firewall::rules::{Rules, Seen};
 use crate::firewall::{MemberCounters, MemberSpec, Traffic};
 use crate::netlink::{Family, Socket, Watch};
+use crate::settle::Settler;
 use crate::spec::{NetworkSpec, ObservedLink, ObservedNetwork};
 use crate::{gateway, member, names, namespace, peer, route};
 
@@ -29,6 +30,7 @@ pub(crate) struct Network {
     namespace: OwnedFd,
     /// Links, addresses and routes; then rules.
     watches: [Watch; 2],
+    settler: Arc<Settler>,
     state: Mutex<State>,
 }
 
@@ -37,6 +39,8 @@ pub(crate) struct State {
     pub(crate) rules: Rules,
     /// The last full observation, while no notification has come since.
     observed: Option<(NetworkSpec, ObservedNetwork)>,
+    /// It was said that flows could be remembered, and nobody came yet.
+    asked: bool,
 }
 
 /// The network while one caller works on it. What is reported meanwhile is that caller's doing.
@@ -51,6 +55,7 @@ impl Network {
         installation: &InstallationId,
         number: NetworkNumber,
         namespace: OwnedFd,
+        settler: Arc<Settler>,
     ) -> Result<Self, KernelError> {
         let sockets = || -> Result<_, Errno> {
             let watches = [Watch::open(Family::Route, ROUTE_GROUPS)?, Watch::open(Family::Netfilter, RULE_GROUPS)?];
@@ -59,13 +64,15 @@ impl Network {
         let (route, nft, watches) = namespace::enter(namespace.as_fd(), sockets)
             .and_then(|opened| opened)
             .map_err(refused(number, "open a socket"))?;
+        let rules = Rules::new(installation.clone(), number, nft);
         Ok(Self {
             number,
             installation: installation.clone(),
             path: names::namespace_path(installation, number),
             namespace,
             watches,
-            state: Mutex::new(State { route, rules: Rules::new(installation.clone(), number, nft), observed: None }),
+            settler,
+            state: Mutex::new(State { route, rules, observed: None, asked: false }),
         })
     }
 
@@ -93,6 +100,13 @@ impl Network {
         self.notice(&mut state)
     }
 
+    /// The generation of rules under which flows could be remembered and are not. Later ones are asked for anew.
+    pub(crate) fn unsettled(&self) -> Option<u32> {
+        let mut state = self.lock();
+        state.asked = false;
+        state.rules.unsettled()
+    }
+
     /// What is wanted of the network, compared with what is there. Without changes since the last time, the answer is
     /// remembered.
     pub(crate) fn observe(
@@ -103,6 +117,7 @@ impl Network {
         let mut state = self.lock();
         self.notice(&mut state);
         let seen = state.rules.observe(spec)?;
+        self.ask_to_settle(&mut state);
         let uplink = uplink(&mut state.route)?;
         if let Some((of, before)) = &state.observed
             && of == spec
@@ -169,6 +184,12 @@ impl Network {
         self.watches[1].drain() || changed
     }
 
+    fn ask_to_settle(&self, state: &mut State) {
+        if !state.asked && state.rules.unsettled().is_some() {
+            state.asked = self.settler.ask(self.number);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A holder that panicked leaves sockets, whose stray answers are passed over, and knowledge that the
         // generation confirms.
@@ -195,6 +216,10 @@ impl Operation<'_> {
 
     pub(crate) fn expel(&mut self, members: &[MemberSpec]) -> Result<(), KernelError> {
         self.state.rules.expel(members)
+    }
+
+    pub(crate) fn settle(&mut self, generation: u32) -> Result<(), KernelError> {
+        self.state.rules.settle(generation)
     }
 
     pub(crate) fn counters(&mut self) -> Result<BTreeMap<MemberNumber, MemberCounters>, KernelError> {
@@ -227,6 +252,7 @@ impl DerefMut for Operation<'_> {
 impl Drop for Operation<'_> {
     fn drop(&mut self) {
         self.network.notice(&mut self.state);
+        self.network.ask_to_settle(&mut self.state);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{Fixture, talks};
 use tokio::sync::mpsc::Receiver;
-use warren_kernel::{DeniedPacket, NetworkSpec, names};
+use warren_kernel::{DeniedPacket, NetworkSpec, Refusal, names};
 use warren_lab::{Namespace, eventually};
 use warren_model::policy::compile::Default;
 use warren_model::record::Egress;
@@ -58,7 +58,7 @@ fn a_refused_packet_is_reported_with_its_addresses_ports_and_link() {
         let packet = next(&mut packets, send, |packet| packet.protocol == 17 && packet.source == from);
         let expected = DeniedPacket {
             network: spec.number,
-            kind: "network".to_owned(),
+            kind: Refusal::Network,
             source: from,
             destination: to,
             protocol: 17,
@@ -126,7 +126,7 @@ fn a_flood_of_refusals_neither_starves_hints_nor_other_networks() {
     let link = names::member_link(&fixture.installation, a.number);
     fixture.in_router(
         &spec,
-        &format!("nft insert rule inet warren arriving iifname {link} udp dport 7 log prefix flood group 5"),
+        &format!("nft insert rule inet warren arriving iifname {link} udp dport 7 log prefix names group 5"),
     );
     let mut hints = fixture.kernel.changes().unwrap();
     let mut packets = fixture.kernel.denied().unwrap();
@@ -140,7 +140,7 @@ fn a_flood_of_refusals_neither_starves_hints_nor_other_networks() {
                 }
             })
         });
-        eventually("a report of the flood", || packets.try_recv().is_ok_and(|packet| packet.kind == "flood"));
+        eventually("a report of the flood", || packets.try_recv().is_ok_and(|packet| packet.kind == Refusal::Names));
         let refused = || dial(&machine, SocketAddr::new(d.ipv4.into(), 9));
         next(&mut packets, refused, |packet| packet.network == other.number);
         while hints.try_recv().is_ok() {}

@@ -84,13 +84,13 @@ impl Reader {
                     losses.overrun += u64::from(next.map_or(0, |next| number.wrapping_sub(next)));
                     *next = Some(number.wrapping_add(1));
                 }
-                let Some(headers) = parse(report.packet) else {
+                let (Ok(kind), Some(headers)) = (report.kind.parse(), parse(report.packet)) else {
                     losses.malformed += 1;
                     return;
                 };
                 each(DeniedPacket {
                     network,
-                    kind: report.kind.to_owned(),
+                    kind,
                     source: headers.source,
                     destination: headers.destination,
                     protocol: headers.protocol,

@@ -6,20 +6,46 @@
 //!
 //! A packet may be half-way through the rules while the policy changes, and must not mark its flow with a number under
 //! which it was not judged. So nothing is current, and nothing is marked, from the change until every packet has left
-//! the rules that had entered them before.
+//! the rules that had entered them before. The change itself does not wait for that: see [`crate::settle`].
+//!
+//! A number is that of the transaction which made it current. The namespace counts its transactions, and the flows that
+//! it tracks end with it, so that no number comes twice in a flow's life, whatever becomes of the clock or the daemon.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::elements::{Change, Listing};
 use super::item::{Field, Item};
 use super::sets::Set;
 use super::shape::Shape;
 
-/// How long a packet takes at most where the kernel cannot be asked to wait for all that are under way.
-const UNDER_WAY: Duration = Duration::from_millis(100);
+/// What the sets say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cache {
+    /// Nothing is current.
+    Suspended,
+    /// Flows that pass are marked with this number, and pass.
+    Current(u32),
+    /// Something that was not written here.
+    Altered,
+}
+
+impl Cache {
+    pub(crate) fn of(there: &Listing) -> Self {
+        let counts = [Set::Current, Set::Generation].map(|set| there.of(set).count());
+        if counts == [0, 0] {
+            return Self::Suspended;
+        }
+        let key = there.of(Set::Current).next().and_then(|entry| entry.key.as_slice().try_into().ok());
+        let Some(number) = key.map(u32::from_ne_bytes) else { return Self::Altered };
+        let whole = items(number).all(|(set, item)| there.of(set).any(|entry| *entry == item.entry(false)));
+        if whole && counts == [1, 2] { Self::Current(number) } else { Self::Altered }
+    }
+}
 
 /// Nothing is current.
 pub(crate) fn suspend(shape: Shape) -> impl Iterator<Item = Change> {
@@ -33,30 +59,28 @@ pub(crate) fn resume(shape: Shape, number: u32) -> Vec<Change> {
     changes
 }
 
-/// The number that is current; `None` where there is none, or something else beside it.
-pub(crate) fn current(there: &Listing) -> Option<u32> {
-    let key = &there.of(Set::Current).next()?.key;
-    let number = u32::from_ne_bytes(key.as_slice().try_into().ok()?);
-    let whole = items(number).all(|(set, item)| there.of(set).any(|entry| *entry == item.entry(false)));
-    let alone = there.of(Set::Current).count() == 1 && there.of(Set::Generation).count() == 2;
-    (whole && alone).then_some(number)
-}
-
-/// A number that no flow which is still known can be marked with: the time in milliseconds, which repeats after 49 days,
-/// while the kernel forgets an idle flow after 5 (`nf_conntrack_tcp_timeout_established`). Never zero.
-pub(crate) fn fresh() -> u32 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (now.as_millis() as u32).max(1)
-}
-
-/// Until every packet has left the rules that was under way when this was called. The kernel looks at packets in sections
-/// that `synchronize_rcu` waits for, and so does `MEMBARRIER_CMD_GLOBAL` (`kernel/sched/membarrier.c`).
-pub(crate) fn wait_for_packets() {
+/// Returns when every packet has left the rules that was under way when this was called.
+///
+/// The kernel looks at packets in sections that `synchronize_rcu` waits for (`nf_hook`), and so does
+/// `MEMBARRIER_CMD_GLOBAL` (`kernel/sched/membarrier.c`), but on a single processor, and not where the tick is off. There
+/// a packet socket serves: to close one waits, too (`packet_release` in `net/packet/af_packet.c`).
+///
+/// # Errors
+/// Where there is no packet socket either.
+pub(crate) fn wait_for_packets() -> Result<(), Errno> {
+    let several = matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(2..)));
     // SAFETY: the call takes three numbers and touches no memory of this process.
-    let waited = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if waited != 0 {
-        std::thread::sleep(UNDER_WAY);
-    }
+    let waited = several && unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) } == 0;
+    if waited { Ok(()) } else { close_packet_socket() }
+}
+
+fn close_packet_socket() -> Result<(), Errno> {
+    // Of no protocol, so that it never gets a packet.
+    // SAFETY: the call takes three numbers and touches no memory of this process.
+    let fd = Errno::result(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor was just made and is nobody else's.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
 }
 
 fn items(number: u32) -> impl Iterator<Item = (Set, Item)> {
@@ -64,4 +88,111 @@ fn items(number: u32) -> impl Iterator<Item = (Set, Item)> {
     let generation =
         families.map(|family| (Set::Generation, Item::mapped([Field::Family(family)], Field::Mark(number))));
     std::iter::once((Set::Current, Item::new([Field::Mark(number)]))).chain(generation)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use warren_lab::{Lab, eventually};
+
+    use super::*;
+    use crate::firewall::elements::{INET, apply, named_counter};
+    use crate::firewall::item::Entry;
+    use crate::firewall::{Traffic, process};
+    use crate::names::TABLE;
+    use crate::namespace;
+    use crate::netlink::{Family, Socket};
+
+    fn listing(of: impl IntoIterator<Item = (Set, Item)>) -> Listing {
+        let mut listing = Listing::default();
+        for (set, item) in of {
+            listing.insert(set, item.entry(false), Traffic::default());
+        }
+        listing
+    }
+
+    #[test]
+    fn only_what_was_written_here_is_current_or_suspended() {
+        assert_eq!(Cache::of(&listing([])), Cache::Suspended);
+        assert_eq!(Cache::of(&listing(items(7))), Cache::Current(7));
+        assert_eq!(Cache::of(&listing(items(7).chain(items(8)))), Cache::Altered);
+        for missing in 0..3 {
+            let rest = items(7).enumerate().filter(|(at, _)| *at != missing).map(|(_, item)| item);
+            assert_eq!(Cache::of(&listing(rest)), Cache::Altered, "{missing}");
+        }
+        let mixed = items(7).take(2).chain(items(8).skip(2));
+        assert_eq!(Cache::of(&listing(mixed)), Cache::Altered);
+    }
+
+    #[test]
+    fn after_waiting_no_packet_is_in_the_rules_that_was_in_them_before() {
+        // So many rules that a packet is in them for a good part of a millisecond after it was found in the set.
+        let slow = "meta mark 0xdead drop\n".repeat(20_000);
+        let rules = format!(
+            "table inet {TABLE} {{
+                counter left {{ }}
+                set current {{ type mark; }}
+                chain slow {{
+                    {slow}
+                    counter name left drop
+                }}
+                chain in {{
+                    type filter hook input priority 0;
+                    udp dport 9 meta mark @current goto slow
+                    udp dport 9 drop
+                }}
+            }}
+            "
+        );
+        let lab = Lab::new();
+        let inside = lab.namespace("slow");
+        inside.run("ip link set lo up");
+        process::load(inside.fd(), "a test", &rules).unwrap();
+        let mut nft = namespace::enter(inside.fd().as_fd(), || Socket::open(Family::Netfilter)).unwrap().unwrap();
+        let sender = inside.enter(|| UdpSocket::bind("127.0.0.1:0")).unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _end = End(&over);
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = sender.send_to(b"x", "127.0.0.1:9");
+                }
+            });
+            let mut lost = Vec::new();
+            for wait in [wait_for_packets, close_packet_socket] {
+                for _ in 0..20 {
+                    let before = left(&mut nft);
+                    apply(&mut nft, &[Change::add(Set::Current, [unmarked()])], None).unwrap();
+                    eventually("packets go the slow way", || left(&mut nft) > before);
+                    apply(&mut nft, &[Change::delete_all(Set::Current)], None).unwrap();
+                    wait().unwrap();
+                    let after = left(&mut nft);
+                    std::thread::sleep(Duration::from_millis(5));
+                    lost.push(left(&mut nft) - after);
+                }
+            }
+            assert_eq!(lost, [0; 40]);
+        });
+    }
+
+    /// Ends the sending, also where an assertion fails.
+    struct End<'a>(&'a AtomicBool);
+
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn left(nft: &mut Socket) -> u64 {
+        named_counter(nft, INET, TABLE, "left").unwrap().packets
+    }
+
+    fn unmarked() -> Entry {
+        Item::new([Field::Mark(0)]).entry(false)
+    }
 }

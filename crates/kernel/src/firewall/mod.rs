@@ -11,7 +11,7 @@
 //! | [`rules`] | the rules of one network: loading, changing, and knowing them |
 //! | [`digest`] | what the kernel holds, in short, to see whether somebody changed it |
 
-mod cache;
+pub(crate) mod cache;
 pub(crate) mod digest;
 pub(crate) mod elements;
 pub(crate) mod item;

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use warren_model::policy::NetworkRules;
 use warren_model::{InstallationId, MemberNumber, NetworkNumber};
 
-use super::cache;
+use super::cache::{self, Cache};
 use super::elements::{self, Change, Listing};
 use super::policy::{self, Groups};
 use super::sets::Set;
@@ -54,8 +54,7 @@ struct Known {
     admitted: BTreeSet<MemberSpec>,
     /// `None`: the elements say something else than any policy that was asked for here.
     policy: Option<Policy>,
-    /// Flows that pass are remembered, where anything is looked up.
-    remembers: bool,
+    cache: Cache,
 }
 
 struct Policy {
@@ -110,8 +109,8 @@ impl Rules {
         };
         let wanted = policy::entries(&policy::items(&self.installation, shape, &spec.rules));
         let policy = policy::is_listed(shape, &listing, &wanted).then(|| Policy::of(spec));
-        let remembers = cache::current(&listing).is_some();
-        let known = self.known.insert(Known { generation, record, admitted, policy, remembers });
+        let cache = Cache::of(&listing);
+        let known = self.known.insert(Known { generation, record, admitted, policy, cache });
         Ok(known.judge(&self.installation, spec))
     }
 
@@ -148,8 +147,9 @@ impl Rules {
                 record.write(&self.record_path())?;
                 let admitted = members.iter().cloned().collect();
                 let policy = Some(Policy::of(spec));
-                self.known = Some(Known { generation, record, admitted, policy, remembers: false });
-                return self.remember();
+                let cache = Cache::Suspended;
+                self.known = Some(Known { generation, record, admitted, policy, cache });
+                return Ok(());
             }
         }
         Record::remove(&self.record_path())
@@ -267,7 +267,7 @@ impl Rules {
                     policy::from_listing(shape, &there, &wanted)
                 }
             };
-            let judged_anew = changes.iter().any(|change| !change.is_empty());
+            let judged_anew = changes.iter().any(|change| !change.is_empty()) || known.cache == Cache::Altered;
             if judged_anew {
                 changes.extend(cache::suspend(shape));
             }
@@ -276,9 +276,10 @@ impl Rules {
                 Ok(()) => {
                     if let Some(known) = &mut self.known {
                         known.policy = Some(Policy::of(spec));
-                        known.remembers &= !judged_anew;
+                        if judged_anew {
+                            known.cache = Cache::Suspended;
+                        }
                     }
-                    self.remember()?;
                     return Ok(true);
                 }
                 Err(NotChanged::Raced) => {}
@@ -289,18 +290,23 @@ impl Rules {
         Ok(false)
     }
 
-    /// Lets flows that pass be remembered again. Where somebody interferes they are not, which harms nobody.
-    fn remember(&mut self) -> Result<(), KernelError> {
-        let Some(known) = self.known.as_ref().filter(|known| known.record.shape.has_groups() && !known.remembers)
-        else {
-            return Ok(());
-        };
-        let shape = known.record.shape;
-        cache::wait_for_packets();
-        match self.commit(&cache::resume(shape, cache::fresh())) {
+    /// The generation since which nothing changed, where flows that pass could be remembered and are not.
+    pub(crate) fn unsettled(&self) -> Option<u32> {
+        let known = self.known.as_ref()?;
+        let can = known.record.shape.has_groups() && known.policy.is_some();
+        (can && known.cache == Cache::Suspended).then_some(known.generation)
+    }
+
+    /// Lets flows that pass be remembered, if nothing changed since this generation: for a caller who has waited for
+    /// every packet since. Where somebody interferes they are not remembered, which harms nobody.
+    pub(crate) fn settle(&mut self, generation: u32) -> Result<(), KernelError> {
+        let Some(known) = self.known.as_ref().filter(|_| self.unsettled() == Some(generation)) else { return Ok(()) };
+        // The transaction's own number; it fails if it gets another one.
+        let number = following(generation);
+        match self.commit(&cache::resume(known.record.shape, number)) {
             Ok(()) => {
                 if let Some(known) = &mut self.known {
-                    known.remembers = true;
+                    known.cache = Cache::Current(number);
                 }
                 Ok(())
             }
@@ -349,7 +355,7 @@ impl Known {
         let intact = self.record.is_based_on(&base(installation, spec));
         let policy = intact
             && self.record.shape == Shape::of(spec)
-            && (self.remembers || !self.record.shape.has_groups())
+            && self.cache != Cache::Altered
             && self.policy.as_ref().is_some_and(|policy| policy.is_as_wanted(spec, &self.admitted));
         let state = if intact { RulesState::Intact } else { RulesState::Altered };
         Seen { state, policy, admitted: self.admitted.clone() }

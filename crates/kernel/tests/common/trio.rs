@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use warren_kernel::{MemberSpec, NetworkSpec, RulesState};
-use warren_lab::Namespace;
+use warren_lab::{Namespace, eventually};
 use warren_model::policy::compile::{Default, Exception};
 use warren_model::policy::{Group, NetworkRules};
 use warren_model::record::Egress;
@@ -53,6 +53,23 @@ impl Trio {
         self.fixture.kernel.apply_policy(&self.spec, &self.members).unwrap();
         let seen = self.fixture.kernel.observe(&self.spec).unwrap().unwrap();
         assert!(seen.policy && seen.rules == RulesState::Intact, "{seen:?}");
+    }
+
+    /// The mark of flows that need not be looked up again, which is there soon.
+    pub fn remembering(&self) -> u32 {
+        let mut number = None;
+        eventually("that flows are remembered", || {
+            number = self.current();
+            number.is_some()
+        });
+        number.unwrap()
+    }
+
+    /// The mark of flows that need not be looked up again.
+    pub fn current(&self) -> Option<u32> {
+        let listed = self.fixture.in_router(&self.spec, "nft list set inet warren current");
+        let number = listed.split("0x").nth(1)?;
+        Some(u32::from_str_radix(&number[..8], 16).unwrap())
     }
 
     pub fn addresses(&self, index: usize) -> [IpAddr; 2] {

@@ -11,6 +11,7 @@
 
 mod ledger;
 mod log;
+mod losses;
 mod packet;
 
 use std::collections::HashMap;
@@ -24,13 +25,14 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tokio::sync::{broadcast, mpsc};
-use warren_kernel::DeniedPacket;
+use warren_kernel::{DeniedLosses, DeniedPacket};
 use warren_model::denial::Denial;
 use warren_model::{AccountId, DenialId, MachineId};
 
 use crate::ReconcileError;
 use crate::world::{World, blocking, lock};
 use ledger::Ledger;
+use losses::Losses;
 
 /// How often the edge is asked what it refused.
 const ASKED_EVERY: Duration = Duration::from_millis(200);
@@ -53,6 +55,7 @@ pub struct Denials {
     /// How often the edge refused each machine.
     by_edge: Mutex<HashMap<MachineId, u64>>,
     counted: Family<LayerLabel, Counter>,
+    losses: Losses,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -81,6 +84,7 @@ impl Denials {
             fetched: tokio::sync::Mutex::default(),
             by_edge: Mutex::default(),
             counted: Family::default(),
+            losses: Losses::default(),
         })
     }
 
@@ -107,6 +111,7 @@ impl Denials {
 
     pub fn register(&self, registry: &mut Registry) {
         registry.register("warren_denials", "What policy refused, by the layer that refused it", self.counted.clone());
+        self.losses.register(registry);
     }
 
     /// Every record of every account; one that is counted on comes again.
@@ -149,10 +154,21 @@ pub(crate) async fn from_kernel(world: Arc<World>) {
             return;
         }
     };
-    while let Some(packet) = packets.recv().await {
-        take(&world, &packet);
-        while let Ok(packet) = packets.try_recv() {
-            take(&world, &packet);
+    let (mut look, mut before) = (tokio::time::interval(losses::LOOKED_AT_EVERY), DeniedLosses::default());
+    loop {
+        tokio::select! {
+            packet = packets.recv() => {
+                let Some(packet) = packet else { return };
+                take(&world, &packet);
+                while let Ok(packet) = packets.try_recv() {
+                    take(&world, &packet);
+                }
+            }
+            _ = look.tick() => {
+                let now = world.kernel.denied_losses();
+                world.denials.losses.take(&before, &now);
+                before = now;
+            }
         }
     }
 }

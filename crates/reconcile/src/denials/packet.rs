@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use ulid::Ulid;
-use warren_kernel::{DeniedPacket, names};
+use warren_kernel::{DeniedPacket, Refusal, names};
 use warren_model::denial::{Denial, Layer};
 use warren_model::policy::{Destination, Flow, Protocol, RuleId, Verdict, evaluate, suggest};
 use warren_model::{DenialId, NetworkNumber};
@@ -35,7 +35,7 @@ pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> O
         suggested_rule,
         count: 1,
     };
-    let forged = packet.kind == "spoofed";
+    let forged = packet.kind == Refusal::Spoofed;
     let sender = sender.filter(|_| !forged);
     let Some(sender) = sender else {
         // The address says nothing about whose packet it is; the link that it came by does.

@@ -149,13 +149,7 @@ const BY_ORIGIN: View = View {
 };
 
 /// An ICMP error as the answer of whoever sends it to a flow that began with whom it is sent to.
-const BY_ERROR: View = View {
-    name: "error",
-    addresses: [["ip daddr", "ip saddr"], ["ip6 daddr", "ip6 saddr"]],
-    ported: BY_ORIGIN.ported,
-    protocol: BY_ORIGIN.protocol,
-    port: BY_ORIGIN.port,
-};
+const BY_ERROR: View = View { name: "error", addresses: BY_ANSWER.addresses, ..BY_ORIGIN };
 
 const BY_PACKET: View = View {
     name: "begins",
@@ -168,9 +162,8 @@ const BY_PACKET: View = View {
 const BY_ANSWER: View = View {
     name: "answers",
     addresses: [["ip daddr", "ip saddr"], ["ip6 daddr", "ip6 saddr"]],
-    ported: "",
-    protocol: "meta l4proto",
     port: "th sport",
+    ..BY_PACKET
 };
 
 impl View {
