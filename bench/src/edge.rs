@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use ulid::Ulid;
 use warren_edge::{EdgeClient, EdgeLog, NetworkView, Sockets, SpawnConfig};
-use warren_kernel::MemberSpec;
+use warren_kernel::{GatewaySockets, MemberSpec};
 use warren_model::policy::{Directory, Member, NetworkEntry};
 use warren_model::record::Egress;
 use warren_model::{AccountId, Label, MachineId, NetworkId};
@@ -40,17 +40,9 @@ impl Edge {
             gid: UNPRIVILEGED,
             log: EdgeLog::Discard,
         };
-        let sockets = network.kernel.gateway_sockets(&network.spec)?;
-        let sockets = Sockets {
-            udp4: sockets.udp4,
-            udp6: sockets.udp6,
-            tcp4: sockets.tcp4,
-            tcp6: sockets.tcp6,
-            transparent4: sockets.transparent4,
-            transparent6: sockets.transparent6,
-            proxy4: sockets.proxy4,
-            proxy6: sockets.proxy6,
-        };
+        let GatewaySockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 } =
+            network.kernel.gateway_sockets(&network.spec)?;
+        let sockets = Sockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = process::on_processor(cpu, || {
             runtime.block_on(EdgeClient::spawn(&config)).context("the edge did not start")
@@ -131,5 +123,6 @@ pub fn directory(network: &Network, members: &[MemberSpec]) -> anyhow::Result<Di
     Ok(Directory {
         networks: BTreeMap::from([(name.clone(), entry)]),
         members: members.iter().enumerate().map(member).collect::<anyhow::Result<_>>()?,
+        host: Default::default(),
     })
 }

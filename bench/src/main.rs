@@ -9,6 +9,7 @@
 //! | [`figures`] | one file per figure: what is measured, against what, and what is wanted |
 //! | [`wires`] | two namespaces, joined by a raw veth pair or by Warren's data plane |
 //! | [`traffic`], [`hello`] | the sender, receiver and echo that run on both kinds of wire; how TLS begins |
+//! | [`load`] | questions to a resolver, as many as it answers |
 //! | [`edge`] | `warren edge`, started as the daemon starts it |
 //! | [`outside`] | an internet of one server, and the way there without Warren |
 //! | [`proxies`] | the proxies that Warren's is compared with |
@@ -25,6 +26,7 @@ mod edge;
 mod figures;
 mod hello;
 mod interrupt;
+mod load;
 mod namespace;
 mod options;
 mod outside;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use tempfile::TempDir;
 use warren_edge::NameRecord;
-use warren_edge::load::{self, Load, LoadReport};
 
 use crate::edge::{self, Edge};
+use crate::load::{self, Load, LoadReport};
 use crate::namespace::Namespace;
 use crate::options::Options;
 use crate::process::{self, Owned};

@@ -32,15 +32,15 @@ const BATCH: usize = 1024;
 const NAME: usize = 255;
 const REASON: usize = 1024;
 
-/// A refusal as the part that refused knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A refusal as the part that refused knows it: of TCP, or of a name that a connection needs.
+#[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     /// The address of who was refused.
     pub source: IpAddr,
+    /// The address that was dialled, where there was one.
     pub to: Option<IpAddr>,
     pub name: Option<String>,
     pub port: Option<u16>,
-    pub protocol: Protocol,
     pub layer: Layer,
     pub rule: Option<RuleId>,
     pub reason: String,
@@ -106,7 +106,6 @@ struct Key {
     to: Option<IpAddr>,
     name: Option<String>,
     port: Option<u16>,
-    protocol: Protocol,
     layer: Layer,
     rule: Option<RuleId>,
 }
@@ -196,7 +195,7 @@ impl Denials {
             to: refusal.to,
             name: refusal.name,
             port: refusal.port,
-            protocol: refusal.protocol,
+            protocol: Protocol::Tcp,
             layer: refusal.layer,
             rule: refusal.rule,
             reason: refusal.reason,
@@ -221,7 +220,6 @@ impl Key {
             to: refusal.to,
             name: refusal.name.clone(),
             port: refusal.port,
-            protocol: refusal.protocol,
             layer: refusal.layer,
             rule: refusal.rule.clone(),
         }

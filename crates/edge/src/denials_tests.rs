@@ -13,7 +13,6 @@ fn refusal(last: u8, name: &str) -> Refusal {
         to: None,
         name: Some(name.to_owned()),
         port: Some(443),
-        protocol: Protocol::Tcp,
         layer: Layer::Tls,
         rule: None,
         reason: "no rule allows it".to_owned(),

@@ -182,22 +182,10 @@ impl Drop for Flow {
 mod tests {
     use super::*;
     use crate::view::NetworkView;
-    use crate::view::tests::{member, network_view};
-    use warren_model::policy::{Group, NameRule};
+    use crate::view::tests::{member, rule, view_with};
 
     fn view(patterns: &[&str]) -> NetworkView {
-        let mut view = network_view();
-        view.members = vec![member(2, "web")];
-        view.groups = [(view.members[0].ipv4.into(), Group(7))].into();
-        let rule = |pattern: &&str| NameRule {
-            id: "all".parse().unwrap(),
-            forbid: false,
-            pattern: pattern.parse().unwrap(),
-            ports: vec!["tcp/443".parse().unwrap()],
-            application: None,
-        };
-        view.rules = [(Group(7), patterns.iter().map(rule).collect())].into();
-        view
+        view_with(patterns.iter().map(|pattern| rule("all", pattern, &["tcp/443"])).collect())
     }
 
     fn key(host: &str, port: u16) -> FlowKey {

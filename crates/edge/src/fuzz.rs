@@ -1,10 +1,13 @@
-//! What a fuzz target calls: each takes bytes from outside, checks what is read out of them, and must return. Not part of
-//! the interface.
+//! What a fuzz target calls: each takes bytes from outside, checks what is read out of them, and must return; and the
+//! network that tests begin with. Not part of the interface.
 
+use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write as _;
 use std::mem::discriminant;
 use std::os::unix::net::UnixStream;
+use std::str::FromStr;
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::RecordType;
@@ -12,7 +15,9 @@ use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPG
 use http::uri::Uri;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use ulid::Ulid;
 use warren_model::policy::HostName;
+use warren_model::{AccountId, NetworkId, NetworkNumber};
 
 use crate::control::frame::{Channel, MAX_MESSAGE};
 use crate::control::message::{Reply, Request};
@@ -29,6 +34,34 @@ use crate::view::NetworkView;
 
 /// What an input led to: `Ok` where it was accepted. The numbers tell the ways apart.
 pub type Seen = Result<u64, u64>;
+
+/// A sealed network with nobody in it.
+pub fn network() -> NetworkView {
+    /// Constants, which are what they should be.
+    fn parsed<T: FromStr<Err: Debug>>(text: &str) -> T {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error:?}"))
+    }
+    NetworkView {
+        account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
+        network: NetworkId::from_ulid(Ulid::from_parts(1, 2)),
+        name: parsed("lab"),
+        number: NetworkNumber::FIRST,
+        generation: 7,
+        gateway4: parsed("10.0.0.1"),
+        gateway6: parsed("fd12:3456:789a:1::1"),
+        cidr: parsed("10.0.0.0/16"),
+        cidr6: parsed("fd12:3456:789a:1::/80"),
+        names: Vec::new(),
+        sight: BTreeMap::new(),
+        forward: Vec::new(),
+        names6: parsed("fd12:3456:789a:1:ffff::/80"),
+        members: Vec::new(),
+        groups: BTreeMap::new(),
+        rules: BTreeMap::new(),
+        resolvers: Vec::new(),
+        policy: "0".repeat(64),
+    }
+}
 
 /// A message from a machine, to the resolver of this network.
 pub fn question(view: &NetworkView, packet: &[u8]) -> Seen {
@@ -136,8 +169,7 @@ pub fn requested_authority(bytes: &[u8]) -> Seen {
     let text = std::str::from_utf8(bytes).map_err(|_| 0u64)?;
     let requested = authority::parse(text).map_err(|error| kind(error.name().is_some()))?;
     let Requested { host, port } = &requested;
-    let written = port.map_or_else(|| host.to_string(), |port| format!("{host}:{port}"));
-    assert_eq!(authority::parse(&written).as_ref(), Ok(&requested));
+    assert_eq!(authority::parse(&requested.to_string()).as_ref(), Ok(&requested));
     let said = text.to_ascii_lowercase();
     assert!(said.starts_with(host.as_str()), "{text:?} is not for {host}");
     Ok(kind((port.is_some(), host.labels().count())))
@@ -249,7 +281,6 @@ fn kind(seen: impl Hash) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::tests::network_view;
     use proptest::prelude::*;
 
     proptest! {
@@ -261,7 +292,7 @@ mod tests {
             header in any::<[u8; 8]>(),
             open in any::<bool>(),
         ) {
-            let mut view = network_view();
+            let mut view = network();
             if open {
                 view.forward = vec!["192.0.2.53:53".parse().unwrap()];
             }

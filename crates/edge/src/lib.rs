@@ -35,7 +35,6 @@
 //! | `flows`, `denials` | open connections; refusals |
 //! | `control` | the protocol between daemon and edge, both ends |
 //! | `confine` | how the process gives up every privilege |
-//! | [`load`] | a load generator for measuring the server |
 //!
 //! To add a DNS record type, begin in `dns/answer.rs`.
 
@@ -48,7 +47,6 @@ mod dns;
 mod flows;
 #[doc(hidden)]
 pub mod fuzz;
-pub mod load;
 mod names;
 mod network;
 mod outside;

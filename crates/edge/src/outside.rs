@@ -201,7 +201,7 @@ impl Outside {
             (None, Some(address)) if refusal.name.is_none() => Destination::Address(address),
             _ => return None,
         };
-        policy::suggest(&Flow { from, to, protocol: refusal.protocol, port: refusal.port })
+        policy::suggest(&Flow { from, to, protocol: Protocol::Tcp, port: refusal.port })
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::view::tests::{member, network_view};
+use crate::view::tests::{member, view_with};
 use proptest::prelude::*;
 use warren_model::denial::Layer;
 use warren_model::policy::Target;
@@ -7,20 +7,11 @@ use warren_model::policy::Target;
 const WEB: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 1, 2));
 
 fn rule(id: &str, pattern: &str, ports: &[&str], application: Option<Application>) -> NameRule {
-    NameRule {
-        id: id.parse().unwrap(),
-        forbid: id.starts_with("no-"),
-        pattern: pattern.parse().unwrap(),
-        ports: ports.iter().map(|ports| ports.parse().unwrap()).collect(),
-        application,
-    }
+    NameRule { application, ..crate::view::tests::rule(id, pattern, ports) }
 }
 
 fn outside(rules: Vec<NameRule>, open: bool) -> Outside {
-    let mut view = network_view();
-    view.members = vec![member(2, "web"), member(3, "other")];
-    view.groups = [(view.members[0].ipv4.into(), Group(7)), (view.members[0].ipv6.into(), Group(7))].into();
-    view.rules = [(Group(7), rules)].into();
+    let mut view = view_with(rules);
     if open {
         view.forward = vec!["192.0.2.53:53".parse().unwrap()];
     }
@@ -93,7 +84,6 @@ fn the_rule_that_is_missing_is_suggested_where_one_would_help() {
         to: to.map(|to| to.parse().unwrap()),
         name: name.map(str::to_owned),
         port: Some(443),
-        protocol: Protocol::Tcp,
         layer: Layer::Tls,
         rule,
         reason: String::new(),

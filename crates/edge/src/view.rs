@@ -1,14 +1,10 @@
 //! What the daemon hands to the edge.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use ipnet::Ipv6Net;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
-};
 use serde::{Deserialize, Serialize};
 use warren_model::policy::{Group, Member, NameRule};
 use warren_model::{AccountId, Label, NetworkCidr, NetworkId, NetworkNumber};
@@ -106,50 +102,12 @@ impl Sockets {
         let [udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6] = descriptors;
         Self { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 }
     }
-
-    /// Binds all of them in the network namespace of the calling thread, which needs `CAP_NET_ADMIN` there.
-    ///
-    /// `port` is where DNS is answered. Port 0 lets the kernel choose one for each socket, and puts the transparent
-    /// listeners on the gateway's addresses. Fails like `bind(2)`.
-    pub fn bind(gateway4: Ipv4Addr, gateway6: Ipv6Addr, port: u16) -> io::Result<Self> {
-        let (v4, v6) = (IpAddr::V4(gateway4), IpAddr::V6(gateway6));
-        let (any4, any6, transparent, proxy) = match port {
-            0 => (v4, v6, 0, 0),
-            _ => (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into(), TRANSPARENT_PORT, PROXY_PORT),
-        };
-        Ok(Self {
-            udp4: UdpSocket::bind((v4, port))?.into(),
-            udp6: UdpSocket::bind((v6, port))?.into(),
-            tcp4: TcpListener::bind((v4, port))?.into(),
-            tcp6: TcpListener::bind((v6, port))?.into(),
-            transparent4: bind_transparent(any4, transparent)?,
-            transparent6: bind_transparent(any6, transparent)?,
-            proxy4: TcpListener::bind((v4, proxy))?.into(),
-            proxy6: TcpListener::bind((v6, proxy))?.into(),
-        })
-    }
-}
-
-/// A listener whose connections keep the address that was dialled (ip(7), `IP_TRANSPARENT`). The option of the IPv4
-/// level counts for IPv6 sockets, too: it is one flag of the socket.
-fn bind_transparent(address: IpAddr, port: u16) -> io::Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(family, SockType::Stream, flags, None)?;
-    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-    setsockopt(&fd, sockopt::IpTransparent, &true)?;
-    if address.is_ipv6() {
-        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
-    }
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, port)))?;
-    listen(&fd, Backlog::new(1024)?)?;
-    Ok(fd)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    pub use crate::fuzz::network as network_view;
     use ulid::Ulid;
     use warren_model::{MachineId, MemberNumber};
 
@@ -166,43 +124,29 @@ pub(crate) mod tests {
         }
     }
 
-    /// A sealed network with nobody in it.
-    pub fn network_view() -> NetworkView {
-        NetworkView {
-            account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
-            network: NetworkId::from_ulid(Ulid::from_parts(1, 2)),
-            name: "lab".parse().unwrap(),
-            number: NetworkNumber::FIRST,
-            generation: 7,
-            gateway4: "10.0.0.1".parse().unwrap(),
-            gateway6: "fd12:3456:789a:1::1".parse().unwrap(),
-            cidr: "10.0.0.0/16".parse().unwrap(),
-            cidr6: "fd12:3456:789a:1::/80".parse().unwrap(),
-            names: vec![],
-            sight: BTreeMap::new(),
-            forward: vec![],
-            names6: "fd12:3456:789a:1:ffff::/80".parse().unwrap(),
-            members: vec![],
-            groups: BTreeMap::new(),
-            rules: BTreeMap::new(),
-            resolvers: vec![],
-            policy: "0".repeat(64),
+    /// A rule, which forbids where its id begins with `no-`.
+    pub fn rule(id: &str, pattern: &str, ports: &[&str]) -> NameRule {
+        NameRule {
+            id: id.parse().unwrap(),
+            forbid: id.starts_with("no-"),
+            pattern: pattern.parse().unwrap(),
+            ports: ports.iter().map(|ports| ports.parse().unwrap()).collect(),
+            application: None,
         }
+    }
+
+    /// A network of `web` and `other`; the rules are those of `web` only.
+    pub fn view_with(rules: Vec<NameRule>) -> NetworkView {
+        let mut view = network_view();
+        view.members = vec![member(2, "web"), member(3, "other")];
+        view.groups = [(view.members[0].ipv4.into(), Group(7)), (view.members[0].ipv6.into(), Group(7))].into();
+        view.rules = [(Group(7), rules)].into();
+        view
     }
 
     #[test]
     fn a_view_reads_back_as_written() {
-        let mut view = network_view();
-        view.members = vec![member(2, "web")];
-        view.groups = [(view.members[0].ipv6.into(), Group(7))].into();
-        let rule = NameRule {
-            id: "gh".parse().unwrap(),
-            forbid: false,
-            pattern: "*.github.com".parse().unwrap(),
-            ports: vec!["tcp/443".parse().unwrap()],
-            application: None,
-        };
-        view.rules = [(Group(7), vec![rule])].into();
+        let view = view_with(vec![rule("gh", "*.github.com", &["tcp/443"])]);
         let text = serde_json::to_string(&view).unwrap();
         assert_eq!(serde_json::from_str::<NetworkView>(&text).unwrap(), view);
     }

@@ -8,12 +8,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Edge, addresses, in_namespace, question, view, with_rules};
+use common::{Edge, addresses, bind_sockets, in_namespace, question, view, with_rules};
 use hickory_proto::op::{Message, OpCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record, RecordType};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
-use warren_edge::{EdgeClient, NetworkView, PROXY_PORT, Sockets};
+use warren_edge::{EdgeClient, NetworkView, PROXY_PORT};
 
 const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -146,7 +146,7 @@ fn in_lab(rules: &[(&str, &str, &[&str])], body: impl AsyncFnOnce(&Edge, EdgeCli
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (edge, client) = Edge::start().await;
-            let sockets = Sockets::bind(GATEWAY, "fd12:3456:789a:1::1".parse().unwrap(), 53).unwrap();
+            let sockets = bind_sockets(GATEWAY, "fd12:3456:789a:1::1".parse().unwrap(), 53);
             client.put_network(&network(1, rules), Some(sockets)).await.unwrap();
             body(&edge, client).await;
         });
@@ -167,8 +167,8 @@ fn a_machine_reaches_an_allowed_name_until_the_rule_is_revoked_and_the_other_goe
         }
         // Bytes are counted once they have been passed on, so a moment after they arrive.
         let counted = async |rule: &str| {
-            let status = client.status().await.unwrap();
-            let flow = status.flows.iter().find(|flow| flow.rule.as_str() == rule).unwrap();
+            let flows = client.flow_counters(network(1, both).number).await.unwrap();
+            let flow = flows.iter().find(|flow| flow.rule.as_str() == rule).unwrap();
             (flow.open, flow.opened, flow.sent, flow.received)
         };
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -182,7 +182,7 @@ async fn an_edge_of_another_version_is_asked_to_end_and_is_none() {
         asked
     });
     assert!(client.unwrap().is_none());
-    assert_eq!(asked, [r#"{"hello":{"protocol":3}}"#, r#""shutdown""#]);
+    assert_eq!(asked, [r#"{"hello":{"protocol":4}}"#, r#""shutdown""#]);
 }
 
 #[tokio::test]

@@ -5,11 +5,13 @@ mod common;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use common::{Edge, addresses, dig, error_text, in_namespace, loopback, question, tcp_exchange, try_udp, udp, view};
+use common::{
+    Edge, addresses, bind_sockets, dig, error_text, in_namespace, loopback, question, tcp_exchange, try_udp, udp, view,
+};
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record, RecordType};
-use warren_edge::{EdgeClient, Sockets};
+use warren_edge::EdgeClient;
 
 const MULTI: &str = "worker.vm.internal";
 
@@ -63,7 +65,7 @@ fn two_networks_with_the_same_addresses_never_meet() {
                     runtime.block_on(async {
                         let client = EdgeClient::connect(&control).await.unwrap().unwrap();
                         let view = view(number, 1, &[(mine, 10)]);
-                        let sockets = Sockets::bind(view.gateway4, view.gateway6, 53).unwrap();
+                        let sockets = bind_sockets(view.gateway4, view.gateway6, 53);
                         client.put_network(&view, Some(sockets)).await.unwrap();
                     });
                     assert_eq!(dig(&["@10.0.0.1", "+short", mine]), "10.0.1.10\n");

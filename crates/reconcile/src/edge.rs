@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
-use warren_edge::{EdgeClient, EdgeStatus, NetworkView, OpenFlow, Sockets, SpawnConfig, TakenDenials};
+use warren_edge::{EdgeClient, EdgeStatus, FlowCounters, NetworkView, OpenFlow, Sockets, SpawnConfig, TakenDenials};
 use warren_kernel::GatewaySockets;
 use warren_model::NetworkNumber;
 
@@ -37,15 +37,9 @@ impl EdgeLink {
 
     pub async fn put(&self, view: &NetworkView, sockets: Option<GatewaySockets>) -> Result<(), ReconcileError> {
         let client = self.client().await?;
-        let sockets = sockets.map(|sockets| Sockets {
-            udp4: sockets.udp4,
-            udp6: sockets.udp6,
-            tcp4: sockets.tcp4,
-            tcp6: sockets.tcp6,
-            transparent4: sockets.transparent4,
-            transparent6: sockets.transparent6,
-            proxy4: sockets.proxy4,
-            proxy6: sockets.proxy6,
+        let sockets = sockets.map(|sockets| {
+            let GatewaySockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 } = sockets;
+            Sockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 }
         });
         client.put_network(view, sockets).await?;
         // By now another edge may have taken this one's place, which knows nothing of it.
@@ -70,6 +64,11 @@ impl EdgeLink {
     /// The proxied connections of a network that are open.
     pub async fn open_flows(&self, network: NetworkNumber) -> Result<Vec<OpenFlow>, ReconcileError> {
         Ok(self.client().await?.open_flows(network).await?)
+    }
+
+    /// What machines of a network did by name.
+    pub async fn flow_counters(&self, network: NetworkNumber) -> Result<Vec<FlowCounters>, ReconcileError> {
+        Ok(self.client().await?.flow_counters(network).await?)
     }
 
     /// How the edge is doing.

@@ -1,4 +1,4 @@
-//! The edge alone, with the command line that `warren edge` has: for tests and measurements.
+//! The edge alone, with the command line that `warren edge` has: for tests.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

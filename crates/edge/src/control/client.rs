@@ -22,7 +22,7 @@ use warren_model::NetworkNumber;
 use crate::control::frame::{Channel, MAX_MESSAGE};
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, Reply, Request};
 use crate::denials::TakenDenials;
-use crate::flows::OpenFlow;
+use crate::flows::{FlowCounters, OpenFlow};
 use crate::view::{NetworkView, Sockets};
 
 /// How long the edge may take over one request.
@@ -257,6 +257,14 @@ impl EdgeClient {
     pub async fn open_flows(&self, network: NetworkNumber) -> Result<Vec<OpenFlow>, EdgeError> {
         match self.request(&Request::OpenFlows { network }, Vec::new()).await? {
             Reply::OpenFlows(flows) => Ok(flows),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
+    /// What machines of a network did by name, each under the rule that allowed it; nothing when the edge does not know it.
+    pub async fn flow_counters(&self, network: NetworkNumber) -> Result<Vec<FlowCounters>, EdgeError> {
+        match self.request(&Request::FlowCounters { network }, Vec::new()).await? {
+            Reply::FlowCounters(counters) => Ok(counters),
             other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
         }
     }

@@ -12,7 +12,7 @@ use crate::flows::{FlowCounters, OpenFlow};
 use crate::view::NetworkView;
 
 /// Grows with every change that the other end has to know about.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -23,6 +23,7 @@ pub(crate) enum Request {
     RemoveNetwork { number: NetworkNumber },
     TakeDenials { after: u64 },
     OpenFlows { network: NetworkNumber },
+    FlowCounters { network: NetworkNumber },
     Shutdown,
 }
 
@@ -33,6 +34,7 @@ pub(crate) enum Reply {
     Status(EdgeStatus),
     Denials(TakenDenials),
     OpenFlows(Vec<OpenFlow>),
+    FlowCounters(Vec<FlowCounters>),
     Done,
     Refused(Refusal),
 }
@@ -46,8 +48,6 @@ pub struct EdgeStatus {
     /// The networks that it answers for, and the generation of what it has for each.
     pub networks: BTreeMap<NetworkNumber, u64>,
     pub queries: QueryCounters,
-    /// What machines did by name, each under the rule that allowed it.
-    pub flows: Vec<FlowCounters>,
     /// How many names have synthetic addresses, all machines together.
     pub names: u64,
 }

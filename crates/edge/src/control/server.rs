@@ -13,7 +13,7 @@ use warren_model::NetworkNumber;
 use crate::control::frame::Channel;
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, RefusalCode, Reply, Request};
 use crate::dns::zone::ZoneError;
-use crate::flows::OpenFlow;
+use crate::flows::{FlowCounters, OpenFlow};
 use crate::network::{Listening, Network, Shared, Workers};
 use crate::view::{NetworkView, Sockets};
 
@@ -124,6 +124,7 @@ impl Edge {
             }
             Request::TakeDenials { after } => Ok((Reply::Denials(self.shared.all_denials.take(after)), None)),
             Request::OpenFlows { network } => Ok((Reply::OpenFlows(self.open_flows(network)), None)),
+            Request::FlowCounters { network } => Ok((Reply::FlowCounters(self.flow_counters(network)), None)),
             Request::Shutdown => Ok((Reply::Done, None)),
         }
     }
@@ -135,6 +136,11 @@ impl Edge {
         open
     }
 
+    fn flow_counters(&self, number: NetworkNumber) -> Vec<FlowCounters> {
+        let network = self.networks().get(&number).map(|running| running.network.clone());
+        network.map_or_else(Vec::new, |network| network.flows.counters(number))
+    }
+
     fn status(&self) -> EdgeStatus {
         let networks = self.networks();
         let running = || networks.iter().map(|(number, running)| (*number, &running.network));
@@ -143,7 +149,6 @@ impl Edge {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             networks: running().map(|(number, network)| (number, network.zone.load().generation)).collect(),
             queries: self.shared.stats.read(),
-            flows: running().flat_map(|(number, network)| network.flows.counters(number)).collect(),
             names: running().map(|(_, network)| network.names.count() as u64).sum(),
         }
     }

@@ -11,7 +11,7 @@
 use std::net::IpAddr;
 
 use warren_model::denial::Layer;
-use warren_model::policy::{HostName, Protocol, RuleId};
+use warren_model::policy::{HostName, RuleId};
 
 use crate::denials::Refusal;
 use crate::dns::answer::{self, Kind, Outcome, prohibited};
@@ -24,8 +24,6 @@ use crate::outside::Outside;
 /// Types that programs ask for by themselves. Under a wildcard, any other is a way to talk to whoever serves the domain,
 /// and is recorded although nobody is asked.
 const ORDINARY: [u16; 15] = [2, 5, 6, 12, 13, 15, 33, 35, 43, 44, 48, 52, 64, 65, 257];
-/// How much of a name goes into a record, in bytes.
-const SHOWN: usize = 255;
 
 /// Answers a message, whatever it asks for; never says [`Outcome::Outside`].
 pub(crate) fn respond(
@@ -142,14 +140,12 @@ impl Reply<'_> {
     }
 
     /// Records a refusal; returns what to say of it.
-    fn record(&self, mut name: String, rule: Option<RuleId>, reason: String) -> String {
-        name.truncate(name.floor_char_boundary(SHOWN));
+    fn record(&self, name: String, rule: Option<RuleId>, reason: String) -> String {
         let denial = self.network.denials.refuse(Refusal {
             source: self.source,
             to: None,
             name: Some(name),
             port: None,
-            protocol: Protocol::Tcp,
             layer: Layer::Dns,
             rule,
             reason,

@@ -6,14 +6,13 @@ use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::{Name, RData, RecordType};
 use proptest::prelude::*;
 use warren_model::denial::Denial;
-use warren_model::policy::{Group, NameRule};
 
 use super::*;
 use crate::dns::wire::MAX_UDP;
 use crate::names::Ledger;
 use crate::network::Shared;
 use crate::view::NetworkView;
-use crate::view::tests::{member, network_view};
+use crate::view::tests::{member, rule, view_with};
 
 const WEB: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 2));
 const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 3));
@@ -25,18 +24,7 @@ struct Lab {
 
 /// Two members; the rules are those of `web` only: an id, a pattern, and ports.
 fn view(rules: &[(&str, &str, &[&str])]) -> NetworkView {
-    let mut view = network_view();
-    view.members = vec![member(2, "web"), member(3, "other")];
-    view.groups = [(view.members[0].ipv4.into(), Group(7)), (view.members[0].ipv6.into(), Group(7))].into();
-    let rule = |(id, pattern, ports): &(&str, &str, &[&str])| NameRule {
-        id: id.parse().unwrap(),
-        forbid: id.starts_with("no-"),
-        pattern: pattern.parse().unwrap(),
-        ports: ports.iter().map(|ports| ports.parse().unwrap()).collect(),
-        application: None,
-    };
-    view.rules = [(Group(7), rules.iter().map(rule).collect())].into();
-    view
+    view_with(rules.iter().map(|(id, pattern, ports)| rule(id, pattern, ports)).collect())
 }
 
 impl Lab {

@@ -1,5 +1,7 @@
 //! Whom a request is for. No I/O.
 
+use std::fmt;
+
 use http::header::{HOST, HeaderMap};
 use http::uri::{Authority, Uri};
 use warren_model::policy::HostName;
@@ -9,6 +11,15 @@ use warren_model::policy::HostName;
 pub(crate) struct Requested {
     pub host: HostName,
     pub port: Option<u16>,
+}
+
+impl fmt::Display for Requested {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.host),
+            None => self.host.fmt(f),
+        }
+    }
 }
 
 /// Why it cannot be told whom a request is for.
@@ -35,8 +46,8 @@ impl Unclear {
     }
 }
 
-/// Whom a request says it is for: its Host, and its target where that has an authority (RFC 9112 §3.2). Both have to say
-/// the same.
+/// Whom a request says it is for: its target where that has an authority, else its Host (RFC 9112 §3.2). Where there are
+/// both, they have to name the same host; the port is the target's, and the Host is not to go on as it is (§3.2.2).
 pub(crate) fn requested(uri: &Uri, headers: &HeaderMap) -> Result<Requested, Unclear> {
     let target = uri.authority().map(|authority| parse(authority.as_str())).transpose()?;
     let header = header(headers)?;
@@ -100,6 +111,7 @@ mod tests {
         assert_eq!(asked("/x", &["a.example:8080"]), expected(Some(8080)));
         assert_eq!(asked("http://a.example/x", &["a.example"]), expected(None));
         assert_eq!(asked("http://a.example:81/x", &["a.example"]), expected(Some(81)));
+        assert_eq!(asked("http://a.example/x", &["a.example:81"]), expected(None));
         assert!(matches!(asked("http://a.example/", &["b.example"]), Err(Unclear::Contradiction(..))));
         assert_eq!(asked("/x", &[]), Err(Unclear::Missing));
         assert_eq!(asked("/x", &["a.example", "a.example"]), Err(Unclear::Several));

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use warren_model::DenialId;
-use warren_model::denial::Layer;
 use warren_model::policy::{Application, HostName, Rule, RuleId};
 
+pub(crate) use crate::denials::Refusal;
 pub(crate) use crate::outside::Decision;
 
 /// Everything that the proxies know of the network that they serve.
@@ -28,7 +28,7 @@ pub(crate) trait Gate: Send + Sync + 'static {
     fn admit(&self, source: IpAddr, host: &HostName, port: u16) -> Decision;
 
     /// Records a refusal.
-    fn refuse(&self, refused: Refused) -> Denied;
+    fn refuse(&self, refusal: Refusal) -> Denied;
 
     /// The addresses of a name outside, as the resolvers say now; only those that may be dialled.
     fn look_up(&self, host: &HostName) -> impl Future<Output = Result<Vec<IpAddr>, LookUpError>> + Send;
@@ -59,19 +59,6 @@ pub(crate) trait Passage: Send + Sync + 'static {
     fn add_sent(&self, bytes: u64);
     /// Counts bytes from the outside to the machine.
     fn add_received(&self, bytes: u64);
-}
-
-/// A refusal as a proxy knows it.
-#[derive(Debug, Clone)]
-pub(crate) struct Refused {
-    pub source: IpAddr,
-    /// The address that was dialled, where there was one.
-    pub to: Option<IpAddr>,
-    pub name: Option<String>,
-    pub port: Option<u16>,
-    pub layer: Layer,
-    pub rule: Option<RuleId>,
-    pub reason: String,
 }
 
 /// A refusal as it was recorded.

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::header::{HOST, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Either;
@@ -20,12 +21,12 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use warren_model::Code;
 use warren_model::denial::Layer;
-use warren_model::policy::{Application, HostName};
+use warren_model::policy::Application;
 
 use crate::proxy::authority::{self, Requested, requested};
 use crate::proxy::conn::{Conn, Shared};
 use crate::proxy::copy::{Side, both_ways};
-use crate::proxy::gate::{Gate, Refused};
+use crate::proxy::gate::{Denied, Gate, Refusal};
 use crate::proxy::headers;
 use crate::proxy::problem::{self, Body};
 use crate::proxy::upstream::{MAX_HEAD, MAX_HEADERS, Upstream};
@@ -155,7 +156,13 @@ impl<G: Gate> Session<G> {
             return refused(way.deny_other(Layer::Http, &to, reason));
         }
         match requested(request.uri(), request.headers()) {
-            Ok(Requested { host, .. }) if host == way.host => {}
+            Ok(asked) if asked.host == way.host => {
+                // Without a port it means the connection's own: many clients leave it out.
+                if asked.port.is_some_and(|port| port != way.port) {
+                    let reason = format!("the request is for {asked}, and the connection is to port {}", way.port);
+                    return refused(way.deny(Layer::Http, reason));
+                }
+            }
             Ok(Requested { host, .. }) => {
                 let reason = format!("the request is for {host}, and the connection is to {}", way.host);
                 return refused(way.deny_other(Layer::Http, host.as_str(), reason));
@@ -168,8 +175,8 @@ impl<G: Gate> Session<G> {
                 });
             }
         }
-        self.decide(way.proxy.clone(), way.source, way.to, way.host.clone(), way.port, Layer::Http)
-            .and_then(|way| takes_http(way, Layer::Http))
+        let again = Way::ask(way.proxy.clone(), way.source, way.to, way.host.clone(), way.port, Layer::Http);
+        takes_http(again, Layer::Http)
     }
 
     /// A request to the proxy, for whomever its target names.
@@ -193,11 +200,9 @@ impl<G: Gate> Session<G> {
         let Requested { host, port } = requested(uri, request.headers()).map_err(|unclear| {
             let name = unclear.name().map(str::to_owned);
             let to = uri.host().and_then(address);
-            Box::new(self.refuse_name(proxy, source, to, name, uri.port_u16().or(Some(80)), unclear.to_string()))
+            Box::new(refuse_name(proxy, source, to, name, uri.port_u16().or(Some(80)), unclear.to_string()))
         })?;
-        let port = port.unwrap_or(80);
-        let way = self.decide(proxy.clone(), source, None, host, port, Layer::Proxy)?;
-        takes_http(way, Layer::Proxy)
+        takes_http(Way::ask(proxy.clone(), source, None, host, port.unwrap_or(80), Layer::Proxy), Layer::Proxy)
     }
 
     /// A request to the proxy for a connection.
@@ -212,12 +217,12 @@ impl<G: Gate> Session<G> {
             Err(unclear) => {
                 let uri = request.uri();
                 let (to, name) = (uri.host().and_then(address), unclear.name().map(str::to_owned));
-                return self.refuse_name(proxy, source, to, name, uri.port_u16(), unclear.to_string());
+                return refuse_name(proxy, source, to, name, uri.port_u16(), unclear.to_string());
             }
         };
-        let way = match self.decide(proxy.clone(), source, None, host, port, Layer::Proxy) {
+        let way = match Way::ask(proxy.clone(), source, None, host, port, Layer::Proxy) {
             Ok(allowed) => allowed,
-            Err(refused) => return *refused,
+            Err(denied) => return problem::denied(&denied),
         };
         // As much as can be done before the client's first bytes are checked, so that a failure can be told.
         let ahead = match way.application {
@@ -235,48 +240,6 @@ impl<G: Gate> Session<G> {
         }
     }
 
-    /// What policy says now.
-    fn decide(
-        &self,
-        proxy: Arc<Proxy<G>>,
-        source: IpAddr,
-        to: Option<IpAddr>,
-        host: HostName,
-        port: u16,
-        layer: Layer,
-    ) -> Result<Way<G>, Box<Response<Body>>> {
-        let decision = proxy.gate.admit(source, &host, port);
-        match decision.rule {
-            Some(rule) if decision.allowed => {
-                Ok(Way { proxy, source, to, host, port, rule, application: decision.application })
-            }
-            rule => {
-                let (name, reason) = (Some(host.to_string()), decision.reason);
-                let refused = Refused { source, to, name, port: Some(port), layer, rule, reason };
-                Err(Box::new(problem::denied(&proxy.gate.refuse(refused))))
-            }
-        }
-    }
-
-    /// 403: whatever was asked of the proxy is no host name outside.
-    fn refuse_name(
-        &self,
-        proxy: &Proxy<G>,
-        source: IpAddr,
-        to: Option<IpAddr>,
-        name: Option<String>,
-        port: Option<u16>,
-        reason: String,
-    ) -> Response<Body> {
-        let reason = match to {
-            Some(to) => format!("the proxy takes host names, and {to} is an address"),
-            None => reason,
-        };
-        let name = name.filter(|_| to.is_none());
-        let refused = Refused { source, to, name, port, layer: Layer::Proxy, rule: None, reason };
-        problem::denied(&proxy.gate.refuse(refused))
-    }
-
     /// Passes a request on that was checked, and its answer back.
     async fn forward(
         &self,
@@ -290,6 +253,9 @@ impl<G: Gate> Session<G> {
         let websocket = headers::wants_websocket(request.headers());
         let client = websocket.then(|| hyper::upgrade::on(&mut request));
         headers::strip_request(request.headers_mut(), websocket);
+        if request.uri().authority().is_some() {
+            request.headers_mut().insert(HOST, host_of(way));
+        }
         *request.uri_mut() = to_origin(request.uri());
         *request.version_mut() = Version::HTTP_11;
 
@@ -333,14 +299,45 @@ impl NoWay {
     }
 }
 
-/// The way, unless its rule lets TLS through only.
-fn takes_http<G: Gate>(way: Way<G>, layer: Layer) -> Result<Way<G>, Box<Response<Body>>> {
-    if way.application != Application::Tls {
-        return Ok(way);
-    }
-    let (rule, host, port) = (&way.rule, &way.host, way.port);
-    let reason = format!("rule {rule} lets TLS to {host} on port {port} through, and nothing else");
-    Err(Box::new(problem::denied(&way.deny(layer, reason))))
+/// The way that was asked for, unless its rule lets TLS through only; else 403.
+fn takes_http<G: Gate>(asked: Result<Way<G>, Box<Denied>>, layer: Layer) -> Result<Way<G>, Box<Response<Body>>> {
+    let denied = match asked {
+        Ok(way) if way.application != Application::Tls => return Ok(way),
+        Ok(way) => {
+            let (rule, host, port) = (&way.rule, &way.host, way.port);
+            way.deny(layer, format!("rule {rule} lets TLS to {host} on port {port} through, and nothing else"))
+        }
+        Err(denied) => *denied,
+    };
+    Err(Box::new(problem::denied(&denied)))
+}
+
+/// 403: whatever was asked of the proxy is no host name outside.
+fn refuse_name<G: Gate>(
+    proxy: &Proxy<G>,
+    source: IpAddr,
+    to: Option<IpAddr>,
+    name: Option<String>,
+    port: Option<u16>,
+    reason: String,
+) -> Response<Body> {
+    let reason = match to {
+        Some(to) => format!("the proxy takes host names, and {to} is an address"),
+        None => reason,
+    };
+    let name = name.filter(|_| to.is_none());
+    problem::denied(&proxy.gate.refuse(Refusal { source, to, name, port, layer: Layer::Proxy, rule: None, reason }))
+}
+
+/// What stands in place of a Host beside a target with an authority (RFC 9112 §3.2.2): what was judged.
+fn host_of<G>(way: &Way<G>) -> HeaderValue {
+    const DEFAULT: u16 = 80;
+    let text = match way.port {
+        DEFAULT => way.host.to_string(),
+        port => format!("{}:{port}", way.host),
+    };
+    // A host name has letters, digits, dots, hyphens and underscores only.
+    HeaderValue::try_from(text).expect("a host and a port are a header's value")
 }
 
 /// The address that a URI's host is, if it is one.

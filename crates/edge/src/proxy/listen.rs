@@ -12,7 +12,7 @@ use warren_model::policy::RuleId;
 
 use crate::proxy::carry::carry;
 use crate::proxy::copy::{Side, reset};
-use crate::proxy::gate::{Gate, Limits, Refused};
+use crate::proxy::gate::{Gate, Limits, Refusal};
 use crate::proxy::http::{self, Destination, Tunnel};
 use crate::proxy::way::{Ahead, Proxy, Way};
 
@@ -78,7 +78,7 @@ struct Accepted {
 
 fn refuse_full<G: Gate>(proxy: &Proxy<G>, accepted: Accepted) {
     let (source, to) = (accepted.source.ip().to_canonical(), accepted.to.ip().to_canonical());
-    proxy.gate.refuse(Refused {
+    proxy.gate.refuse(Refusal {
         source,
         to: Some(to),
         name: proxy.gate.name_of(source, to).map(|host| host.to_string()),
@@ -92,29 +92,21 @@ fn refuse_full<G: Gate>(proxy: &Proxy<G>, accepted: Accepted) {
 
 async fn attend_transparent<G: Gate>(proxy: Arc<Proxy<G>>, Accepted { stream, source, to }: Accepted) {
     let (source, address, port) = (source.ip().to_canonical(), to.ip().to_canonical(), to.port());
-    let refuse = |name, rule, reason| {
-        proxy.gate.refuse(Refused {
+    let Some(host) = proxy.gate.name_of(source, address) else {
+        proxy.gate.refuse(Refusal {
             source,
             to: Some(address),
-            name,
+            name: None,
             port: Some(port),
             layer: Layer::Tcp,
-            rule,
-            reason,
+            rule: None,
+            reason: format!("{address} stands for no name: ask the resolver for one first"),
         });
-        reset(&stream);
+        return reset(&stream);
     };
-    let Some(host) = proxy.gate.name_of(source, address) else {
-        return refuse(None, None, format!("{address} stands for no name: ask the resolver for one first"));
-    };
-    let decision = proxy.gate.admit(source, &host, port);
-    match decision.rule {
-        Some(rule) if decision.allowed => {
-            let application = decision.application;
-            let way = Way { proxy, source, to: Some(address), host, port, rule, application };
-            carry(way, Side::new(stream), Ahead::Nothing).await;
-        }
-        rule => refuse(Some(host.to_string()), rule, decision.reason),
+    match Way::ask(proxy, source, Some(address), host, port, Layer::Tcp) {
+        Ok(way) => carry(way, Side::new(stream), Ahead::Nothing).await,
+        Err(_) => reset(&stream),
     }
 }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
-use warren_model::policy::{Application, HostName, Protocol, RuleId, is_global};
+use warren_model::policy::{Application, HostName, RuleId, is_global};
 
-use crate::denials::Refusal;
 use crate::dns::limit::Slot;
 use crate::flows::{Flow, FlowKey};
 use crate::network::Network;
-use crate::proxy::gate::{Decision, Denied, Gate, LookUpError, Passage, Refused};
+use crate::proxy::gate::{Decision, Denied, Gate, LookUpError, Passage, Refusal};
 
 /// Connections by name that a member may have open, and a whole network.
 pub(crate) const PROXIED: (usize, usize) = (1024, 8192);
@@ -40,9 +39,7 @@ impl Gate for Network {
         Network::decide(self, source, host, port)
     }
 
-    fn refuse(&self, refused: Refused) -> Denied {
-        let Refused { source, to, name, port, layer, rule, reason } = refused;
-        let refusal = Refusal { source, to, name, port, protocol: Protocol::Tcp, layer, rule, reason };
+    fn refuse(&self, refusal: Refusal) -> Denied {
         let denial = self.denials.refuse(refusal);
         Denied { id: denial.id, rule: denial.rule, reason: denial.reason, suggested_rule: denial.suggested_rule }
     }
@@ -111,24 +108,13 @@ mod tests {
     use super::*;
     use crate::names::Ledger;
     use crate::network::Shared;
-    use crate::view::tests::{member, network_view};
-    use warren_model::policy::{Group, NameRule};
+    use crate::view::tests::{rule, view_with};
 
     #[test]
     fn only_a_connection_that_is_asked_for_takes_a_name_of_a_wildcard() {
         let directory = tempfile::tempdir().unwrap();
-        let mut view = network_view();
-        view.members = vec![member(2, "web")];
+        let view = view_with(vec![rule("all", "*.example.com", &[])]);
         let source = IpAddr::V4(view.members[0].ipv4);
-        view.groups = [(source, Group(7))].into();
-        let rule = NameRule {
-            id: "all".parse().unwrap(),
-            forbid: false,
-            pattern: "*.example.com".parse().unwrap(),
-            ports: vec![],
-            application: None,
-        };
-        view.rules = [(Group(7), vec![rule])].into();
         let shared = Shared::new(Ledger::open(directory.path(), "names").unwrap());
         let network = Network::new(&view, shared).unwrap();
         let host = "a.example.com".parse().unwrap();

@@ -265,6 +265,9 @@ fn read_hello(body: &[u8]) -> Result<ClientHello, Unreadable> {
         }
     }
     known.sort_unstable();
+    if known.starts_with(&[SERVER_NAME; 2]) {
+        return Err(SEVERAL_NAMES);
+    }
     if known.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err(Unreadable::Malformed("an extension is there twice"));
     }
@@ -277,6 +280,8 @@ impl Hidden {
     }
 }
 
+const SEVERAL_NAMES: Unreadable = Unreadable::Malformed("it has more than one server name");
+
 /// Reads a list of server names (RFC 6066 §3), which has one.
 fn read_server_name(mut content: Bytes<'_>) -> Result<ServerName, Unreadable> {
     const BAD: Unreadable = Unreadable::Malformed("its server name is not one host name");
@@ -284,8 +289,11 @@ fn read_server_name(mut content: Bytes<'_>) -> Result<ServerName, Unreadable> {
     let mut list = content.vector16().ok_or(BAD)?;
     let kind = list.u8().ok_or(BAD)?;
     let name = list.vector16().ok_or(BAD)?;
-    if kind != HOST_NAME || name.0.is_empty() || !list.0.is_empty() || !content.0.is_empty() {
+    if kind != HOST_NAME || name.0.is_empty() || !content.0.is_empty() {
         return Err(BAD);
+    }
+    if !list.0.is_empty() {
+        return Err(SEVERAL_NAMES);
     }
     let host = std::str::from_utf8(name.0).ok().and_then(|text| text.parse().ok());
     Ok(host

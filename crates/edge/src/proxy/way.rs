@@ -9,7 +9,7 @@ use warren_model::denial::Layer;
 use warren_model::policy::{Application, HostName, RuleId};
 
 use crate::proxy::dial::{DialError, dial};
-use crate::proxy::gate::{Denied, Gate, Limits, LookUpError, Passage, Refused};
+use crate::proxy::gate::{Decision, Denied, Gate, Limits, LookUpError, Passage, Refusal};
 
 /// What all connections of one listener share.
 pub(crate) struct Proxy<G> {
@@ -51,6 +51,26 @@ pub(crate) enum NoWay {
 }
 
 impl<G: Gate> Way<G> {
+    /// The way to this host, if policy allows it now; else the refusal, which is recorded. `to`: the address that was
+    /// dialled, where there was one.
+    pub fn ask(
+        proxy: Arc<Proxy<G>>,
+        source: IpAddr,
+        to: Option<IpAddr>,
+        host: HostName,
+        port: u16,
+        layer: Layer,
+    ) -> Result<Self, Box<Denied>> {
+        let Decision { allowed, rule, application, reason } = proxy.gate.admit(source, &host, port);
+        match rule {
+            Some(rule) if allowed => Ok(Self { proxy, source, to, host, port, rule, application }),
+            rule => {
+                let (name, port) = (Some(host.to_string()), Some(port));
+                Err(Box::new(proxy.gate.refuse(Refusal { source, to, name, port, layer, rule, reason })))
+            }
+        }
+    }
+
     /// Records that what is said on this way is not what its rule lets through.
     pub fn deny(&self, layer: Layer, reason: String) -> Denied {
         self.refuse(layer, self.host.to_string(), Some(self.rule.clone()), reason)
@@ -70,7 +90,7 @@ impl<G: Gate> Way<G> {
 
     fn refuse(&self, layer: Layer, name: String, rule: Option<RuleId>, reason: String) -> Denied {
         let (source, to, port) = (self.source, self.to, Some(self.port));
-        self.proxy.gate.refuse(Refused { source, to, name: Some(name), port, layer, rule, reason })
+        self.proxy.gate.refuse(Refusal { source, to, name: Some(name), port, layer, rule, reason })
     }
 
     /// What the host's addresses are now.

@@ -1,9 +1,9 @@
 //! What the tests of the edge share. They run as root and touch no network but loopback and their own namespaces.
 #![allow(dead_code)]
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -11,9 +11,10 @@ use std::time::Duration;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt};
 use nix::unistd::Pid;
 use ulid::Ulid;
-use warren_edge::{EdgeClient, EdgeLog, NameRecord, NetworkView, Sockets, SpawnConfig};
+use warren_edge::{EdgeClient, EdgeLog, NameRecord, NetworkView, PROXY_PORT, Sockets, SpawnConfig, TRANSPARENT_PORT};
 use warren_model::policy::{Group, Member, NameRule};
 use warren_model::{AccountId, MachineId, MemberNumber, NetworkId, NetworkNumber};
 
@@ -85,17 +86,9 @@ pub fn view(number: u16, generation: u64, names: &[(&str, u8)]) -> NetworkView {
     NetworkView {
         account: AccountId::from_ulid(ulid(1)),
         network: NetworkId::from_ulid(ulid(2)),
-        name: "lab".parse().unwrap(),
         number: NetworkNumber::new(number).unwrap(),
         generation,
-        gateway4: Ipv4Addr::new(10, 0, 0, 1),
-        gateway6: "fd12:3456:789a:1::1".parse().unwrap(),
-        cidr: "10.0.0.0/16".parse().unwrap(),
-        cidr6: "fd12:3456:789a:1::/80".parse().unwrap(),
         names: names.iter().map(|(name, last)| record(name, *last)).collect(),
-        sight: BTreeMap::new(),
-        forward: vec![],
-        names6: "fd12:3456:789a:1:ffff::/80".parse().unwrap(),
         members: vec![Member {
             machine: MachineId::from_ulid(ulid(3)),
             network: "lab".parse().unwrap(),
@@ -105,10 +98,7 @@ pub fn view(number: u16, generation: u64, names: &[(&str, u8)]) -> NetworkView {
             ipv6: Ipv6Addr::LOCALHOST,
             tags: Default::default(),
         }],
-        groups: BTreeMap::new(),
-        rules: BTreeMap::new(),
-        resolvers: vec![],
-        policy: String::new(),
+        ..warren_edge::fuzz::network()
     }
 }
 
@@ -138,12 +128,51 @@ pub struct At {
 
 /// Sockets on ports of loopback that the kernel chooses.
 pub fn loopback() -> (Sockets, At) {
-    let sockets = Sockets::bind(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST, 0).unwrap();
-    let udp = |fd: &std::os::fd::OwnedFd| UdpSocket::from(fd.try_clone().unwrap()).local_addr().unwrap();
-    let tcp = |fd: &std::os::fd::OwnedFd| std::net::TcpListener::from(fd.try_clone().unwrap()).local_addr().unwrap();
+    let sockets = bind_sockets(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST, 0);
+    let udp = |fd: &OwnedFd| UdpSocket::from(fd.try_clone().unwrap()).local_addr().unwrap();
+    let tcp = |fd: &OwnedFd| TcpListener::from(fd.try_clone().unwrap()).local_addr().unwrap();
     let at =
         At { udp4: udp(&sockets.udp4), udp6: udp(&sockets.udp6), tcp4: tcp(&sockets.tcp4), tcp6: tcp(&sockets.tcp6) };
     (sockets, at)
+}
+
+/// Binds a gateway's sockets in the network namespace of the calling thread.
+///
+/// `port` is where DNS is answered. Port 0 lets the kernel choose one for each socket, and puts the transparent listeners
+/// on the gateway's addresses.
+pub fn bind_sockets(gateway4: Ipv4Addr, gateway6: Ipv6Addr, port: u16) -> Sockets {
+    let (v4, v6) = (IpAddr::V4(gateway4), IpAddr::V6(gateway6));
+    let (any4, any6, transparent, proxy) = match port {
+        0 => (v4, v6, 0, 0),
+        _ => (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into(), TRANSPARENT_PORT, PROXY_PORT),
+    };
+    let udp = |address: IpAddr| UdpSocket::bind((address, port)).unwrap().into();
+    let tcp = |address: IpAddr, port| TcpListener::bind((address, port)).unwrap().into();
+    Sockets {
+        udp4: udp(v4),
+        udp6: udp(v6),
+        tcp4: tcp(v4, port),
+        tcp6: tcp(v6, port),
+        transparent4: bind_transparent(any4, transparent).unwrap(),
+        transparent6: bind_transparent(any6, transparent).unwrap(),
+        proxy4: tcp(v4, proxy),
+        proxy6: tcp(v6, proxy),
+    }
+}
+
+/// A listener whose connections keep the address that was dialled (ip(7), `IP_TRANSPARENT`). The option of the IPv4
+/// level counts for IPv6 sockets, too: it is one flag of the socket.
+fn bind_transparent(address: IpAddr, port: u16) -> nix::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    socket::setsockopt(&fd, sockopt::IpTransparent, &true)?;
+    if address.is_ipv6() {
+        socket::setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+    }
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, port)))?;
+    socket::listen(&fd, Backlog::new(1024)?)?;
+    Ok(fd)
 }
 
 pub fn question(name: &str, record_type: RecordType) -> Message {

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use warren_model::denial::Layer;
 use warren_model::policy::Application;
 
-use super::{GOOD, OTHER, Setup, drain, expect, head, problem, send};
+use super::{ACCESS_DENIED, GOOD, OTHER, Setup, drain, expect, head, problem, send};
 
 #[tokio::test]
 async fn bytes_pass_both_ways_at_once() {
@@ -48,7 +48,7 @@ async fn a_client_that_speaks_late_is_still_checked() {
     let mut server = setup.accept().await;
     send(&mut client, super::hello::real(OTHER)).await;
     let (told, _) = drain(&mut client).await;
-    assert_eq!(told, [21, 3, 3, 0, 2, 2, 49]);
+    assert_eq!(told, ACCESS_DENIED);
     assert!(drain(&mut server).await.0.is_empty(), "bytes that were refused reached the server");
     assert_eq!(setup.gate.refusal().await.layer, Layer::Tls);
 }
@@ -137,5 +137,7 @@ async fn http2_without_tls_is_told_to_use_http1() {
     let (told, reset) = drain(&mut client).await;
     assert_eq!((told.len(), told[25], reset), (26, 13, false));
     setup.nothing_went_out().await;
-    assert_eq!(setup.gate.refusal().await.layer, Layer::Http);
+    let refusal = setup.gate.refusal().await;
+    assert_eq!(refusal.layer, Layer::Http);
+    assert_eq!(refusal.reason, "HTTP/2 without TLS to good.example cannot be checked: use HTTP/1.1");
 }

@@ -6,7 +6,7 @@ use warren_model::denial::Layer;
 use warren_model::policy::Application;
 
 use super::hello::real;
-use super::{CANARY, GOOD, OTHER, PRIVATE, Setup, drain, expect, head, problem, send, soon};
+use super::{ACCESS_DENIED, CANARY, GOOD, OTHER, PRIVATE, Setup, drain, expect, head, problem, send, soon};
 
 async fn connect(setup: &Setup, to: &str) -> tokio::net::TcpStream {
     let mut client = setup.dial().await;
@@ -45,7 +45,7 @@ async fn another_server_name_in_an_allowed_connection_is_refused() {
     let mut client = connect(&setup, &format!("{GOOD}:{}", setup.port())).await;
     assert!(head(&mut client).await.starts_with("HTTP/1.1 200"));
     send(&mut client, real(OTHER)).await;
-    assert_eq!(drain(&mut client).await.0, [21, 3, 3, 0, 2, 2, 49]);
+    assert_eq!(drain(&mut client).await.0, ACCESS_DENIED);
     setup.nothing_went_out().await;
     assert_eq!(setup.gate.refusal().await.name.unwrap(), OTHER);
 }
@@ -143,6 +143,31 @@ async fn a_request_for_a_whole_url_is_passed_on() {
     let (mut elsewhere, _) = soon(setup.canary.accept()).await.unwrap();
     assert_eq!(elsewhere.local_addr().unwrap().ip(), CANARY);
     assert!(head(&mut elsewhere).await.contains(OTHER));
+}
+
+#[tokio::test]
+async fn the_host_that_a_server_reads_is_the_one_that_was_judged() {
+    let setup = Setup::explicit(Application::Http).await;
+    let authority = format!("{GOOD}:{}", setup.port());
+    let mut client = setup.dial().await;
+    let mut server = None;
+    // RFC 9112 §3.2.2: a whole URL counts, whatever Host says; on every request of a connection.
+    for (version, host) in [
+        ("1.1", format!("Host: {GOOD}:81\r\n")),
+        ("1.1", format!("Host: {GOOD}\r\n")),
+        ("1.1", format!("Host: {authority}\r\nConnection: Host\r\n")),
+        ("1.0", String::new()),
+    ] {
+        send(&mut client, format!("GET http://{authority}/ HTTP/{version}\r\n{host}\r\n")).await;
+        let server = match server.as_mut() {
+            Some(server) => server,
+            None => server.insert(setup.accept().await),
+        };
+        let asked = head(server).await.to_ascii_lowercase();
+        assert_eq!(asked, format!("get / http/1.1\r\nhost: {authority}\r\n\r\n"), "{host:?}");
+        send(server, "HTTP/1.1 204 No Content\r\n\r\n").await;
+        head(&mut client).await;
+    }
 }
 
 #[tokio::test]

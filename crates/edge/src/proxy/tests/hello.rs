@@ -11,6 +11,11 @@ use crate::proxy::tls::{AnswerReader, ClientHello, HelloReader, Hidden, MAX_HELL
 pub(super) const SERVER_NAME: u16 = 0;
 pub(super) const KEY_SHARE: u16 = 51;
 pub(super) const ECH: u16 = 0xfe0d;
+/// The random of a server that asks for another ClientHello.
+pub(super) const RETRY: [u8; 32] = [
+    0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2, 0xa2, 0x11,
+    0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+];
 
 fn with_length16(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u16).to_be_bytes()[..], bytes].concat()
@@ -184,14 +189,10 @@ fn a_name_that_is_no_host_name_is_kept_for_the_record() {
 
 #[test]
 fn a_wish_for_another_hello_is_seen() {
-    let retry: [u8; 32] = [
-        0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2, 0xa2,
-        0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
-    ];
     let answer = |random: [u8; 32]| [&[22, 3, 3, 0, 90, 2, 0, 0, 86, 3, 3][..], &random].concat();
-    assert_eq!(AnswerReader::new().push(&answer(retry)), Some(true));
+    assert_eq!(AnswerReader::new().push(&answer(RETRY)), Some(true));
     assert_eq!(AnswerReader::new().push(&answer([1; 32])), Some(false));
-    assert_eq!(AnswerReader::new().push(&answer(retry)[..20]), None);
+    assert_eq!(AnswerReader::new().push(&answer(RETRY)[..20]), None);
     assert_eq!(AnswerReader::new().push(&[21, 3, 3, 0, 2, 2, 40]), Some(false), "an alert");
     assert_eq!(AnswerReader::new().push(b"HTTP/1.1 400"), Some(false));
 }

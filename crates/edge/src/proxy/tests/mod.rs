@@ -25,7 +25,7 @@ use warren_model::DenialId;
 use warren_model::denial::Layer;
 use warren_model::policy::{Application, HostName, RuleId};
 
-use super::gate::{Decision, Denied, Gate, Limits, LookUpError, Passage, Refused};
+use super::gate::{Decision, Denied, Gate, Limits, LookUpError, Passage, Refusal};
 use super::listen::{explicit, transparent};
 
 pub(super) const GOOD: &str = "good.example";
@@ -33,6 +33,8 @@ pub(super) const OTHER: &str = "other.example";
 const SYNTHETIC: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1));
 const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 const CANARY: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
+/// A fatal `access_denied` alert.
+pub(super) const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 /// What resolves to this may not be dialled.
 const PRIVATE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 4));
 
@@ -57,7 +59,7 @@ pub(super) fn host(name: &str) -> HostName {
 pub(super) struct Fake {
     allowed: Mutex<HashMap<HostName, Application>>,
     addresses: Mutex<HashMap<HostName, Vec<IpAddr>>>,
-    pub refused: Mutex<Vec<Refused>>,
+    pub refused: Mutex<Vec<Refusal>>,
     pub looked_up: AtomicUsize,
     /// Connections and requests that policy was asked to count.
     pub admitted: AtomicUsize,
@@ -122,7 +124,7 @@ impl Fake {
     }
 
     /// The only refusal so far, waited for.
-    pub async fn refusal(&self) -> Refused {
+    pub async fn refusal(&self) -> Refusal {
         for _ in 0..300 {
             if let [refused] = &self.refused.lock().unwrap()[..] {
                 return refused.clone();
@@ -162,14 +164,14 @@ impl Gate for Fake {
         self.judge(source, host, port)
     }
 
-    fn refuse(&self, refused: Refused) -> Denied {
+    fn refuse(&self, refusal: Refusal) -> Denied {
         let denied = Denied {
             id: DenialId::from_ulid(Ulid::from_parts(1, self.refused.lock().unwrap().len() as u128)),
-            rule: refused.rule.clone(),
-            reason: refused.reason.clone(),
+            rule: refusal.rule.clone(),
+            reason: refusal.reason.clone(),
             suggested_rule: None,
         };
-        self.refused.lock().unwrap().push(refused);
+        self.refused.lock().unwrap().push(refusal);
         denied
     }
 

@@ -7,12 +7,28 @@ use tokio::net::TcpStream;
 use warren_model::denial::Layer;
 use warren_model::policy::Application;
 
-use super::{GOOD, OTHER, Setup, drain, expect, head, problem, send, soon};
+use super::{ACCESS_DENIED, Fake, GOOD, OTHER, Setup, drain, expect, head, problem, send, soon};
 
 async fn setup() -> (Setup, TcpStream) {
     let setup = Setup::transparent(Application::Http).await;
     let client = setup.dial().await;
     (setup, client)
+}
+
+/// Sends an ordinary request; returns the server's end, which has read it.
+async fn asked(setup: &Setup, client: &mut TcpStream) -> TcpStream {
+    send(client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
+    let mut server = setup.accept().await;
+    head(&mut server).await;
+    server
+}
+
+/// The same, and the server answers without a body.
+async fn answered(setup: &Setup, client: &mut TcpStream, answer: &str) -> TcpStream {
+    let mut server = asked(setup, client).await;
+    send(&mut server, answer).await;
+    head(client).await;
+    server
 }
 
 /// Sends a request that has to be refused with 403 before anything goes out, and returns the document.
@@ -74,13 +90,38 @@ async fn whoever_a_request_is_for_has_to_be_clear() {
 }
 
 #[tokio::test]
-async fn the_name_may_be_written_in_every_way() {
-    for target in ["/x", "http://Good.Example./x", "http://good.example:80/x"] {
+async fn the_name_may_be_written_in_every_way_and_a_whole_url_says_what_the_host_is() {
+    for (target, host, sent) in [
+        ("/x", "GOOD.example.:PORT", "GOOD.example.:PORT"),
+        ("/x", "good.example:", "good.example:"),
+        ("http://Good.Example./x", "GOOD.example.:PORT", "good.example:PORT"),
+        ("http://good.example:PORT/x", "good.example", "good.example:PORT"),
+        ("http://good.example:PORT/x", "good.example:81", "good.example:PORT"),
+    ] {
         let (setup, mut client) = setup().await;
-        send(&mut client, format!("GET {target} HTTP/1.1\r\nHost: GOOD.example.:80\r\n\r\n")).await;
+        let [target, host, sent] = [target, host, sent].map(|text| text.replace("PORT", &setup.port().to_string()));
+        send(&mut client, format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         let mut server = setup.accept().await;
-        expect(&mut server, b"GET /x HTTP/1.1\r\nHost: GOOD.example.:80\r\n\r\n").await;
+        expect(&mut server, format!("GET /x HTTP/1.1\r\nHost: {sent}\r\n\r\n").as_bytes()).await;
     }
+}
+
+#[tokio::test]
+async fn a_request_for_another_port_than_the_connections_is_refused() {
+    for (target, host) in [("/", "good.example:81"), ("http://good.example:81/", "good.example")] {
+        let body = refused(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        let detail = body["detail"].as_str().unwrap();
+        assert!(detail.starts_with("the request is for good.example:81, and the connection is to port "), "{detail}");
+    }
+}
+
+#[tokio::test]
+async fn a_later_request_for_another_port_is_refused() {
+    let (setup, mut client) = setup().await;
+    let mut server = answered(&setup, &mut client, "HTTP/1.1 204 No Content\r\n\r\n").await;
+    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}:81\r\n\r\n")).await;
+    assert!(problem(&mut client).await.0.starts_with("http/1.1 403"));
+    assert_eq!(drain(&mut server).await.0, b"", "the refused request reached the server");
 }
 
 #[tokio::test]
@@ -117,46 +158,32 @@ async fn requests_of_one_connection_share_one_to_the_server() {
 async fn a_server_that_closed_in_between_is_connected_to_again() {
     let (setup, mut client) = setup().await;
     for _ in 0..3 {
-        send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
-        let mut server = setup.accept().await;
-        head(&mut server).await;
-        send(&mut server, "HTTP/1.1 204 No Content\r\n\r\n").await;
-        head(&mut client).await;
+        answered(&setup, &mut client, "HTTP/1.1 204 No Content\r\n\r\n").await;
     }
+}
+
+/// The reason for which the second request of a connection is refused, when policy changes like this before it.
+async fn refused_after(change: impl FnOnce(&Fake)) -> String {
+    let (setup, mut client) = setup().await;
+    drop(answered(&setup, &mut client, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await);
+    change(&setup.gate);
+    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
+    let (head, body) = problem(&mut client).await;
+    assert!(head.starts_with("http/1.1 403"), "{head}");
+    setup.nothing_went_out().await;
+    body["detail"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
 async fn each_request_is_decided_anew() {
-    let (setup, mut client) = setup().await;
-    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
-    let mut server = setup.accept().await;
-    head(&mut server).await;
-    send(&mut server, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
-    drop(server);
-    head(&mut client).await;
-    setup.gate.forbid();
-    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
-    let (head, body) = problem(&mut client).await;
-    assert!(head.starts_with("http/1.1 403"), "{head}");
-    assert!(body["detail"].as_str().unwrap().starts_with("no rule allows good.example"), "{body}");
-    setup.nothing_went_out().await;
+    let reason = refused_after(Fake::forbid).await;
+    assert!(reason.starts_with("no rule allows good.example"), "{reason}");
 }
 
 #[tokio::test]
 async fn a_rule_that_becomes_one_for_tls_ends_http() {
-    let (setup, mut client) = setup().await;
-    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
-    let mut server = setup.accept().await;
-    head(&mut server).await;
-    send(&mut server, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
-    drop(server);
-    head(&mut client).await;
-    setup.gate.allow(GOOD, Application::Tls);
-    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
-    let (head, body) = problem(&mut client).await;
-    assert!(head.starts_with("http/1.1 403"), "{head}");
-    assert!(body["detail"].as_str().unwrap().contains("lets TLS to good.example"), "{body}");
-    setup.nothing_went_out().await;
+    let reason = refused_after(|gate| gate.allow(GOOD, Application::Tls)).await;
+    assert!(reason.contains("lets TLS to good.example"), "{reason}");
 }
 
 #[tokio::test]
@@ -171,11 +198,7 @@ async fn empty_lines_before_a_request_are_passed_over_however_many_there_are() {
 #[tokio::test]
 async fn revoking_cuts_a_response_that_is_under_way() {
     let (setup, mut client) = setup().await;
-    send(&mut client, format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n")).await;
-    let mut server = setup.accept().await;
-    head(&mut server).await;
-    send(&mut server, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegin").await;
-    head(&mut client).await;
+    let mut server = answered(&setup, &mut client, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegin").await;
     expect(&mut client, b"begin").await;
     setup.gate.revoke();
     assert!(drain(&mut client).await.1);
@@ -292,7 +315,7 @@ async fn a_server_that_fails_is_not_taken_for_policy() {
 async fn tls_where_http_is_all_there_is_gets_an_alert() {
     let (setup, mut client) = setup().await;
     send(&mut client, super::hello::real(GOOD)).await;
-    assert_eq!(drain(&mut client).await.0, [21, 3, 3, 0, 2, 2, 49]);
+    assert_eq!(drain(&mut client).await.0, ACCESS_DENIED);
     setup.nothing_went_out().await;
 }
 

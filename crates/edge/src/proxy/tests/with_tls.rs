@@ -10,10 +10,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use warren_model::denial::Layer;
 use warren_model::policy::Application;
 
-use super::hello::{ECH, KEY_SHARE, hello, message, outer, real, records, server_name};
-use super::{GOOD, OTHER, QUICK, Setup, drain, expect, head, send, soon};
-
-const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
+use super::hello::{ECH, KEY_SHARE, RETRY, hello, message, outer, real, records, server_name};
+use super::{ACCESS_DENIED, GOOD, OTHER, QUICK, Setup, drain, expect, head, send, soon};
 
 /// A server with a certificate for [`GOOD`], and a client that trusts it.
 fn tls() -> (TlsAcceptor, TlsConnector) {
@@ -142,6 +140,21 @@ async fn a_hello_without_a_name_is_refused_where_tls_is_all_there_is() {
 }
 
 #[tokio::test]
+async fn a_hello_with_two_names_is_told_that_it_has_two() {
+    let (one, other) = (server_name(GOOD.as_bytes()), server_name(OTHER.as_bytes()));
+    let listed = |name: &(u16, Vec<u8>)| name.1[2..].to_vec();
+    let both = [listed(&one), listed(&other)].concat();
+    let in_one_list = (0, [&(both.len() as u16).to_be_bytes()[..], &both].concat());
+    for hello in [hello(&[one.clone(), other.clone()]), hello(&[one.clone(), one]), hello(&[in_one_list])] {
+        let setup = Setup::transparent(Application::Tls).await;
+        let (told, ..) = refused(&setup, &hello).await;
+        assert_eq!(told, ACCESS_DENIED);
+        let reason = setup.gate.refusal().await.reason;
+        assert!(reason.ends_with("the ClientHello is malformed: it has more than one server name"), "{reason}");
+    }
+}
+
+#[tokio::test]
 async fn a_hello_that_hides_its_name_is_refused() {
     let hidden = [
         // The real thing goes by the name of whoever is in front.
@@ -217,11 +230,6 @@ async fn nothing_follows_a_hello_until_the_server_answered() {
 fn answer(random: [u8; 32]) -> Vec<u8> {
     [&[22, 3, 3, 0, 38, 2, 0, 0, 86, 3, 3][..], &random].concat()
 }
-
-const RETRY: [u8; 32] = [
-    0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2, 0xa2, 0x11,
-    0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
-];
 
 #[tokio::test]
 async fn a_second_hello_is_checked_like_the_first() {
