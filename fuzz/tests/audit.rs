@@ -1,17 +1,24 @@
 //! What an auditor is handed: a report, its signature, and the log of mutations.
 
-#[path = "sample/report.rs"]
+#[path = "../../crates/audit/tests/sample/mod.rs"]
 mod sample;
 
 use std::fs;
 
+use jiff::Timestamp;
+use ulid::Ulid;
 use warren_audit::bundle::{PAGE, REPORT, SIGNATURE};
 use warren_audit::log::{Head, LogError, id_of, number_of, verify as verify_log, walk};
-use warren_audit::sign::SigningKey;
+use warren_audit::sign::{SigningKey, sha256};
 use warren_audit::verify;
 use warren_fuzz::{Target, kind, run};
+use warren_model::audit::Verdict;
+use warren_model::record::AuditEntry;
+use warren_model::{AccountId, EventId, KeyId};
 
 const MEMORY: u64 = 16 << 20;
+/// The page of every report: it is not looked into.
+const A_PAGE: &str = "page\n";
 const WORDS: [&[u8]; 12] = [
     b"null",
     b"\"\"",
@@ -27,15 +34,37 @@ const WORDS: [&[u8]; 12] = [
     b"{\"a\":",
 ];
 
+/// The content of `report.json`.
+fn report(key: &SigningKey) -> Vec<u8> {
+    let mut report = sample::report(1, None, vec![sample::cell(Verdict::Pass)]);
+    report.installation.key_id = key.public().id();
+    report.page_sha256 = sha256(A_PAGE.as_bytes());
+    serde_json::to_vec(&report).unwrap()
+}
+
+fn entry(number: u64) -> AuditEntry {
+    let ulid = Ulid::from_parts(number, 1);
+    AuditEntry {
+        id: EventId::from_ulid(ulid),
+        time: Timestamp::UNIX_EPOCH,
+        account: AccountId::from_ulid(ulid),
+        key: KeyId::from_ulid(ulid),
+        action: "machine.create".into(),
+        target: "mch".into(),
+        request_id: "r".into(),
+        request: serde_json::json!({"n": number, "cpus": 0.1}),
+    }
+}
+
 /// Signed content is read as it is; so a report is signed after it was changed.
 #[test]
 fn audit_reports() {
     let (key, directory) = (SigningKey::generate().unwrap().0, tempfile::tempdir().unwrap());
     let file = |name: &str| directory.path().join(name);
-    fs::write(file(PAGE), sample::PAGE).unwrap();
+    fs::write(file(PAGE), A_PAGE).unwrap();
     run(&Target {
         name: "audit_reports",
-        seeds: vec![sample::report(&key)],
+        seeds: vec![report(&key)],
         words: &WORDS,
         longest: 64 << 10,
         memory: MEMORY,
@@ -63,9 +92,9 @@ fn audit_reports() {
 fn audit_signatures() {
     let (key, directory) = (SigningKey::generate().unwrap().0, tempfile::tempdir().unwrap());
     let other = SigningKey::generate().unwrap().0;
-    let report = sample::report(&key);
+    let report = report(&key);
     let genuine = key.sign(&report);
-    fs::write(directory.path().join(PAGE), sample::PAGE).unwrap();
+    fs::write(directory.path().join(PAGE), A_PAGE).unwrap();
     fs::write(directory.path().join(REPORT), &report).unwrap();
     let forged = serde_json::to_vec(&other.sign(&report)).unwrap();
     run(&Target {
@@ -89,11 +118,11 @@ fn audit_signatures() {
 fn audit_logs() {
     let (mut head, mut log) = (Head::default(), String::new());
     for number in 0..3 {
-        let (line, next) = head.append(&sample::entry(number)).unwrap();
+        let (line, next) = head.append(&entry(number)).unwrap();
         log.push_str(&line);
         head = next;
     }
-    let unchained = format!("{}\n", serde_json::to_string(&sample::entry(9)).unwrap());
+    let unchained = format!("{}\n", serde_json::to_string(&entry(9)).unwrap());
     run(&Target {
         name: "audit_logs",
         seeds: vec![log.clone().into_bytes(), unchained.into_bytes(), Vec::new()],

@@ -100,7 +100,7 @@ fn document(bytes: &[u8]) -> Seen {
         Ok(read) => read,
         Err(errors) => return Err(refused(text, &errors)),
     };
-    let directory = Directory { networks: Default::default(), members: Vec::new() };
+    let directory = Directory::default();
     if let Err(errors) = read_policy.check(&directory, &BTreeSet::new(), Timestamp::UNIX_EPOCH) {
         refused(text, &errors);
     }

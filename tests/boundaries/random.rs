@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::common::{Options, Server, text};
+use crate::common::{Options, Server, eventually, text};
 
 const ROUNDS: u64 = 6;
 const PORTS: [u16; 3] = [7001, 7002, 7003];
@@ -141,11 +142,20 @@ fn random_policies_do_to_packets_what_they_promise() {
             }
         });
         let arrivals = |machine: &str| server.exec(machine, "cat /root/arrived 2>/dev/null; true");
-        let arrived = MACHINES.map(|(machine, ..)| arrivals(machine)).concat();
-        let arrived: BTreeSet<&str> = arrived.lines().collect();
-        for ((from, to, protocol, port), verdict) in promised {
-            let line = |family| format!("{protocol} {port} {round} {from}>{to} {family}");
-            let came = [0, 1].map(|family| arrived.contains(line(family).as_str()));
+        let line = |flow: &Flow, family: usize| {
+            let (from, to, protocol, port) = flow;
+            format!("{protocol} {port} {round} {from}>{to} {family}")
+        };
+        let mut arrived: BTreeSet<String> = BTreeSet::new();
+        // What was sent last may still wait to be written down.
+        eventually(Duration::from_secs(5), || {
+            arrived = MACHINES.map(|(machine, ..)| arrivals(machine)).concat().lines().map(str::to_owned).collect();
+            let came = |flow| [0, 1].iter().all(|family| arrived.contains(&line(flow, *family)));
+            promised.iter().filter(|(_, verdict)| **verdict).all(|(flow, _)| came(flow))
+        });
+        for (flow, verdict) in promised {
+            let came = [0, 1].map(|family| arrived.contains(&line(&flow, family)));
+            let (from, to, protocol, port) = flow;
             let what = format!("WARREN_SEED={seed}, round {round}: {from} to {to} on {protocol}/{port} (IPv4, IPv6)");
             assert_eq!(came, [verdict; 2], "{what}\n{policy}");
             if verdict { allowed += 1 } else { denied += 1 }
@@ -154,7 +164,9 @@ fn random_policies_do_to_packets_what_they_promise() {
     assert!(allowed > 0 && denied > 0, "WARREN_SEED={seed}: {allowed} allowed, {denied} denied: nothing was compared");
 }
 
-type Promised = BTreeMap<(&'static str, &'static str, &'static str, u16), bool>;
+/// From, to, protocol and port.
+type Flow = (&'static str, &'static str, &'static str, u16);
+type Promised = BTreeMap<Flow, bool>;
 
 /// What `explain` says of every pair, port and protocol; `reach` has to say the same.
 fn promised(server: &Server) -> Promised {

@@ -85,14 +85,14 @@ fn a_network_that_is_open_inside_can_still_forbid() {
 #[test]
 fn a_rule_that_expires_closes_by_itself() {
     let server = three();
-    let expires = text_of(std::process::Command::new("date").args(["-u", "-d", "+4 seconds", "+%Y-%m-%dT%H:%M:%SZ"]));
+    let expires = text_of(std::process::Command::new("date").args(["-u", "-d", "+10 seconds", "+%Y-%m-%dT%H:%M:%SZ"]));
     server.apply(&format!(
         "networks:\n  dev: {{intra: deny}}\n\
          allow:\n  - {{id: for-now, from: dev/tag:web, to: dev/tag:db, ports: [tcp/8080], owner: someone, expires: {expires}}}\n"
     ));
     let db = address(&server, "db", "private_ip");
     assert!(server.reaches("web", &db, 8080), "it is open before it expires");
-    assert!(eventually(Duration::from_secs(8), || !server.reaches("web", &db, 8080)), "it stays open");
+    assert!(eventually(Duration::from_secs(20), || !server.reaches("web", &db, 8080)), "it stays open");
 }
 
 fn text_of(command: &mut std::process::Command) -> String {

@@ -242,7 +242,7 @@ fn own_network(check: &mut Check) {
 
 fn crashes(check: &mut Check) {
     // No daemon to start it again: what the edge did stays undone, and nothing else takes its place.
-    restless(check, "case51", 8);
+    restless(check, "case51", 14);
     check.world.server.kill();
     check.world.server.kill_edge();
     std::thread::sleep(Duration::from_millis(300));

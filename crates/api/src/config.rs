@@ -31,6 +31,8 @@ pub struct ApiConfig {
     pub machines_per_account: usize,
     /// Which private ranges a policy may open.
     pub private_ranges: PrivateRanges,
+    /// Bytes that the earlier versions of an account's policy may have together, as they are stored.
+    pub policy_history: usize,
     /// How long events can be listed and resumed from.
     pub keep_events: Duration,
     /// Cancelled when the server stops: streams end, so that connections can be closed.
@@ -53,6 +55,7 @@ impl ApiConfig {
             networks_per_account: 1000,
             machines_per_account: 1000,
             private_ranges: PrivateRanges::default(),
+            policy_history: 64 << 20,
             keep_events: Duration::from_secs(7 * 24 * 3600),
             shutdown: CancellationToken::new(),
         }

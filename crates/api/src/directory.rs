@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use warren_model::policy::{Directory, Member, NetworkEntry};
+use warren_model::policy::{Directory, HostLimits, Member, NetworkEntry};
 use warren_model::record::{Machine, Network, Power};
 use warren_model::{AccountId, Label, NetworkId, UlaPrefix};
 use warren_store::{StoreError, Typed, Versioned, schema};
@@ -39,7 +39,8 @@ pub(crate) async fn census(api: &Api, account: AccountId) -> Result<Census, Stor
     machines.sort_by(|one, other| (&by_id[&one.network], &one.name).cmp(&(&by_id[&other.network], &other.name)));
 
     let ula = api.config.installation.ula;
-    let mut directory = Directory::default();
+    let host = HostLimits { addresses: api.host.addresses(), private_ranges: Some(api.config.private_ranges.clone()) };
+    let mut directory = Directory { host, ..Directory::default() };
     for (name, read) in &networks {
         directory.networks.insert(name.clone(), entry(&read.record, ula));
     }

@@ -65,8 +65,10 @@
 //! - **Policy.** The API writes a version below `policy/{account}/` and its number at `policy-now/{account}` in one
 //!   transaction, and then waits in [`Boundaries::enforced`]. A version never changes; none at all is the empty policy.
 //! - **Events.** The API writes `account_created`, `key_*`, `network_*`, `machine_created`, `machine_renamed`,
-//!   `machine_deleted` (when it was asked for) and `policy_applied`. `machine_running`, `machine_stopped`, `machine_failed` and
-//!   `drift_repaired` are the reconciler's.
+//!   `machine_deleted` (when it was asked for) and `policy_applied`. `machine_running`, `machine_stopped`, `machine_failed`,
+//!   `network_failed`, `network_recovered` and `drift_repaired` are the reconciler's.
+//! - **What is wrong with a network.** The reconciler keeps `network-problem/{id}` while there is something, and writes it
+//!   together with the event; the API shows it among the network's warnings.
 
 pub mod bootstrap;
 mod boundaries;

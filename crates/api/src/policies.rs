@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use warren_model::policy::{Policy, Subject, Target, TestTarget};
+use warren_model::policy::{Policy, Subject};
 use warren_model::record::PolicyVersion;
 use warren_model::{AccountId, Code, KeyId, Label, Tag};
 use warren_store::{StoreError, TxnBuilder, Typed, Versioned, schema};
@@ -105,29 +105,9 @@ pub(crate) async fn edition(api: &Api, account: AccountId, version: u64) -> Resu
 
 /// The networks that a policy names.
 pub(crate) fn networks_of(policy: &Policy) -> BTreeSet<&Label> {
-    let rules = policy.rules().map(|(rule, _)| {
-        let to = match &rule.to {
-            Target::Inside(subject) => network_of(subject),
-            Target::Outside(_) => None,
-        };
-        [network_of(&rule.from), to]
-    });
-    let tests = policy.tests.iter().map(|test| {
-        let to = match &test.to {
-            TestTarget::Inside(subject) => network_of(subject),
-            TestTarget::Outside(_) => None,
-        };
-        [network_of(&test.from), to]
-    });
-    let named = rules.chain(tests).flatten().flatten();
-    policy.networks.keys().chain(named).collect()
-}
-
-fn network_of(subject: &Subject) -> Option<&Label> {
-    match subject {
-        Subject::Network(network) | Subject::Tag(network, _) | Subject::Machine(network, _) => Some(network),
-        Subject::Range(network, _) => network.as_ref(),
-    }
+    let rules = policy.rules().flat_map(|(rule, _)| rule.subjects());
+    let tests = policy.tests.iter().flat_map(|test| test.subjects());
+    policy.networks.keys().chain(rules.chain(tests).filter_map(Subject::network)).collect()
 }
 
 /// Refuses a change of tags by somebody who owns them not. A tag without owners is anybody's.

@@ -432,3 +432,29 @@ async fn an_open_network_that_a_forbidden_name_would_hold_for_is_refused() {
     network("apart", "10.41.0.0/24", "open").await.expect(201);
     network("closed", "10.40.0.0/24", "deny").await.expect(201);
 }
+
+#[tokio::test]
+async fn a_history_that_has_become_too_large_loses_its_oldest_versions() {
+    let lab = lab_with(|config| config.policy_history = 10_000).await;
+    let text = |n: usize, size: usize| {
+        format!("# {}\nallow: [{{id: r{n}, from: net:default, to: 1.1.1.{n}}}]\n", "x".repeat(size))
+    };
+    lab.host.forwards.store(true, Ordering::Relaxed);
+    for n in 1..=6 {
+        apply(&lab, &text(n, 3000)).await.expect(200);
+    }
+    let versions = async || {
+        let page = lab.get(&lab.root, "/v1/policy/versions").await.expect(200);
+        let items = page.body["items"].as_array().unwrap().clone();
+        items.iter().map(|item| item["version"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(versions().await, [6, 5, 4, 3]);
+    lab.get(&lab.root, "/v1/policy/versions/2").await.expect(404).refused("policy_version_not_found");
+    // One that is larger than all of it is in force all the same.
+    apply(&lab, &text(7, 20_000)).await.expect(200);
+    assert_eq!(versions().await, [7, 6, 5, 4]);
+    apply(&lab, &text(8, 10)).await.expect(200);
+    assert_eq!(versions().await, [8]);
+    assert_eq!(lab.get(&lab.root, "/v1/policy").await.expect(200).at("/version"), "8");
+    assert_eq!(lab.keys_below("policy/").await.len(), 1);
+}

@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::Ordering;
 
 use common::places::{POLICY, apply, places, strings};
-use common::{Answered, Lab, lab};
+use common::{Answered, Lab, lab, lab_with};
 use serde_json::json;
 
 async fn explain(lab: &Lab, from: &str, to: &str, port: &str) -> Answered {
@@ -148,4 +148,49 @@ async fn open_egress_reaches_the_internet() {
     assert_eq!(answer.at("/rule"), "builtin:open-egress");
     apply(&lab, "forbid:\n  - {id: none, from: net:out, to: 0.0.0.0/0}\n").await.expect(200);
     assert_eq!(lab.get(&lab.root, "/v1/reach").await.expect(200).at("/items/0/internet"), "false");
+}
+
+#[tokio::test]
+async fn what_the_host_keeps_closed_is_said_to_be_closed() {
+    let lab = lab().await;
+    lab.host.forwards.store(true, Ordering::Relaxed);
+    lab.host.addresses.lock().unwrap().insert("45.33.32.10".parse().unwrap());
+    lab.post(&lab.root, "/v1/networks", json!({ "name": "out", "egress": "open" })).await.expect(201);
+    lab.post(&lab.root, "/v1/machines", json!({ "name": "m", "network": "out" })).await.expect(201);
+    apply(&lab, "allow:\n  - {id: range, from: net:out, to: 45.33.32.0/24}\n").await.expect(200);
+    let verdict = |answer: Answered| (answer.at("/verdict"), answer.at("/rule"));
+    let ask = |to: &'static str| explain(&lab, "m", to, "tcp/22");
+    assert_eq!(verdict(ask("45.33.32.9").await).0, "allow");
+    let own = ask("45.33.32.10").await.expect(200);
+    assert_eq!((own.at("/missing_rule"), own.at("/path/1")), ("null".into(), "network out: refused".into()));
+    assert_eq!(verdict(own), ("deny".into(), "builtin:host".into()));
+    let range = ask("45.33.32.0/24").await;
+    assert_eq!((range.at("/to"), range.at("/rule")), ("45.33.32.10".into(), "builtin:host".into()));
+    assert_eq!(verdict(ask("45.33.32.16/28").await).0, "allow");
+
+    let private = ask("192.168.99.1").await;
+    assert!(private.at("/reason").contains("--private-range"), "{}", private.text);
+    assert_eq!(private.at("/missing_rule"), "null", "no rule can");
+    assert_eq!(verdict(private), ("deny".into(), "builtin:private-range".into()));
+}
+
+#[tokio::test]
+async fn of_a_range_that_a_network_out_of_sight_has_every_part_counts() {
+    let lab = lab_with(|config| config.private_ranges = ["10.50.0.0/24".parse().unwrap()].into_iter().collect()).await;
+    lab.host.forwards.store(true, Ordering::Relaxed);
+    // Neither of the first two is seen by IPv4 from the third: they have the same addresses.
+    for (name, cidr) in [("a", "10.50.0.0/24"), ("b", "10.50.0.0/24"), ("c", "10.51.0.0/24")] {
+        lab.post(&lab.root, "/v1/networks", json!({ "name": name, "cidr": cidr })).await.expect(201);
+    }
+    lab.post(&lab.root, "/v1/machines", json!({ "name": "m", "network": "c" })).await.expect(201);
+    let policy = "allow:\n  - {id: all, from: net:c, to: 10.50.0.0/24}\nforbid:\n  - {id: half, from: net:c, to: 10.50.0.128/25}\n";
+    apply(&lab, policy).await.expect(200);
+    assert_eq!(explain(&lab, "m", "10.50.0.0/25", "tcp/22").await.expect(200).at("/rule"), "all");
+    let whole = explain(&lab, "m", "10.50.0.0/24", "tcp/22").await.expect(200);
+    assert_eq!((whole.at("/to"), whole.at("/rule")), ("10.50.0.128".into(), "half".into()));
+
+    // Of its own network's range, those who are there count.
+    lab.post(&lab.root, "/v1/machines", json!({ "name": "n", "network": "c" })).await.expect(201);
+    assert_eq!(explain(&lab, "m", "10.51.0.0/24", "tcp/22").await.expect(200).at("/rule"), "builtin:intra");
+    assert_eq!(explain(&lab, "m", "10.51.0.128/25", "tcp/22").await.expect(200).at("/verdict"), "deny");
 }

@@ -68,10 +68,12 @@ pub struct Foreign {
 #[derive(Debug, Clone)]
 pub struct Outside {
     pub at: SocketAddr,
-    /// `a resolver of this host`
+    /// `resolver 1 of this host`
     pub what: String,
     /// Whether the host itself reaches it.
     pub reached: bool,
+    /// The report may say its address.
+    pub named: bool,
 }
 
 /// Everything that the matrix is made of.
@@ -84,6 +86,8 @@ pub struct Setting<'a> {
     pub foreign: &'a [Foreign],
     /// Canaries on the host's own addresses.
     pub host_canaries: &'a [SocketAddr],
+    /// The report may say the host's addresses.
+    pub host_named: bool,
     /// The port of the host's API.
     pub api_port: Option<u16>,
     pub outside: &'a [Outside],
@@ -441,8 +445,11 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
             rule: Some("builtin:host".to_owned()),
             reason: "none of the host's own addresses is reachable from a network".to_owned(),
         };
-        for canary in self.setting.host_canaries {
-            let to = Party::Host { address: canary.ip() };
+        for (at, canary) in self.setting.host_canaries.iter().enumerate() {
+            let to = match self.setting.host_named {
+                true => Party::Host { address: canary.ip() },
+                false => Party::Unnamed { what: format!("address {} of the host", at + 1) },
+            };
             self.beyond(to, *canary, true, Canary::Token, At::Host(*canary), expected.clone());
         }
         let gateway = self.setting.directory.networks.get(&self.host.member.network);
@@ -487,7 +494,11 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
             if !outside.reached && !expected.allowed && !open {
                 continue;
             }
-            let to = Party::Address { address: outside.at.ip(), what: outside.what.clone() };
+            let what = outside.what.clone();
+            let to = match outside.named {
+                true => Party::Address { address: outside.at.ip(), what },
+                false => Party::Unnamed { what },
+            };
             self.beyond(to, outside.at, false, Canary::Outside, At::Outside(outside.at), expected);
         }
     }

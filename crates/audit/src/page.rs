@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Write};
 
 use warren_model::audit::Verdict;
 
-use crate::report::{Cell, Evidence, Observed, Probed, Report};
+use crate::report::{Cell, Evidence, Observed, Party, Probed, Report};
 
 /// Wider than this, a table of everybody against everybody shows nothing any more.
 const GRID: usize = 60;
@@ -90,7 +90,8 @@ impl Page {
             ),
             ("Machines", format!("{} of {} probed", counts.machines_probed, counts.machines)),
             ("Policy", format!("version {}, hash {}", report.policy.version, report.policy.hash)),
-            ("Host", format!("{}, kernel {}", report.installation.host, report.installation.kernel)),
+            ("Host", report.installation.host.clone().unwrap_or_else(|| "not named in an account's report".to_owned())),
+            ("Kernel", report.installation.kernel.clone()),
             ("Warren", format!("{}, installation {}", report.installation.warren, report.installation.id)),
             ("Signed with key", report.installation.key_id.clone()),
             ("Report before", previous),
@@ -185,7 +186,7 @@ impl Page {
         )?;
         for cell in cells {
             let address = match (cell.to.address(), &cell.to) {
-                (Some(address), crate::report::Party::Machine { .. } | crate::report::Party::Foreign { .. }) => {
+                (Some(address), Party::Machine { .. } | Party::Foreign { .. }) => {
                     format!(" {address}")
                 }
                 _ => String::new(),

@@ -64,7 +64,8 @@ pub struct Link {
 #[serde(deny_unknown_fields)]
 pub struct Installation {
     pub id: String,
-    pub host: String,
+    /// The host's name; only root's reports have it.
+    pub host: Option<String>,
     pub kernel: String,
     pub warren: String,
     /// Of the key that signed it.
@@ -275,6 +276,10 @@ pub enum Party {
         address: IpAddr,
         what: String,
     },
+    /// An address of the host, or of what the host uses, in a report for somebody who is not to know it.
+    Unnamed {
+        what: String,
+    },
     Name {
         name: String,
     },
@@ -288,6 +293,7 @@ impl Party {
             Self::Foreign { account, .. } => format!("a machine of account {account}"),
             Self::Host { address } => format!("{address} (the host)"),
             Self::Address { address, what } => format!("{address} ({what})"),
+            Self::Unnamed { what } => what.clone(),
             Self::Name { name } => name.clone(),
         }
     }
@@ -298,7 +304,7 @@ impl Party {
             | Self::Foreign { address, .. }
             | Self::Host { address }
             | Self::Address { address, .. } => Some(*address),
-            Self::Name { .. } => None,
+            Self::Unnamed { .. } | Self::Name { .. } => None,
         }
     }
 }

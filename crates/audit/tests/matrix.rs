@@ -11,7 +11,13 @@ use warren_model::probe::{Listening, Token};
 use warren_model::record::Egress;
 use warren_model::{MachineId, MemberNumber, NetworkId, NetworkNumber, UlaPrefix};
 
+const HOST_CANARIES: [&str; 2] = ["192.0.2.7:4000", "[2001:db8::7]:4000"];
+
 fn checks(policy: &str, egress: Egress, outside: &[Outside]) -> Vec<Check> {
+    checks_for(policy, egress, outside, true)
+}
+
+fn checks_for(policy: &str, egress: Egress, outside: &[Outside], host_named: bool) -> Vec<Check> {
     let number = NetworkNumber::new(1).unwrap();
     let entry = NetworkEntry {
         id: NetworkId::from_ulid(Ulid::from_parts(1, 1)),
@@ -40,7 +46,8 @@ fn checks(policy: &str, egress: Egress, outside: &[Outside]) -> Vec<Check> {
         now: Timestamp::UNIX_EPOCH,
         hosts: &hosts,
         foreign: &[],
-        host_canaries: &[],
+        host_canaries: &HOST_CANARIES.map(|at| at.parse().unwrap()),
+        host_named,
         api_port: None,
         outside,
     };
@@ -68,7 +75,7 @@ fn a_name_is_expected_to_be_answered_when_any_port_of_it_is_allowed() {
 #[test]
 fn where_egress_is_open_a_resolver_outside_is_reachable_like_anything_else() {
     let at: SocketAddr = "9.9.9.9:53".parse().unwrap();
-    let resolver = |reached| Outside { at, what: "a resolver of this host".to_owned(), reached };
+    let resolver = |reached| Outside { at, what: "resolver 1 of this host".to_owned(), reached, named: true };
     let of = |egress, reached| -> Vec<bool> {
         let checks = checks("{}", egress, &[resolver(reached)]);
         checks.iter().filter(|check| check.at == At::Outside(at)).map(|check| check.expected.allowed).collect()
@@ -76,4 +83,31 @@ fn where_egress_is_open_a_resolver_outside_is_reachable_like_anything_else() {
     assert_eq!(of(Egress::Open, true), [true]);
     assert_eq!(of(Egress::Deny, true), [false]);
     assert!(of(Egress::Open, false).is_empty() && of(Egress::Deny, false).is_empty());
+}
+
+#[test]
+fn where_the_host_is_not_to_be_named_its_addresses_are_tried_and_not_told() {
+    let resolver: SocketAddr = "9.9.9.9:53".parse().unwrap();
+    let ruled: SocketAddr = "8.8.8.8:443".parse().unwrap();
+    let flows = |named| {
+        let outside = [
+            Outside { at: ruled, what: "named by rule dns".to_owned(), reached: true, named: true },
+            Outside { at: resolver, what: "resolver 1 of this host".to_owned(), reached: true, named },
+        ];
+        checks_for("{}", Egress::Deny, &outside, named)
+    };
+    let (named, unnamed) = (flows(true), flows(false));
+    let tried = |checks: &[Check]| checks.iter().map(|check| check.at.clone()).collect::<Vec<_>>();
+    assert_eq!(tried(&named), tried(&unnamed));
+    let told = |checks: &[Check]| {
+        let ends: Vec<_> = checks.iter().map(|check| (&check.from, &check.to)).collect();
+        serde_json::to_string(&ends).unwrap()
+    };
+    let (named, unnamed) = (told(&named), told(&unnamed));
+    for address in ["192.0.2.7", "2001:db8::7", "9.9.9.9"] {
+        assert!(named.contains(address) && !unnamed.contains(address), "{address}: {unnamed}");
+    }
+    for said in ["8.8.8.8", "address 1 of the host", "address 2 of the host", "resolver 1 of this host"] {
+        assert!(unnamed.contains(said), "{said}: {unnamed}");
+    }
 }

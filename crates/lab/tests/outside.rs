@@ -16,7 +16,7 @@ fn say(host: &Namespace, to: &str, text: &str) -> String {
     host.enter(|| {
         let to: SocketAddr = to.parse().unwrap();
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap_or_else(|error| panic!("{to}: {error}"));
-        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         stream.write_all(text.as_bytes()).unwrap();
         let mut heard = Vec::new();
         let _ = stream.read_to_end(&mut heard);

@@ -64,6 +64,7 @@ pub struct Denial {
     pub reason: String,
     /// The rule that would allow it, to paste into the policy; `None` where no rule can.
     pub suggested_rule: Option<Rule>,
-    /// How many refusals this record stands for, at least 1.
+    /// How many refusals this record stands for, at least 1. Exact where the edge refused; of packets, those that the
+    /// kernel told of, which are at most 10 a second of one machine after the first 20.
     pub count: u64,
 }

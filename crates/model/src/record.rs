@@ -1,6 +1,7 @@
 //! What the store holds. Specs are desired state, written by the API; a status is written by the reconciler only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use jiff::Timestamp;
@@ -210,6 +211,22 @@ pub struct Failure {
     pub detail: String,
 }
 
+/// Why a network is not what its policy and its record say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkProblem {
+    /// Nothing but what is built in is allowed in it; otherwise what was in force before may still be.
+    pub closed: bool,
+    pub failure: Failure,
+}
+
+impl fmt::Display for NetworkProblem {
+    /// What can be said after the network's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.closed { "is closed: " } else { "could not be changed as wanted: " })?;
+        f.write_str(&self.failure.detail)
+    }
+}
+
 /// What the reconciler last saw of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineStatus {
@@ -231,6 +248,10 @@ pub enum EventKind {
     NetworkCreated,
     NetworkRenamed,
     NetworkDeleted,
+    /// It is closed because its policy cannot be put into rules, or it could not be changed as wanted.
+    NetworkFailed,
+    /// What was wrong with it is over.
+    NetworkRecovered,
     MachineCreated,
     MachineRunning,
     MachineStopped,

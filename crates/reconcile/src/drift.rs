@@ -1,7 +1,7 @@
 //! What wakes workers besides the store.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast::error::RecvError;
 use warren_plan::machine::Container;
@@ -9,8 +9,12 @@ use warren_plan::machine::Container;
 use crate::queue::Item;
 use crate::world::{World, container_of};
 
-/// How often everything is looked at even when nothing was heard of it.
+/// How often containers and a few networks are looked at even when nothing was heard of them.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// About what it takes to look at a network in which nothing has changed.
+const LOOK: Duration = Duration::from_micros(300);
+/// Looking at networks takes at most one part in so many of a processor; of many networks, each is looked at less often.
+const SHARE: u32 = 50;
 
 /// Somebody changed a link, an address, a route or a rule.
 pub(crate) async fn netlink(world: Arc<World>) {
@@ -60,18 +64,30 @@ pub(crate) async fn agents(world: Arc<World>) {
 pub(crate) async fn timer(world: Arc<World>) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut networks_due = Instant::now();
     loop {
         tokio::select! {
-            _ = ticks.tick() => look(&world).await,
+            _ = ticks.tick() => {
+                look_at_containers(&world).await;
+                if networks_due <= Instant::now() {
+                    networks_due = Instant::now() + look_at_networks(&world);
+                }
+            }
             due = world.facts_due() => due.into_iter().for_each(|network| world.tell_members(network)),
         }
     }
 }
 
-async fn look(world: &World) {
-    look_at_containers(world).await;
+/// Answers when they are to be looked at again.
+fn look_at_networks(world: &World) -> Duration {
     let desired = world.desired.read();
-    desired.networks().for_each(|network| world.queue.push(Item::Network(network.id)));
+    let networks = desired.networks().map(|network| world.queue.push(Item::Network(network.id))).count();
+    interval(networks)
+}
+
+fn interval(networks: usize) -> Duration {
+    let whole = LOOK * SHARE;
+    whole.saturating_mul(u32::try_from(networks).unwrap_or(u32::MAX)).max(INTERVAL)
 }
 
 async fn look_at_containers(world: &World) {
@@ -98,5 +114,21 @@ async fn look_at_containers(world: &World) {
             }
         });
         world.queue.push(Item::Machine(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_at_many_networks_takes_no_more_of_a_processor_than_at_some() {
+        for networks in [0, 1, 133] {
+            assert_eq!(interval(networks), INTERVAL);
+        }
+        for networks in [1_000, 65_535] {
+            let busy = LOOK * u32::try_from(networks).unwrap();
+            assert!(busy * SHARE <= interval(networks), "{networks}: {:?}", interval(networks));
+        }
     }
 }

@@ -15,7 +15,7 @@
 //! | `machine`, `network` | observe, plan and execute for one of them |
 //! | `sight` | who is there for whom; pure |
 //! | `names`, `facts` | the files and DNS views that follow from the records; pure |
-//! | `policy` | policies, compiled for their networks; what of them is enforced |
+//! | `policy` | policies, compiled for their networks; what of them is enforced; rules that expire |
 //! | `denials` | what kernel and edge refused, as records |
 //! | `edge` | the connection to the edge process; starts it anew when it ends |
 //! | `drift` | what wakes workers besides the store: netlink, exits, a timer |
@@ -42,12 +42,14 @@ mod network;
 mod policy;
 mod proof;
 mod queue;
+#[cfg(test)]
+mod samples;
 mod sight;
 mod status;
 mod world;
 
 pub use error::ReconcileError;
-pub use proof::{AuditSettings, Auditor};
+pub use proof::{AuditSettings, Auditor, host_addresses};
 pub use world::{Parts, World};
 
 use std::panic::AssertUnwindSafe;
@@ -60,6 +62,8 @@ use crate::queue::Item;
 
 /// How many networks and machines are worked on at once.
 const WORKERS: usize = 16;
+/// A network that has failed so often in a row is told of; what failed once is often good again the next time.
+const TOLD_AFTER: u32 = 3;
 
 /// Reads the records, adopts what the host has, and keeps the two together until the returned tasks are dropped.
 pub async fn start(parts: Parts) -> Result<(Arc<World>, JoinSet<()>), ReconcileError> {
@@ -80,6 +84,7 @@ pub async fn start(parts: Parts) -> Result<(Arc<World>, JoinSet<()>), ReconcileE
     tasks.spawn(drift::exits(Arc::clone(&world)));
     tasks.spawn(drift::agents(Arc::clone(&world)));
     tasks.spawn(drift::timer(Arc::clone(&world)));
+    tasks.spawn(policy::keep(Arc::clone(&world)));
     tasks.spawn(edge::keep(Arc::clone(&world)));
     tasks.spawn(audit::keep(Arc::clone(&world)));
     tasks.spawn(housekeeping::keep(Arc::clone(&world)));
@@ -97,7 +102,13 @@ async fn work(world: Arc<World>) {
             Ok(()) => world.queue.done(claimed),
             Err(error) => {
                 tracing::warn!(item = %claimed.item, error = %error.chain(), "will try again");
-                world.queue.failed(claimed);
+                let item = claimed.item;
+                let failures = world.queue.failed(claimed);
+                if let Item::Network(id) = item
+                    && failures >= TOLD_AFTER
+                {
+                    network::failed(&world, id, &error).await;
+                }
             }
         }
     }

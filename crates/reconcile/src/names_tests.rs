@@ -1,27 +1,15 @@
 use super::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ulid::Ulid;
 use warren_model::policy::Group;
-use warren_model::record::{DeclaredPort, Limits, Power, Protocol};
-use warren_model::{AccountId, ImageName, MachineId, MemberNumber, NetworkId, NetworkNumber};
+use warren_model::record::Power;
+use warren_model::{MachineId, NetworkId, NetworkNumber};
 
 use crate::facts;
-
-fn network(egress: Egress) -> Network {
-    Network {
-        id: NetworkId::from_ulid(Ulid::from_parts(1, 1)),
-        account: AccountId::from_ulid(Ulid::from_parts(1, 2)),
-        name: "lab".parse().unwrap(),
-        number: NetworkNumber::FIRST,
-        cidr: "192.168.10.0/24".parse().unwrap(),
-        egress,
-        created_at: jiff::Timestamp::UNIX_EPOCH,
-        deleting: false,
-    }
-}
+use crate::samples::{machine, network};
 
 /// A second network of the account.
 fn other(cidr: &str) -> Network {
@@ -31,26 +19,6 @@ fn other(cidr: &str) -> Network {
         number: NetworkNumber::new(2).unwrap(),
         cidr: cidr.parse().unwrap(),
         ..network(Egress::Deny)
-    }
-}
-
-fn machine(number: u32, name: &str, power: Power) -> Machine {
-    Machine {
-        id: MachineId::from_ulid(Ulid::from_parts(u64::from(number), 3)),
-        account: AccountId::from_ulid(Ulid::from_parts(1, 2)),
-        network: network(Egress::Deny).id,
-        name: name.parse().unwrap(),
-        member: MemberNumber::new(number).unwrap(),
-        ipv4: Ipv4Addr::from(0xc0a8_0a00 + number),
-        image: ImageName::default_image(),
-        limits: Limits { cpus_milli: 1000, memory_mib: 512, disk_gib: None },
-        ports: vec![DeclaredPort { name: "web".parse().unwrap(), port: 8080, protocol: Protocol::Http }],
-        tags: BTreeSet::new(),
-        labels: BTreeMap::new(),
-        uid_slot: 8,
-        power,
-        boot: 1,
-        created_at: jiff::Timestamp::UNIX_EPOCH,
     }
 }
 

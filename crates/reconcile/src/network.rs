@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use warren_kernel::RulesState;
-use warren_model::record::{Network, Power};
+use warren_model::record::{Network, NetworkProblem, Power};
 use warren_model::{MemberNumber, NetworkId, NetworkNumber};
 use warren_plan::machine::Container;
 use warren_plan::network::{DesiredNetwork, Member, NetworkStep, ObservedNetwork, ObservedRouter, Rules, plan};
@@ -46,11 +46,18 @@ pub(crate) async fn reconcile_locked(
         at_edge: world.edge.generation(network.number).is_some(),
     };
     let steps = plan(&desired, &observed);
-    let mut mended = Vec::new();
+    let (mut mended, mut unpublished) = (Vec::new(), None);
     for step in &steps {
         let began = Instant::now();
         crash::point("before", "network-", step.as_str());
-        execute(world, network, &desired, known, step).await?;
+        match execute(world, network, &desired, known, step).await {
+            // What the edge does not take keeps nothing open in the kernel.
+            Err(error) if *step == NetworkStep::Publish => {
+                unpublished = Some(error);
+                continue;
+            }
+            outcome => outcome?,
+        }
         crash::point("after", "network-", step.as_str());
         world.metrics.network_step(step.as_str(), began.elapsed());
         if step.repairs() && known.settled {
@@ -61,13 +68,28 @@ pub(crate) async fn reconcile_locked(
         known.router = observe_router(world, network).await?;
         status::repaired(world, network.id, None, format!("{}: {}", network.name, mended.join(", "))).await?;
     }
+    if let Some(error) = unpublished {
+        return Err(error);
+    }
     known.settled = !network.deleting;
     world.policies.is_enforced(network.id, version);
     if !network.deleting {
         world.has_published(network.id, world.derived(network).view.generation);
     }
     wake_machines_without_link(world, network, known);
-    Ok(())
+    if network.deleting {
+        return Ok(());
+    }
+    status::show_problem(world, network, world.policy(network.account).problem(network.id)).await
+}
+
+/// Tells that the network could not be brought to what it should be, again and again.
+pub(crate) async fn failed(world: &World, id: NetworkId, error: &ReconcileError) {
+    let Some(network) = world.desired.read().network(id) else { return };
+    let problem = NetworkProblem { closed: false, failure: error.failure() };
+    if let Err(error) = status::show_problem(world, &network, Some(problem)).await {
+        tracing::warn!(network = %network.name, error = %error.chain(), "what is wrong with it is not among the events");
+    }
 }
 
 /// Makes the edge answer with what the records say now. The caller holds the network's lock.
@@ -234,6 +256,7 @@ async fn forget(world: &World, network: &Network) -> Result<(), ReconcileError> 
             .unchanged(&read)
             .empty(&schema::members(network.id))
             .delete(&key)
+            .delete(&schema::network_problem(network.id))
             .delete(&schema::network_number(network.number))
             .delete(&schema::next_member(network.id));
         if let Some(name) = name.filter(|name| name.record == network.id) {

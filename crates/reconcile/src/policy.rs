@@ -7,17 +7,21 @@ use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use warren_edge::OpenFlow;
 use warren_model::policy::compile::{Default as Treatment, compile};
 use warren_model::policy::{Directory, Member, NetworkEntry, NetworkRules, Policy, PrivateRanges};
-use warren_model::record::Power;
-use warren_model::{AccountId, Label, MemberNumber, NetworkId, NetworkNumber, UlaPrefix, wire};
+use warren_model::record::{Failure, NetworkProblem, Power};
+use warren_model::{AccountId, Code, Label, MemberNumber, NetworkId, NetworkNumber, UlaPrefix, wire};
 
 use crate::desired::Desired;
 use crate::world::{World, blocking, lock};
+
+/// The longest that an expiry is slept for: the host's clock may be set meanwhile.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// An account's policy with all that follows from it.
 #[derive(Debug)]
@@ -32,12 +36,19 @@ pub(crate) struct AccountPolicy {
     pub policy: Arc<Policy>,
     pub directory: Directory,
     /// Compiled when first asked for, and so without holding up anybody who asks for something else.
-    rules: HashMap<NetworkId, (Label, OnceLock<Arc<NetworkRules>>)>,
+    rules: HashMap<NetworkId, (Label, OnceLock<Compiled>)>,
     /// What the rules may open besides the public internet.
     private_ranges: PrivateRanges,
     /// The instant for which the rules are compiled.
     at: Timestamp,
     expires: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Compiled {
+    rules: Arc<NetworkRules>,
+    /// Why nothing could be compiled and the rules are closed.
+    failure: Option<Failure>,
 }
 
 impl AccountPolicy {
@@ -50,7 +61,8 @@ impl AccountPolicy {
     ) -> Self {
         let applied = desired.policy(account);
         let policy = applied.as_ref().map(|applied| Arc::new(applied.policy.clone())).unwrap_or_default();
-        let directory = directory(desired, ula, account);
+        let mut directory = directory(desired, ula, account);
+        directory.host.private_ranges = Some(private_ranges.clone());
         let rules = desired.networks_of(account).map(|network| (network.id, (network.name.clone(), OnceLock::new())));
         let rules = rules.collect();
         Self {
@@ -78,14 +90,27 @@ impl AccountPolicy {
 
     /// The rules of one of the account's networks; closed for one that it has not.
     pub fn rules(&self, network: NetworkId) -> Arc<NetworkRules> {
-        let Some((name, rules)) = self.rules.get(&network) else { return Arc::new(closed()) };
-        let compiled = || {
-            let mut rules = rules_of(&self.policy, &self.directory, name, self.at);
+        self.compiled(network).map_or_else(|| Arc::new(closed()), |compiled| Arc::clone(&compiled.rules))
+    }
+
+    /// Why one of the account's networks is closed although the policy may allow something in it.
+    pub fn problem(&self, network: NetworkId) -> Option<NetworkProblem> {
+        let failure = self.compiled(network)?.failure.clone()?;
+        Some(NetworkProblem { closed: true, failure })
+    }
+
+    fn compiled(&self, network: NetworkId) -> Option<&Compiled> {
+        let (name, compiled) = self.rules.get(&network)?;
+        let compile = || {
+            let (mut rules, failure) = match rules_of(&self.policy, &self.directory, name, self.at) {
+                Ok(rules) => (rules, None),
+                Err(failure) => (closed(), Some(failure)),
+            };
             // Also what was applied while more was permitted, or came to mean more since.
             self.private_ranges.limit(&mut rules);
-            Arc::new(rules)
+            Compiled { rules: Arc::new(rules), failure }
         };
-        Arc::clone(rules.get_or_init(compiled))
+        Some(compiled.get_or_init(compile))
     }
 }
 
@@ -94,10 +119,24 @@ impl AccountPolicy {
 pub(crate) struct Policies {
     compiled: AtomicU64,
     accounts: Mutex<HashMap<AccountId, Arc<AccountPolicy>>>,
+    /// Told of every policy that is built: its next rule may expire sooner than those before.
+    built: Notify,
     enforced: watch::Sender<BTreeMap<NetworkId, u64>>,
 }
 
 impl Policies {
+    /// The accounts in which a rule has expired since their policy was built, and how long it is until the next one does;
+    /// `None` when none will.
+    fn expiries(&self, now: Timestamp) -> (Vec<AccountId>, Option<Duration>) {
+        let accounts = lock(&self.accounts);
+        let expiries = accounts.iter().filter_map(|(account, known)| Some((*account, known.expires?)));
+        let (due, later): (Vec<_>, Vec<_>) = expiries.partition(|(_, expires)| *expires <= now);
+        let next = later.iter().map(|(_, expires)| *expires).min();
+        // A later instant is never before an earlier one.
+        let rest = next.map(|next| Duration::try_from(next.duration_since(now)).unwrap_or_default());
+        (due.into_iter().map(|(account, _)| account).collect(), rest)
+    }
+
     /// The data plane of the network says what this version says.
     pub fn is_enforced(&self, network: NetworkId, version: u64) {
         self.enforced.send_if_modified(|enforced| enforced.insert(network, version) != Some(version));
@@ -128,6 +167,7 @@ impl World {
             now,
         ));
         accounts.insert(account, Arc::clone(&built));
+        self.policies.built.notify_one();
         built
     }
 
@@ -180,7 +220,7 @@ impl World {
         let kernel = self.kernel.clone();
         let packets = blocking(move || kernel.refused(network)).await.ok();
         let packets = packets.and_then(|refused| Some(refused.get(&member)?.packets)).unwrap_or(0);
-        let flows = self.edge.status().await.map(|status| status.flows).unwrap_or_default();
+        let flows = self.edge.flow_counters(network).await.unwrap_or_default();
         let names = flows.into_iter().filter(|flow| flow.machine == machine).map(|flow| wire::NameTraffic {
             rule: flow.rule.to_string(),
             open: flow.open,
@@ -205,6 +245,22 @@ impl World {
             .filter(|network| enforced.get(&network.id).is_none_or(|applied| *applied < version))
             .map(|network| format!("network {}", network.name))
             .collect()
+    }
+}
+
+/// Builds the policies anew in which a rule expires, at the instant at which it does, and wakes their networks.
+pub(crate) async fn keep(world: Arc<World>) {
+    let policies = &world.policies;
+    loop {
+        let (due, rest) = policies.expiries(Timestamp::now());
+        for account in due {
+            world.policy(account);
+            world.enqueue_networks_of(account);
+        }
+        match rest {
+            None => policies.built.notified().await,
+            Some(rest) => drop(tokio::time::timeout(rest.min(LONGEST_REST), policies.built.notified()).await),
+        }
     }
 }
 
@@ -234,18 +290,12 @@ fn directory(desired: &Desired, ula: UlaPrefix, account: AccountId) -> Directory
     directory
 }
 
-fn rules_of(policy: &Policy, directory: &Directory, network: &Label, now: Timestamp) -> NetworkRules {
+fn rules_of(policy: &Policy, directory: &Directory, network: &Label, now: Timestamp) -> Result<NetworkRules, Failure> {
     let compiled = std::panic::catch_unwind(AssertUnwindSafe(|| compile(policy, directory, network, now)));
     match compiled {
-        Ok(Ok(rules)) => rules,
-        Ok(Err(error)) => {
-            tracing::error!(%network, %error, "the network is closed: its policy cannot be compiled");
-            closed()
-        }
-        Err(_) => {
-            tracing::error!(%network, "the network is closed: compiling its policy panicked");
-            closed()
-        }
+        Ok(Ok(rules)) => Ok(rules),
+        Ok(Err(error)) => Err(Failure { code: Code::PolicyInvalid, detail: error.to_string() }),
+        Err(_) => Err(Failure { code: Code::Internal, detail: "its policy cannot be put into rules".to_owned() }),
     }
 }
 
@@ -294,31 +344,61 @@ impl AccountPolicy {
 
 #[cfg(test)]
 mod tests {
-    use warren_model::record::{Egress, Network};
+    use warren_model::record::Egress;
 
     use super::*;
+    use crate::samples;
+
+    fn ula() -> UlaPrefix {
+        UlaPrefix::from_random([1, 2, 3, 4, 5])
+    }
 
     #[test]
     fn what_the_operator_does_not_permit_stays_closed_whatever_was_applied() {
-        let id = |prefix: &str| format!("{prefix}_{:026}", 1);
-        let network = Network {
-            id: id("net").parse().unwrap(),
-            account: id("acc").parse().unwrap(),
-            name: "dev".parse().unwrap(),
-            number: NetworkNumber::new(1).unwrap(),
-            cidr: "10.0.0.0/16".parse().unwrap(),
-            egress: Egress::Deny,
-            created_at: Timestamp::UNIX_EPOCH,
-            deleting: false,
-        };
-        let policy = "allow: [{id: lan, from: net:dev, to: 192.168.0.0/16}]";
-        let ula = UlaPrefix::from_random([1, 2, 3, 4, 5]);
-        let mut known = AccountPolicy::of(&[&network], &[], policy, ula);
+        let network = samples::network(Egress::Deny);
+        let policy = "allow: [{id: lan, from: net:lab, to: 172.16.0.0/12}]";
+        let mut known = AccountPolicy::of(&[&network], &[], policy, ula());
         assert!(known.rules(network.id).private_exits.is_empty());
         for rules in known.rules.values_mut() {
             rules.1 = OnceLock::new();
         }
-        known.private_ranges = ["192.168.7.0/24".parse().unwrap()].into_iter().collect();
-        assert_eq!(known.rules(network.id).private_exits, ["192.168.7.0/24".parse().unwrap()].into());
+        known.private_ranges = ["172.16.7.0/24".parse().unwrap()].into_iter().collect();
+        assert_eq!(known.rules(network.id).private_exits, ["172.16.7.0/24".parse().unwrap()].into());
+    }
+
+    #[test]
+    fn a_network_whose_policy_cannot_be_compiled_is_closed_and_says_why() {
+        let network = samples::network(Egress::Deny);
+        let machines: Vec<_> = (2..152).map(|n| samples::machine(n, &format!("m{n}"), Power::On)).collect();
+        // Each machine is a group of its own, and each pair of them has each of the ports.
+        let single = (2..152).map(|n| format!("  - {{id: r{n}, from: lab/m{n}, to: lab/m2, ports: [udp/{n}]}}\n"));
+        let ports: Vec<_> = (1..=20).map(|n| format!("tcp/{}", n * 10)).collect();
+        let all = format!("  - {{id: all, from: net:lab, to: net:lab, ports: [{}]}}\n", ports.join(", "));
+        let start = "networks: {lab: {intra: deny}}\nallow:\n";
+        let policy = |rules: &str| AccountPolicy::of(&[&network], &machines, &format!("{start}{rules}"), ula());
+
+        let known = policy(&format!("{}{all}", single.collect::<String>()));
+        let problem = known.problem(network.id).unwrap();
+        assert!(problem.closed && problem.failure.code == Code::PolicyInvalid, "{problem:?}");
+        assert!(problem.to_string().starts_with("is closed: the rules of network lab come to more than"), "{problem}");
+        assert_eq!(*known.rules(network.id), closed());
+        assert_eq!(policy(&all).problem(network.id), None);
+    }
+
+    #[test]
+    fn an_expiry_is_due_at_its_instant_and_known_before() {
+        let network = samples::network(Egress::Deny);
+        let rule = |id: &str, expires: &str| {
+            format!("  - {{id: {id}, from: net:lab, to: net:lab, ports: [tcp/1], expires: {expires}}}\n")
+        };
+        let text = format!("allow:\n{}{}", rule("one", "1970-01-01T00:01:00Z"), rule("two", "1970-01-01T00:02:00Z"),);
+        let policies = Policies::default();
+        assert_eq!(policies.expiries(Timestamp::UNIX_EPOCH), (vec![], None));
+        let known = AccountPolicy::of(&[&network], &[], &text, ula());
+        lock(&policies.accounts).insert(network.account, Arc::new(known));
+        let at = |millisecond| policies.expiries(Timestamp::from_millisecond(millisecond).unwrap());
+        assert_eq!(at(0), (vec![], Some(Duration::from_secs(60))));
+        assert_eq!(at(59_999), (vec![], Some(Duration::from_millis(1))));
+        assert_eq!(at(60_000), (vec![network.account], None));
     }
 }

@@ -86,8 +86,8 @@ impl Queue {
         self.release(claimed.item);
     }
 
-    /// Releases the item and pushes it again after a pause.
-    pub fn failed(&self, claimed: Claimed) {
+    /// Releases the item and pushes it again after a pause. Answers how often in a row it has failed.
+    pub fn failed(&self, claimed: Claimed) -> u32 {
         let item = claimed.item;
         let failures = {
             let mut state = self.lock();
@@ -101,6 +101,7 @@ impl Queue {
             tokio::time::sleep(pause_after(failures)).await;
             queue.retry(item, failures);
         });
+        failures
     }
 
     /// Pushes the item when the pause is over.

@@ -10,7 +10,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use warren_edge::{NetworkView, SpawnConfig};
 use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
 use warren_model::policy::{Group, PrivateRanges};
-use warren_model::record::{Installation, Machine, MachineStatus, Network};
+use warren_model::record::{Installation, Machine, MachineStatus, Network, NetworkProblem};
 use warren_model::{AccountId, MachineId, NetworkId};
 use warren_plan::machine::Container;
 use warren_plan::network::{Member, ObservedRouter};
@@ -78,6 +78,8 @@ pub struct World {
     machines: Mutex<HashMap<MachineId, KnownMachine>>,
     statuses: Mutex<HashMap<MachineId, MachineStatus>>,
     networks: Mutex<HashMap<NetworkId, Arc<AsyncMutex<KnownNetwork>>>>,
+    /// What is shown to be wrong with networks.
+    problems: Mutex<HashMap<NetworkId, NetworkProblem>>,
     derived: Mutex<HashMap<NetworkId, Arc<Derived>>>,
     facts_due: Mutex<HashSet<NetworkId>>,
     /// The generations of the views whose machines were woken.
@@ -122,6 +124,11 @@ impl World {
         let (statuses, _) = parts.store.list_all(&schema::statuses()).await?;
         let statuses: HashMap<MachineId, MachineStatus> =
             statuses.into_iter().filter_map(|status| Some((schema::machine_of(&status.key)?, status.record))).collect();
+        let (problems, _) = parts.store.list_all(&schema::network_problems()).await?;
+        let problems = problems
+            .into_iter()
+            .filter_map(|problem| Some((schema::network_of_problem(&problem.key)?, problem.record)))
+            .collect();
         let metrics = Metrics::default();
         statuses.iter().for_each(|(id, status)| metrics.state(*id, Some(status.state)));
         let boots = parts.run_directory.join("boots");
@@ -151,6 +158,7 @@ impl World {
             machines: Mutex::default(),
             statuses: Mutex::new(statuses),
             networks: Mutex::default(),
+            problems: Mutex::new(problems),
             derived: Mutex::default(),
             facts_due: Mutex::default(),
             told: Mutex::default(),
@@ -273,6 +281,7 @@ impl World {
 
     pub(crate) fn forget_network(&self, id: NetworkId) {
         lock(&self.networks).remove(&id);
+        lock(&self.problems).remove(&id);
         lock(&self.derived).remove(&id);
         lock(&self.told).remove(&id);
         self.policies.forget(id);
@@ -284,6 +293,18 @@ impl World {
 
     pub(crate) fn remember_status(&self, id: MachineId, status: MachineStatus) {
         lock(&self.statuses).insert(id, status);
+    }
+
+    pub(crate) fn problem(&self, id: NetworkId) -> Option<NetworkProblem> {
+        lock(&self.problems).get(&id).cloned()
+    }
+
+    pub(crate) fn remember_problem(&self, id: NetworkId, problem: Option<NetworkProblem>) {
+        let mut problems = lock(&self.problems);
+        match problem {
+            Some(problem) => drop(problems.insert(id, problem)),
+            None => drop(problems.remove(&id)),
+        }
     }
 
     pub(crate) fn derived(&self, network: &Network) -> Arc<Derived> {

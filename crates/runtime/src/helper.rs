@@ -30,8 +30,13 @@ pub enum HelperError {
     },
     #[error("`{program}` was still not done after {} s and was ended", limit.as_secs())]
     TimedOut { program: String, limit: Duration },
-    #[error("`{program}` failed ({status}): {stderr}")]
-    Failed { program: String, status: ExitStatus, stderr: String },
+    #[error("`{program}` failed ({status}): {}", stderr.replace('\n', "; "))]
+    Failed {
+        program: String,
+        status: ExitStatus,
+        /// The last lines that it wrote.
+        stderr: String,
+    },
 }
 
 /// A program about to be run.
@@ -212,7 +217,7 @@ impl Tail {
     }
 
     fn text(mut self) -> String {
-        String::from_utf8_lossy(self.0.make_contiguous()).trim().replace('\n', "; ")
+        String::from_utf8_lossy(self.0.make_contiguous()).trim().to_owned()
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `account/{id}`, `account-name/{name}` | [`Account`], its id |
 //! | `key/{hash}`, `key-id/{account}/{id}`, `key-used/{id}` | [`ApiKey`], its hash, when it was last used |
 //! | `network/{id}`, `network-name/{account}/{name}`, `network-number/{number}` | [`Network`], its id, its id |
+//! | `network-problem/{id}` | [`NetworkProblem`], while there is one |
 //! | `next-network` , `next-member/{network}` | the next number |
 //! | `address/{network}/{address in hex}` | [`AddressHold`] |
 //! | `machine/{id}`, `machine-name/{account}/{name}`, `member/{network}/{id}` | [`Machine`], its id, empty |
@@ -25,7 +26,7 @@ use std::marker::PhantomData;
 use warren_model::audit::AuditSchedule;
 use warren_model::record::{
     Account, AddressHold, ApiKey, AuditEntry, Event, IdempotencyRecord, Installation, Machine, MachineStatus, Network,
-    PolicyVersion,
+    NetworkProblem, PolicyVersion,
 };
 use warren_model::{AccountId, EventId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber};
 
@@ -112,6 +113,19 @@ pub fn networks() -> Prefix<Network> {
 
 pub fn network_name(account: AccountId, name: &Label) -> Key<NetworkId> {
     Key::new(format!("network-name/{account}/{name}"))
+}
+
+pub fn network_problem(id: NetworkId) -> Key<NetworkProblem> {
+    Key::new(format!("network-problem/{id}"))
+}
+
+pub fn network_problems() -> Prefix<NetworkProblem> {
+    Prefix::new("network-problem/".into())
+}
+
+/// The network in a key made by [`network_problem`].
+pub fn network_of_problem(key: &str) -> Option<NetworkId> {
+    key.strip_prefix("network-problem/")?.parse().ok()
 }
 
 /// Every network of one account, by name.

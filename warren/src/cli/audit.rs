@@ -18,7 +18,7 @@ use warren_model::wire::{Page, RunAudit, ScheduleAudit};
 
 use super::failure::{self, Failure};
 use super::output::{Output, read};
-use super::progress::AuditBar;
+use super::progress::StageBar;
 use super::render::{printable, sheet, table, time};
 use super::{Context, values};
 use crate::client::Payload;
@@ -164,7 +164,7 @@ async fn audit(context: &Context, args: RunArgs) -> Result<i32, Failure> {
     let body = serde_json::to_value(RunAudit { network: args.network }).map_err(ClientError::NotUnderstood)?;
     let route = Route::new(&["audit"]);
     let mut documents = context.client.documents(Method::POST, &route, Payload::Json(body), HeaderMap::new()).await?;
-    let mut bar = AuditBar::new(context.output.json);
+    let mut bar = StageBar::new("audit", context.output.json);
     let mut files = SignedReport {
         result: Verdict::Inconclusive,
         number: 0,
@@ -178,7 +178,7 @@ async fn audit(context: &Context, args: RunArgs) -> Result<i32, Failure> {
             return Err(ClientError::BrokenOff("the server ended it before the audit was done".into()).into());
         };
         match read(document?)? {
-            AuditEvent::Progress { progress } => bar.show(&progress.stage, progress.fraction),
+            AuditEvent::Progress { progress } => bar.show(&progress.stage, Some(progress.fraction)),
             AuditEvent::Piece { file, text } => files.take(file, &text),
             AuditEvent::Done { audit } => {
                 break SignedReport { result: audit.result, number: audit.number, summary: audit.summary, ..files };
@@ -186,7 +186,7 @@ async fn audit(context: &Context, args: RunArgs) -> Result<i32, Failure> {
             AuditEvent::Failed { problem } => return Err(ClientError::from(problem).into()),
         }
     };
-    bar.clear();
+    drop(bar);
     bundle::write(directory, &signed)
         .map_err(|error| Failure::local(format!("cannot write the report into {}", directory.display()), error))?;
     told(context.output, directory, &signed)?;
@@ -255,10 +255,8 @@ fn verify(output: Output, args: &VerifyArgs) -> Result<(), Failure> {
                 time(report.finished_at)
             ),
         ),
-        (
-            "made by",
-            format!("warren {} on {}", printable(&report.installation.warren), printable(&report.installation.host)),
-        ),
+        ("made by", format!("warren {}, installation {}", report.installation.warren, report.installation.id)),
+        ("on host", report.installation.host.clone().unwrap_or_default()),
         ("key", key.id()),
         ("chain", linked),
     ]))

@@ -1,24 +1,18 @@
 //! `denials`, and what a command in a machine was refused.
 
 use clap::Args;
-use futures::StreamExt;
-use http::header::{HeaderMap, HeaderName};
-use http::{HeaderValue, Method};
+use http::HeaderValue;
 use serde_json::Value;
 use warren_model::policy::Protocol;
 use warren_model::wire::{Denial, Page};
 
 use super::Context;
 use super::failure::Failure;
+use super::follow::follow;
 use super::output::{note, read};
 use super::render::{printable, time};
-use crate::client::Payload;
-use crate::client::error::ClientError;
 use crate::client::route::Route;
 
-/// How long to wait before a stream that broke off is taken up again, and how often in a row that is tried.
-const RESUME_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
-const RESUME_ATTEMPTS: u32 = 30;
 /// What is shown unless told otherwise.
 const DEFAULT_LIMIT: u32 = 100;
 
@@ -45,48 +39,14 @@ pub struct DenialsArgs {
 pub async fn run(context: &Context, args: DenialsArgs) -> Result<(), Failure> {
     let route = Route::new(&["denials"]).maybe("machine", args.machine.as_ref());
     if args.follow {
-        return follow(context, route.query("follow", true)).await;
+        let place = |denial: &Value| HeaderValue::from_str(denial.get("id")?.as_str()?).ok();
+        return follow(context, &route.query("follow", true), false, place, render).await;
     }
     let answer = context.client.get(&route.query("limit", args.limit.unwrap_or(DEFAULT_LIMIT))).await?;
     let page: Page<Value> = read(answer)?;
     context.output.list(page, "Nothing was refused.", |denials: &[Denial]| {
         denials.iter().map(|denial| render(denial) + "\n").collect()
     })
-}
-
-/// Shows denials as they happen, and takes the stream up again where it broke off.
-async fn follow(context: &Context, route: Route) -> Result<(), Failure> {
-    let Context { client, output } = context;
-    let mut last: Option<HeaderValue> = None;
-    let mut attempts = 0;
-    loop {
-        let mut headers = HeaderMap::new();
-        if let Some(last) = &last {
-            headers.insert(HeaderName::from_static("last-event-id"), last.clone());
-        }
-        let broken = match client.documents(Method::GET, &route, Payload::Nothing, headers).await {
-            Ok(mut documents) => loop {
-                match documents.next().await {
-                    Some(Ok(document)) => {
-                        attempts = 0;
-                        let id = document.get("id").and_then(Value::as_str);
-                        last = id.and_then(|id| HeaderValue::from_str(id).ok()).or(last);
-                        output.line(document, render)?;
-                    }
-                    Some(Err(error)) => break error,
-                    None => break ClientError::BrokenOff("the server ended the stream".into()),
-                }
-            },
-            Err(error) => error,
-        };
-        let lasting = !matches!(broken, ClientError::BrokenOff(_) | ClientError::NotReached { .. });
-        attempts += 1;
-        // Without a place to go on from, denials could be missed in silence.
-        if lasting || attempts > RESUME_ATTEMPTS || last.is_none() {
-            return Err(broken.into());
-        }
-        tokio::time::sleep(RESUME_AFTER).await;
-    }
 }
 
 /// Tells what a command ran into, after its own output, each with the next step.
@@ -138,8 +98,11 @@ fn port(denial: &Denial) -> String {
 fn question(denial: &Denial) -> Option<String> {
     let machine = denial.machine.as_ref()?;
     let to = denial.name.clone().or(denial.to.map(|to| to.to_string()))?;
-    // What came from a machine is quoted nowhere: it stands in the command only when it needs no quotes.
-    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/*".contains(&byte));
+    // What came from a machine is quoted nowhere: it stands in the command only when it needs no quotes. One with a `*` is
+    // no name that can be asked about, and a shell would put file names in its place.
+    let plain = |text: &str| {
+        !text.starts_with('-') && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/".contains(&byte))
+    };
     if denial.protocol == Protocol::Other || !plain(&to) || !plain(machine) {
         return None;
     }
@@ -179,8 +142,10 @@ pub(super) mod tests {
 
     #[test]
     fn a_name_that_a_machine_made_up_is_no_part_of_a_command() {
-        let odd = Denial { name: Some("$(reboot).example.com".into()), ..denial() };
-        assert!(!sentence(&odd).contains("warren explain"));
+        for name in ["$(reboot).example.com", "*.example.com", "--json"] {
+            let odd = Denial { name: Some(name.into()), ..denial() };
+            assert!(!sentence(&odd).contains("warren explain"), "{name}");
+        }
         let other = Denial { protocol: Protocol::Other, port: None, ..denial() };
         assert!(!sentence(&other).contains("warren explain"));
         assert!(!sentence(&Denial { reason: "a\u{1b}[2Jb".into(), ..denial() }).contains('\u{1b}'));

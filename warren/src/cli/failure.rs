@@ -86,8 +86,8 @@ impl Failure {
             Some("unauthorized") => {
                 "the key is missing or not valid: give one with --key or WARREN_API_KEY (unauthorized)".to_owned()
             }
-            Some(_) => printable(&in_commands(&self.to_string())),
-            None => self.to_string(),
+            Some(_) => lines(&in_commands(&self.to_string())),
+            None => lines(&self.to_string()),
         }
     }
 
@@ -106,6 +106,11 @@ impl Failure {
             Self::Local { .. } | Self::Said(_) | Self::Silent(_) => made_up("failed", "It failed"),
         }
     }
+}
+
+/// What may have lines of another program, fit for a terminal: all but the first stand apart.
+fn lines(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n  ")
 }
 
 /// The server's advice names routes and fields of the HTTP API; a person at a prompt has commands and flags.
@@ -182,6 +187,20 @@ mod tests {
     fn a_refusal_cannot_steer_the_terminal() {
         let failure = Failure::from(ClientError::from(Problem::new(Code::ImageInvalid, "cksum for \u{1b}[2J")));
         assert_eq!(failure.report(false).unwrap(), "warren: cksum for \u{241b}[2J (image_invalid)");
+    }
+
+    #[test]
+    fn what_a_build_wrote_stands_line_by_line_below_what_failed() {
+        let said = "the image debian could not be built: `mmdebstrap` said\nI: one\nE: \u{1b}[2Jtwo\nand failed (exit status: 25)";
+        let problem = Problem::new(Code::ImageBuildFailed, said);
+        let by_server = Failure::from(ClientError::from(problem.clone())).report(false).unwrap();
+        insta::assert_snapshot!(by_server, @r"
+        warren: the image debian could not be built: `mmdebstrap` said
+          I: one
+          E: ␛[2Jtwo
+          and failed (exit status: 25) (image_build_failed)
+        ");
+        assert_eq!(Failure::Host(problem.into()).report(false).unwrap(), by_server);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use warren_model::{ImageName, ImageReference};
 
 use super::failure::Failure;
 use super::output::{note, read};
-use super::progress::{ImageBar, copy_bar};
+use super::progress::{StageBar, copy_bar};
 use super::render::{bytes, sheet, table, time};
 use super::{Context, Globals, block_on};
 use crate::client::error::ClientError;
@@ -167,8 +167,8 @@ pub async fn ensure(client: &Client, image: &str, quiet: bool) -> Result<(), Fai
 async fn build_on_server(client: &Client, image: &str, quiet: bool) -> Result<Value, Failure> {
     let route = Route::new(&["images", image, "build"]);
     let mut documents = client.documents(Method::POST, &route, Payload::Nothing, HeaderMap::new()).await?;
-    let mut bar = ImageBar::new(image, quiet);
-    follow(&mut documents, |progress| bar.show(progress)).await
+    let mut bar = StageBar::new(image, quiet);
+    follow(&mut documents, |progress| bar.show(&progress.stage, progress.fraction)).await
 }
 
 async fn import(client: &Client, args: &ImportArgs, quiet: bool) -> Result<Value, Failure> {
@@ -207,9 +207,9 @@ async fn pull(client: &Client, args: PullArgs, quiet: bool) -> Result<Value, Fai
     let route = Route::new(&["images", name.as_str(), "pull"]);
     let wanted = PullImage { reference: args.reference.to_string() };
     let payload = Payload::Json(serde_json::to_value(wanted).map_err(ClientError::NotUnderstood)?);
-    let mut bar = ImageBar::new(name.as_str(), quiet);
+    let mut bar = StageBar::new(name.as_str(), quiet);
     let mut documents = client.documents(Method::POST, &route, payload, HeaderMap::new()).await?;
-    follow(&mut documents, |progress| bar.show(progress)).await
+    follow(&mut documents, |progress| bar.show(&progress.stage, progress.fraction)).await
 }
 
 /// Reads the events of an image's making up to the image itself.

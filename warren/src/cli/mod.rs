@@ -9,7 +9,7 @@
 //! | [`audit`] | `audit`: reports, their verification, the log of mutations |
 //! | [`observe`], [`topology`] | `topology`, `events`, `logs`, `ports`, `traffic` |
 //! | `host`, [`config`] | `up`, `doctor`, `demo`, `uninstall` and the server's settings (feature `server`) |
-//! | [`render`], [`output`], [`progress`] | data to text, and where it goes |
+//! | [`render`], [`output`], [`progress`], [`follow`] | data to text, and where it goes |
 //! | [`failure`] | exit statuses and messages |
 
 pub mod account;
@@ -21,6 +21,7 @@ pub mod denials;
 pub mod exec;
 pub mod explain;
 pub mod failure;
+pub mod follow;
 #[cfg(feature = "server")]
 pub mod host;
 pub mod image;

@@ -3,8 +3,6 @@
 use std::io::{IsTerminal, Write};
 
 use clap::Args;
-use futures::StreamExt;
-use http::header::{HeaderMap, HeaderName};
 use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -12,16 +10,12 @@ use warren_model::access::ListeningPort;
 use warren_model::wire::{Event, Traffic};
 
 use super::failure::Failure;
+use super::follow::follow;
 use super::render::{bytes, printable, table, time, traffic_row};
 use super::{Context, values};
 use crate::client::Payload;
 use crate::client::error::ClientError;
 use crate::client::route::Route;
-
-/// How long to wait before a stream that broke off is taken up again.
-const RESUME_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
-/// How often in a row that is tried.
-const RESUME_ATTEMPTS: u32 = 30;
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(after_help = "\
@@ -126,7 +120,8 @@ pub async fn events(context: &Context, args: EventsArgs) -> Result<(), Failure> 
     let Context { client, output } = context;
     let route = Route::new(&["events"]);
     if args.follow {
-        return follow(context, args.after).await;
+        let place = |event: &Value| event.get("revision").and_then(Value::as_u64).map(HeaderValue::from);
+        return follow(context, &route.maybe("after", args.after), args.after.is_some(), place, render_event).await;
     }
     let route = route.query("follow", false).maybe("after", args.after);
     let limit = args.limit.map(|limit| limit as usize);
@@ -137,43 +132,6 @@ pub async fn events(context: &Context, args: EventsArgs) -> Result<(), Failure> 
         page.items.drain(..page.items.len().saturating_sub(newest));
     }
     output.list(page, "Nothing has happened.", render_events)
-}
-
-/// Shows events as they happen, and takes the stream up again where it broke off.
-async fn follow(context: &Context, after: Option<u64>) -> Result<(), Failure> {
-    let Context { client, output } = context;
-    let route = Route::new(&["events"]).maybe("after", after);
-    let mut last: Option<u64> = None;
-    let mut attempts = 0;
-    loop {
-        let mut headers = HeaderMap::new();
-        if let Some(last) = last {
-            headers.insert(HeaderName::from_static("last-event-id"), HeaderValue::from(last));
-        }
-        let broken = match client.documents(Method::GET, &route, Payload::Nothing, headers).await {
-            Ok(mut documents) => loop {
-                match documents.next().await {
-                    Some(Ok(document)) => {
-                        attempts = 0;
-                        last = document.get("revision").and_then(Value::as_u64).or(last);
-                        output.line(document, render_event)?;
-                    }
-                    Some(Err(error)) => break error,
-                    None => break ClientError::BrokenOff("the server ended the stream".into()),
-                }
-            },
-            // The first attempt tells the caller at once.
-            Err(error) if last.is_none() && attempts == 0 => return Err(error.into()),
-            Err(error) => error,
-        };
-        let lasting = !matches!(broken, ClientError::BrokenOff(_) | ClientError::NotReached { .. });
-        attempts += 1;
-        // Without a place to go on from, events could be missed in silence.
-        if lasting || attempts > RESUME_ATTEMPTS || (last.is_none() && after.is_none()) {
-            return Err(broken.into());
-        }
-        tokio::time::sleep(RESUME_AFTER).await;
-    }
 }
 
 /// What a machine wrote, made fit for a terminal as it comes: lines and tabs stay, every other control character is

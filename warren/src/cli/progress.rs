@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use warren_model::access::ImageProgress;
 
 use super::output::note;
 use super::render::printable;
 
-/// The progress of an image.
-pub struct ImageBar {
+/// The progress of something that goes through stages.
+pub struct StageBar {
     bar: ProgressBar,
     name: String,
     quiet: bool,
@@ -17,71 +16,32 @@ pub struct ImageBar {
     said: String,
 }
 
-impl ImageBar {
-    /// `quiet` shows nothing.
+impl StageBar {
+    /// `name` is what goes on; `quiet` shows nothing.
     pub fn new(name: &str, quiet: bool) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(1000), target(quiet));
+        let (bar, name) = (ProgressBar::with_draw_target(Some(1000), target(quiet)), printable(name));
         bar.set_style(style("{spinner} {prefix} [{bar:30}] {percent:>3}% {wide_msg}"));
-        bar.set_prefix(printable(name));
+        bar.set_prefix(name.clone());
         bar.enable_steady_tick(Duration::from_millis(120));
-        Self { bar, name: name.to_owned(), quiet, said: String::new() }
+        Self { bar, name, quiet, said: String::new() }
     }
 
-    pub fn show(&mut self, progress: &ImageProgress) {
-        if let Some(fraction) = progress.fraction {
+    /// `fraction` is from 0.0 to 1.0; `None` leaves the bar where it is.
+    pub fn show(&mut self, stage: &str, fraction: Option<f32>) {
+        if let Some(fraction) = fraction {
             self.bar.set_position((f64::from(fraction.clamp(0.0, 1.0)) * 1000.0) as u64);
         }
-        self.bar.set_message(printable(&progress.stage));
-        if !self.quiet && self.bar.is_hidden() && self.said != progress.stage {
-            note(&format!("{}: {}", printable(&self.name), printable(&progress.stage)));
-            self.said.clone_from(&progress.stage);
-        }
-    }
-
-    pub fn clear(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-impl Drop for ImageBar {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
-/// The progress of an audit.
-pub struct AuditBar {
-    bar: ProgressBar,
-    quiet: bool,
-    said: String,
-}
-
-impl AuditBar {
-    /// `quiet` shows nothing.
-    pub fn new(quiet: bool) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(1000), target(quiet));
-        bar.set_style(style("{spinner} audit [{bar:30}] {percent:>3}% {wide_msg}"));
-        bar.enable_steady_tick(Duration::from_millis(120));
-        Self { bar, quiet, said: String::new() }
-    }
-
-    pub fn show(&mut self, stage: &str, fraction: f32) {
-        self.bar.set_position((f64::from(fraction.clamp(0.0, 1.0)) * 1000.0) as u64);
         self.bar.set_message(printable(stage));
         if !self.quiet && self.bar.is_hidden() && self.said != stage {
-            note(&format!("audit: {}", printable(stage)));
+            note(&format!("{}: {}", self.name, printable(stage)));
             stage.clone_into(&mut self.said);
         }
     }
-
-    pub fn clear(&self) {
-        self.bar.finish_and_clear();
-    }
 }
 
-impl Drop for AuditBar {
+impl Drop for StageBar {
     fn drop(&mut self) {
-        self.clear();
+        self.bar.finish_and_clear();
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the API may ask about the host.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,13 @@ impl Host for LiveHost {
                 Vec::new()
             }
         }
+    }
+
+    fn addresses(&self) -> BTreeSet<IpAddr> {
+        warren_reconcile::host_addresses().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the host's addresses cannot be read");
+            BTreeSet::new()
+        })
     }
 
     fn forwarding(&self) -> bool {

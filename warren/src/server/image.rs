@@ -10,7 +10,7 @@ use warren_runtime::disk::Pool;
 use warren_runtime::image::ImageStore;
 
 use super::mounts;
-use crate::cli::progress::ImageBar;
+use crate::cli::progress::StageBar;
 
 pub fn image_build(name: ImageName, pool_dir: PathBuf, json: bool) -> anyhow::Result<()> {
     std::fs::create_dir_all(&pool_dir).with_context(|| format!("cannot make {}", pool_dir.display()))?;
@@ -25,9 +25,9 @@ async fn build(name: ImageName, pool_dir: PathBuf, json: bool) -> anyhow::Result
     let (sender, mut receiver) = mpsc::channel::<ImageProgress>(16);
     let shown_name = name.to_string();
     let shown = tokio::spawn(async move {
-        let mut bar = ImageBar::new(&shown_name, json);
+        let mut bar = StageBar::new(&shown_name, json);
         while let Some(step) = receiver.recv().await {
-            bar.show(&step);
+            bar.show(&step.stage, step.fraction);
         }
     });
     let outcome = images.build(&name, sender).await;

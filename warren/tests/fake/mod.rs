@@ -378,12 +378,20 @@ async fn events(headers: HeaderMap, Query(query): Parameters) -> Response {
         let items: Vec<_> = (from..to).map(|revision| an_event(revision + 1)).collect();
         return Json(json!({"items": items, "next": (to < 5).then(|| to.to_string())})).into_response();
     }
-    let event = |revision: u64| format!("id: {revision}\ndata: {}\n\n", an_event(revision));
-    let last = headers.get("last-event-id").map(|value| value.to_str().unwrap().to_owned());
-    let text = match last.as_deref() {
-        None => event(1) + &event(2),
-        Some("2") => event(3),
-        _ => return problem(Code::EventsExpired, "list what is, and follow from there"),
-    };
-    ([("content-type", "text/event-stream")], format!(": hello\n\n{text}")).into_response()
+    let event = |revision: u64| (revision.to_string(), an_event(revision));
+    match last_event(&headers).as_deref() {
+        None => event_stream(&[event(1), event(2)]),
+        Some("2") => event_stream(&[event(3)]),
+        _ => problem(Code::EventsExpired, "list what is, and follow from there"),
+    }
+}
+
+/// What a client that follows has seen last.
+fn last_event(headers: &HeaderMap) -> Option<String> {
+    headers.get("last-event-id").map(|value| value.to_str().unwrap().to_owned())
+}
+
+fn event_stream(events: &[(String, Value)]) -> Response {
+    let events: String = events.iter().map(|(id, data)| format!("id: {id}\ndata: {data}\n\n")).collect();
+    ([("content-type", "text/event-stream")], format!(": hello\n\n{events}")).into_response()
 }

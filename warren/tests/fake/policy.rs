@@ -1,6 +1,7 @@
 //! Policies, and what they refuse.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -11,11 +12,9 @@ use serde_json::{Value, json};
 use warren_model::problem::TextError;
 use warren_model::{Code, Problem};
 
-use super::{Memory, problem};
+use super::{Memory, Parameters, Shared, event_stream, last_event, problem};
 
-type Shared = State<std::sync::Arc<std::sync::Mutex<Memory>>>;
-
-pub fn router() -> Router<std::sync::Arc<std::sync::Mutex<Memory>>> {
+pub fn router() -> Router<Arc<Mutex<Memory>>> {
     Router::new()
         .route("/v1/policy", get(show).put(apply))
         .route("/v1/policy/versions", get(history))
@@ -114,7 +113,7 @@ async fn explain(Json(body): Json<Value>) -> Json<Value> {
     }))
 }
 
-async fn reach(Query(query): Query<BTreeMap<String, String>>) -> Json<Value> {
+async fn reach(Query(query): Parameters) -> Json<Value> {
     let network = query.get("network").map_or("dev", String::as_str);
     let to = json!({"to": "dev/db", "open": ["icmp"], "declared": []});
     let item = json!({
@@ -133,18 +132,16 @@ pub fn a_denial(number: u64) -> Value {
 }
 
 /// Two denials and an end; after those one more; after that no more.
-async fn denials(Query(query): Query<BTreeMap<String, String>>, headers: HeaderMap) -> Response {
+async fn denials(Query(query): Parameters, headers: HeaderMap) -> Response {
     if query.get("follow").is_none_or(|follow| follow != "true") {
         let limit = query["limit"].parse().unwrap();
         let items: Vec<_> = (1..=5).take(limit).map(a_denial).collect();
         return Json(json!({"items": items, "next": null})).into_response();
     }
-    let event = |number: u64| format!("id: dny_{number}\ndata: {}\n\n", a_denial(number));
-    let last = headers.get("last-event-id").map(|value| value.to_str().unwrap().to_owned());
-    let text = match last.as_deref() {
-        None => event(1) + &event(2),
-        Some("dny_2") => event(3),
-        _ => return problem(Code::NotReady, "the server is shutting down"),
-    };
-    ([("content-type", "text/event-stream")], text).into_response()
+    let event = |number: u64| (format!("dny_{number}"), a_denial(number));
+    match last_event(&headers).as_deref() {
+        None => event_stream(&[event(1), event(2)]),
+        Some("dny_2") => event_stream(&[event(3)]),
+        _ => problem(Code::NotReady, "the server is shutting down"),
+    }
 }

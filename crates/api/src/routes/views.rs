@@ -119,6 +119,9 @@ pub(crate) async fn network_with_warnings(api: &Api, record: &Network) -> Result
             )
         })
         .collect();
+    if let Some(problem) = api.store.read(&schema::network_problem(record.id)).await? {
+        view.warnings.push(format!("the network {}", problem.record));
+    }
     if record.deleting {
         view.warnings.push("the network is being deleted".to_owned());
     }

@@ -1,5 +1,7 @@
 //! Machines, images, a host and a reconciler without a kernel.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,6 +31,7 @@ pub struct FakeHost {
     pub forwards: AtomicBool,
     pub not_ready: AtomicBool,
     pub routes: Mutex<Vec<String>>,
+    pub addresses: Mutex<BTreeSet<IpAddr>>,
 }
 
 #[async_trait]
@@ -36,6 +39,10 @@ impl Host for FakeHost {
     fn overlapping_routes(&self, cidr: NetworkCidr) -> Vec<String> {
         let routes = self.routes.lock().unwrap();
         routes.iter().filter(|route| cidr.overlaps(route.parse().unwrap())).cloned().collect()
+    }
+
+    fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.addresses.lock().unwrap().clone()
     }
 
     fn forwarding(&self) -> bool {

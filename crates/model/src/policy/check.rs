@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use jiff::Timestamp;
 
 use super::claim::run_tests;
-use super::link::{may_mean, named};
+use super::link::may_mean;
 use super::near::nearest;
 use super::{
     Directory, Expect, HostPattern, Policy, PortRange, Ports, Protocol, Rule, RuleId, Subject, Target, TestTarget,
@@ -76,7 +76,7 @@ impl<'a> Check<'a> {
     }
 
     fn subject(&mut self, subject: &Subject, pointer: impl Fn() -> String) {
-        if let Some(network) = named(subject) {
+        if let Some(network) = subject.network() {
             self.network(network, &pointer);
         }
         if let Subject::Tag(_, tag) = subject
@@ -131,7 +131,7 @@ impl<'a> Check<'a> {
             return;
         }
         for (index, allow) in self.policy.allow.iter().enumerate().filter(|(_, rule)| rule.is_in_force(now)) {
-            let whole = named(&allow.from).map(|network| Subject::Network(network.clone()));
+            let whole = allow.from.network().map(|network| Subject::Network(network.clone()));
             let same = by_from.get(&allow.from).into_iter().flatten();
             let wider = whole.iter().filter(|whole| **whole != allow.from);
             let wider = wider.filter_map(|whole| by_from.get(whole)).flatten();
@@ -203,7 +203,7 @@ fn tags<'a>(policy: &'a Policy, directory: &'a Directory) -> HashSet<&'a Tag> {
 /// Whether one subject means everybody that the other can mean.
 fn holds(wide: &Subject, narrow: &Subject) -> bool {
     match (wide, narrow) {
-        (Subject::Network(network), _) => named(narrow) == Some(network),
+        (Subject::Network(network), _) => narrow.network() == Some(network),
         (Subject::Range(None, wide), Subject::Range(_, narrow)) => wide.contains(narrow),
         (Subject::Range(Some(one), wide), Subject::Range(Some(other), narrow)) => one == other && wide.contains(narrow),
         _ => wide == narrow,

@@ -2,17 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::link::{Link, links, may_mean, named};
+use super::link::{Link, links, may_mean};
 use super::people::People;
-use super::protect::{protected_ranges, protection};
+use super::protect::protection;
 use super::{
-    Destination, Directory, Expect, Member, NOT_GLOBAL_V4, NOT_GLOBAL_V6, NetworkEntry, Policy, RuleId, Sender,
-    Subject, Target, Test, TestTarget, Verdict,
+    Destination, Directory, Expect, Member, NetworkEntry, Policy, RuleId, Sender, Subject, Test, TestTarget, Verdict,
+    edges,
 };
 use crate::address::MemberNumber;
 use crate::id::MachineId;
@@ -47,15 +47,9 @@ pub fn run_tests(policy: &Policy, directory: &Directory, now: Timestamp) -> Vec<
     }
     let people = People::new(directory.members.iter());
     let rules = policy.rules().filter(|(rule, _)| rule.is_in_force(now));
-    let of_rules = rules.flat_map(|(rule, _)| match &rule.to {
-        Target::Inside(to) => [Some(&rule.from), Some(to)],
-        Target::Outside(_) => [Some(&rule.from), None],
-    });
-    let of_tests = policy.tests.iter().flat_map(|test| match &test.to {
-        TestTarget::Inside(to) => [Some(&test.from), Some(to)],
-        TestTarget::Outside(_) => [Some(&test.from), None],
-    });
-    let subjects: HashSet<&Subject> = of_rules.chain(of_tests).flatten().collect();
+    let of_rules = rules.flat_map(|(rule, _)| rule.subjects());
+    let of_tests = policy.tests.iter().flat_map(|test| test.subjects());
+    let subjects: HashSet<&Subject> = of_rules.chain(of_tests).collect();
     let mut subjects: Vec<&Subject> = subjects.into_iter().collect();
     subjects.sort_unstable();
     let kinds = people.kinds(subjects.into_iter());
@@ -83,31 +77,6 @@ type Links<'a> = BTreeMap<&'a Label, Link<'a>>;
 
 /// The tests together take more than [`MAX_STEPS`].
 struct TooMuch;
-
-/// What a test's destination stands for, from one sender's view.
-enum Goal<'t> {
-    Member(&'t Member),
-    Address(IpAddr),
-    Name(&'t super::HostName),
-}
-
-impl Goal<'_> {
-    fn destination(&self) -> Destination<'_> {
-        match self {
-            Self::Member(member) => Destination::Member(member),
-            Self::Address(address) => Destination::Address(*address),
-            Self::Name(name) => Destination::Name(name),
-        }
-    }
-
-    fn shown(&self) -> String {
-        match self {
-            Self::Member(member) => format!("{}/{}", member.network, member.name),
-            Self::Address(address) => address.to_string(),
-            Self::Name(name) => name.to_string(),
-        }
-    }
-}
 
 impl<'a> Bench<'a> {
     fn run(&self, index: usize, test: &Test) -> TestOutcome {
@@ -155,38 +124,35 @@ impl<'a> Bench<'a> {
             };
             let mut invented = None;
             let goals = match &test.to {
-                TestTarget::Outside(name) => vec![Goal::Name(name)],
+                TestTarget::Outside(name) => vec![Destination::Name(name)],
                 TestTarget::Inside(to) => {
                     let mut goals = self.goals(to, from, &sender, &receivers)?;
                     if goals.is_empty() {
                         invented = invent(to, self.directory, Some(from));
-                        goals.extend(invented.iter().map(Goal::Member));
+                        goals.extend(invented.iter().map(Destination::Member));
                     }
                     goals
                 }
             };
             for goal in &goals {
-                let looked_up = if matches!(goal, Goal::Address(_)) { self.places() } else { 0 };
+                let looked_up = if matches!(goal, Destination::Address(_)) { self.places() } else { 0 };
                 for port in &ports {
                     self.spend(1 + steps + looked_up)?;
-                    let found = sender.judge(goal.destination(), test.port.protocol, *port);
+                    let found = sender.judge(*goal, test.port.protocol, *port);
                     let as_expected = found.allowed == (test.expect == Expect::Allow);
                     let by_rule = test.by.as_ref().is_none_or(|by| found.rule.as_ref() == Some(by));
                     if !(as_expected && by_rule) {
                         let shown = shown(test, *port);
-                        let from = format!("{}/{}", from.network, from.name);
-                        return Ok(outcome(false, from, goal.shown(), shown, found));
+                        return Ok(outcome(false, from.full_name(), goal.to_string(), shown, found));
                     }
-                    last = Some((from, goal.shown(), *port, found));
+                    last = Some((from, goal.to_string(), *port, found));
                 }
             }
             drop(goals);
             drop(invented);
         }
         Ok(match last {
-            Some((from, to, port, found)) => {
-                outcome(true, format!("{}/{}", from.network, from.name), to, shown(test, port), found)
-            }
+            Some((from, to, port, found)) => outcome(true, from.full_name(), to, shown(test, port), found),
             None => unjudged(index, test, format!("{} means nobody and no address outside", test.to)),
         })
     }
@@ -235,7 +201,7 @@ impl<'a> Bench<'a> {
         from: &Member,
         sender: &Sender<'s>,
         receivers: &[Vec<&'t Member>],
-    ) -> Result<Vec<Goal<'t>>, TooMuch>
+    ) -> Result<Vec<Destination<'t>>, TooMuch>
     where
         'a: 's,
     {
@@ -243,47 +209,25 @@ impl<'a> Bench<'a> {
         let is_sender = |member: &Member| {
             member.machine == from.machine && member.network == from.network && member.name == from.name
         };
-        let mut goals: Vec<Goal<'t>> = receivers
+        let mut goals: Vec<Destination<'t>> = receivers
             .iter()
             .filter_map(|kind| kind.iter().find(|member| !is_sender(member)))
             .filter(|member| sender.means(to, member))
-            .map(|member| Goal::Member(member))
+            .map(|member| Destination::Member(member))
             .collect();
         if let Subject::Range(None, range) = to {
             sender.know_links(self.links_of(&from.network)?);
             self.spend(self.policy.forbid.len() + self.policy.allow.len() + self.directory.networks.len())?;
-            let edges = self.edges(*range);
+            let edges = edges(self.policy, self.directory, *range);
             self.spend(edges.len().saturating_mul(self.places()))?;
             let outside = edges.into_iter().filter(|address| sender.is_outside(*address));
-            goals.extend(outside.map(Goal::Address));
-            if goals.is_empty() && protection(range.network()).is_some() {
-                goals.push(Goal::Address(range.network()));
+            goals.extend(outside.map(Destination::Address));
+            let first = range.network();
+            if goals.is_empty() && (protection(first).is_some() || self.directory.host.is_own(first)) {
+                goals.push(Destination::Address(first));
             }
         }
         Ok(goals)
-    }
-
-    /// The addresses in a range at which the answer may change: to judge each is to judge the range.
-    fn edges(&self, range: IpNet) -> Vec<IpAddr> {
-        let named = self.policy.rules().filter_map(|(rule, _)| match &rule.to {
-            Target::Inside(Subject::Range(None, other)) => Some(*other),
-            _ => None,
-        });
-        let networks = self.directory.networks.values();
-        let own = networks.flat_map(|entry| {
-            [IpNet::V4(entry.cidr.net()), IpNet::V6(entry.cidr6), IpNet::V6(super::link::installation(entry))]
-        });
-        let built_in = protected_ranges().iter().map(|(range, _)| *range);
-        let special = NOT_GLOBAL_V4.iter().chain(&NOT_GLOBAL_V6).chain(&[super::GLOBAL_V6]);
-        let special = special.filter_map(|text| text.parse::<IpNet>().ok());
-        let inside = named.chain(own).chain(built_in).chain(special).filter(|other| range.contains(other));
-        let mut edges: Vec<IpAddr> = std::iter::once(range.network())
-            .chain(inside.flat_map(|other| [Some(other.network()), after(other.broadcast())]).flatten())
-            .filter(|address| range.contains(address))
-            .collect();
-        edges.sort_unstable();
-        edges.dedup();
-        edges
     }
 }
 
@@ -307,16 +251,9 @@ fn shown(test: &Test, port: Option<u16>) -> String {
     }
 }
 
-fn after(address: IpAddr) -> Option<IpAddr> {
-    match address {
-        IpAddr::V4(four) => u32::from(four).checked_add(1).map(|next| IpAddr::V4(Ipv4Addr::from(next))),
-        IpAddr::V6(six) => u128::from(six).checked_add(1).map(|next| IpAddr::V6(Ipv6Addr::from(next))),
-    }
-}
-
 /// Somebody whom a subject would mean, in a network that is there; not the one given.
 fn invent(subject: &Subject, directory: &Directory, other_than: Option<&Member>) -> Option<Member> {
-    let (network, entry) = match named(subject) {
+    let (network, entry) = match subject.network() {
         Some(network) => directory.networks.get_key_value(network)?,
         None => {
             let own = other_than.and_then(|member| directory.networks.get_key_value(&member.network));
@@ -328,7 +265,7 @@ fn invent(subject: &Subject, directory: &Directory, other_than: Option<&Member>)
     let mut member = Member {
         machine: MachineId::from_ulid(ulid::Ulid::nil()),
         network: network.clone(),
-        name: label(if other_than.is_some() { "another" } else { "somebody" })?,
+        name: (if other_than.is_some() { "another" } else { "somebody" }).parse().ok()?,
         number: MemberNumber::new(u32::MAX).ok()?,
         ipv4: entry.cidr.broadcast(),
         ipv6: Ipv6Addr::from(u128::from(entry.cidr6.network()) | u128::from(u32::MAX)),
@@ -353,8 +290,4 @@ fn place(member: &mut Member, range: IpNet, entry: &NetworkEntry) {
         // A wider range contains the network's, and so the address that the member has already.
         _ => {}
     }
-}
-
-fn label(text: &str) -> Option<Label> {
-    text.parse().ok()
 }

@@ -1,10 +1,11 @@
 //! One flow, one verdict.
 //!
-//! The order: what is built in and cannot be lifted; rules that forbid; members of one network among each other; the
-//! public internet where egress is open; rules that allow; no.
+//! The order: what is built in and cannot be lifted; rules that forbid; what this host keeps closed; members of one
+//! network among each other; the public internet where egress is open; rules that allow; no.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -35,6 +36,17 @@ pub enum Destination<'a> {
     /// An address as the sender sees it. One that a member has is judged like the member.
     Address(IpAddr),
     Name(&'a HostName),
+}
+
+/// `network/machine`, the address or the name.
+impl fmt::Display for Destination<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member(member) => f.write_str(&member.full_name()),
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
 }
 
 /// What policy says about a flow.
@@ -153,6 +165,11 @@ impl<'a> Sender<'a> {
         if let Some(rule) = forbid.iter().find(|rule| rule.covers(protocol, port)) {
             return refuse(Some(rule.id.clone()), said(rule, "forbids"));
         }
+        if let Place::Outside(address) = place
+            && let Some((rule, reason)) = self.directory.host.closes(address)
+        {
+            return refuse(Some(rule), reason);
+        }
         let own = &self.from.network;
         let open = self.network.is_some_and(|network| network.egress == Egress::Open);
         match place {
@@ -188,14 +205,14 @@ impl<'a> Sender<'a> {
             return accept(rule.id.clone(), said(rule, "allows"));
         }
         let place = match place {
-            Place::Member(to) => format!("{}/{}", to.network, to.name),
+            Place::Member(to) => to.full_name(),
             Place::Outside(address) => address.to_string(),
             Place::Name(name) => name.to_string(),
             Place::Gateway => "the gateway".to_owned(),
             Place::Nobody(address) => address.to_string(),
         };
         let port = port.map(|port| format!("/{port}")).unwrap_or_default();
-        refuse(None, format!("no rule allows {own}/{} to reach {place} on {protocol}{port}", self.from.name))
+        refuse(None, format!("no rule allows {} to reach {place} on {protocol}{port}", self.from.full_name()))
     }
 
     /// Whether a rule's `to` means this destination, for this sender.
@@ -203,9 +220,17 @@ impl<'a> Sender<'a> {
         self.is_about(rule, self.place(to))
     }
 
-    /// Whether an address is neither of a network nor protected.
+    /// Whether an address is neither of a network, nor protected, nor the host's own.
     pub(super) fn is_outside(&self, address: IpAddr) -> bool {
-        protection(address).is_none() && matches!(self.find(as_sent(address)), Place::Outside(_))
+        let address = as_sent(address);
+        protection(address).is_none()
+            && !self.directory.host.is_own(address)
+            && matches!(self.find(address), Place::Outside(_))
+    }
+
+    /// Whether an address is in a range of a network that this member reaches, and no member has it.
+    pub fn is_vacant(&self, address: IpAddr) -> bool {
+        protection(address).is_none() && matches!(self.find(as_sent(address)), Place::Gateway | Place::Nobody(_))
     }
 
     fn place<'d>(&self, to: Destination<'d>) -> Place<'d>

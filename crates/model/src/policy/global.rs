@@ -4,8 +4,10 @@
 //! call globally reachable stays closed: private, shared, loopback, link-local (the metadata services live there),
 //! documentation, benchmarking, multicast and reserved ranges.
 
-use ipnet::{Ipv4Net, Ipv6Net};
 use std::net::IpAddr;
+use std::sync::LazyLock;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// IPv4 ranges that are not the public internet.
 pub const NOT_GLOBAL_V4: [&str; 16] = [
@@ -42,6 +44,17 @@ pub fn is_global(address: IpAddr) -> bool {
                 && !ranges::<Ipv6Net>(&NOT_GLOBAL_V6).any(|range| range.contains(&v6))
         }
     }
+}
+
+/// Every range that is not the public internet, in both families.
+pub(super) fn not_global() -> &'static [IpNet] {
+    // IPv6 outside 2000::/3 is these three.
+    const NOT_UNICAST: [&str; 3] = ["::/3", "4000::/2", "8000::/1"];
+    static RANGES: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
+        let texts = NOT_GLOBAL_V4.iter().chain(&NOT_GLOBAL_V6).chain(&NOT_UNICAST);
+        texts.filter_map(|text| text.parse().ok()).collect()
+    });
+    &RANGES
 }
 
 fn ranges<'a, N: std::str::FromStr>(texts: &'a [&'a str]) -> impl Iterator<Item = N> + 'a {

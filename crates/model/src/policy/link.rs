@@ -41,7 +41,7 @@ pub(super) fn links<'a>(
             }
         };
         // A rule that names its networks is about those alone.
-        match (named(from), named(to)) {
+        match (from.network(), to.network()) {
             (Some(from), Some(to)) => {
                 [from, to].into_iter().filter_map(|name| directory.networks.get_key_value(name)).for_each(consider);
             }
@@ -76,7 +76,7 @@ fn by_ipv4<'a>(
         if left.is_empty() {
             break;
         }
-        if let (Some(one), Some(other)) = (named(from), named(to)) {
+        if let (Some(one), Some(other)) = (from.network(), to.network()) {
             let meant = |name: &Label, subject: &Subject| {
                 directory.networks.get_key_value(name).filter(|(name, entry)| may_mean(subject, name, entry))
             };
@@ -124,14 +124,6 @@ pub(super) fn may_mean(subject: &Subject, name: &Label, entry: &NetworkEntry) ->
             network.as_ref().is_none_or(|network| network == name)
                 && (intersect(*range, IpNet::V4(entry.cidr.net())) || intersect(*range, IpNet::V6(entry.cidr6)))
         }
-    }
-}
-
-/// The network that a subject names; `None` for a range in whatever network.
-pub(super) fn named(subject: &Subject) -> Option<&Label> {
-    match subject {
-        Subject::Network(network) | Subject::Tag(network, _) | Subject::Machine(network, _) => Some(network),
-        Subject::Range(network, _) => network.as_ref(),
     }
 }
 

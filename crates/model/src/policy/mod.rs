@@ -22,6 +22,7 @@
 //! | `suggest` | the rule that is missing, and those that nearly decide |
 //! | `schema` | the JSON Schema of the document |
 //! | `protect` | what no rule can open |
+//! | `edges` | the addresses at which answers may change |
 //! | `ports`, `host` | ports and protocols; host names and patterns of them |
 //! | `global` | which addresses are the public internet |
 //! | `private` | which others a host's operator lets rules open |
@@ -29,6 +30,7 @@
 pub mod check;
 mod claim;
 pub mod compile;
+mod edges;
 pub mod evaluate;
 mod global;
 pub mod host;
@@ -60,12 +62,13 @@ use crate::record::Egress;
 pub use check::{Finding, check};
 pub use claim::{TestOutcome, run_tests};
 pub use compile::{CompileError, Group, NameDecision, NameRule, NetworkRules, compile};
+pub use edges::{edges, following};
 pub use evaluate::{Destination, Flow, Sender, Verdict, evaluate};
 pub use global::{GLOBAL_V6, NOT_GLOBAL_V4, NOT_GLOBAL_V6, is_global};
 pub use host::{HostName, HostPattern};
 pub use ports::{Application, PortRange, Ports, Protocol};
 pub use private::PrivateRanges;
-pub use protect::{BUILTIN, PROTECTED, protected_ranges, protection};
+pub use protect::{BUILTIN, HostLimits, PROTECTED, protected_ranges, protection};
 pub use read::{PolicyError, ReadPolicy, read};
 pub use schema::schema;
 pub use suggest::{NearMiss, missing_rule, near_misses, suggest};
@@ -208,6 +211,15 @@ impl Rule {
     pub fn covers(&self, protocol: Protocol, port: Option<u16>) -> bool {
         self.ports.is_empty() || self.ports.iter().any(|ports| ports.cover(protocol, port))
     }
+
+    /// Who is meant inside: by `from`, and by `to` where that is not a name.
+    pub fn subjects(&self) -> impl Iterator<Item = &Subject> {
+        let to = match &self.to {
+            Target::Inside(subject) => Some(subject),
+            Target::Outside(_) => None,
+        };
+        std::iter::once(&self.from).chain(to)
+    }
 }
 
 /// Who is meant inside: `net:N`, `N/tag:T`, `N/machine`, or an address or CIDR.
@@ -220,6 +232,16 @@ pub enum Subject {
     Tag(Label, Tag),
     Machine(Label, Label),
     Range(Option<Label>, IpNet),
+}
+
+impl Subject {
+    /// The network that it names; `None` for a range in whatever network.
+    pub fn network(&self) -> Option<&Label> {
+        match self {
+            Self::Network(network) | Self::Tag(network, _) | Self::Machine(network, _) => Some(network),
+            Self::Range(network, _) => network.as_ref(),
+        }
+    }
 }
 
 /// Where a flow goes: to somebody inside, or to a name outside. A [`Subject::Range`] here means the address as the
@@ -244,6 +266,17 @@ pub struct Test {
     pub by: Option<RuleId>,
 }
 
+impl Test {
+    /// Who is meant inside: by `from`, and by `to` where that is not a name.
+    pub fn subjects(&self) -> impl Iterator<Item = &Subject> {
+        let to = match &self.to {
+            TestTarget::Inside(subject) => Some(subject),
+            TestTarget::Outside(_) => None,
+        };
+        std::iter::once(&self.from).chain(to)
+    }
+}
+
 /// Like a [`Target`], but a single name instead of a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TestTarget {
@@ -264,6 +297,8 @@ pub enum Expect {
 pub struct Directory {
     pub networks: BTreeMap<Label, NetworkEntry>,
     pub members: Vec<Member>,
+    /// What their host keeps closed; `compile` does not look at it, since the host's own rules do.
+    pub host: HostLimits,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -295,6 +330,11 @@ impl Directory {
 }
 
 impl Member {
+    /// `network/machine`
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.network, self.name)
+    }
+
     pub fn has(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(four) => self.ipv4 == four,

@@ -23,6 +23,10 @@ impl PrivateRanges {
         self.0.iter().any(|permitted| permitted.contains(&range))
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = IpNet> {
+        self.0.iter().copied()
+    }
+
     /// A private range that the rules open and may not.
     pub fn exceeded_by(&self, rules: &NetworkRules) -> Option<IpNet> {
         rules.private_exits.iter().copied().find(|exit| !self.permit(*exit))

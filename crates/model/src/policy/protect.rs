@@ -1,11 +1,12 @@
 //! What no rule can open.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use ipnet::IpNet;
 
-use super::RuleId;
+use super::{PrivateRanges, RuleId, is_global};
 
 /// Ranges that no rule opens, each with the name of the built-in rule that says so.
 ///
@@ -42,13 +43,14 @@ pub const PROTECTED: [(&str, &str); 20] = [
 
 /// The built-in rules, without the `builtin:` in front. The last six are of what cannot be judged beforehand, such as
 /// how many connections there are: only denials cite them.
-pub const BUILTIN: [&str; 15] = [
+pub const BUILTIN: [&str; 16] = [
     "metadata",
     "multicast",
     "loopback",
     "names",
     "embedded",
     "host",
+    "private-range",
     "gateway",
     "intra",
     "open-egress",
@@ -59,6 +61,46 @@ pub const BUILTIN: [&str; 15] = [
     "name-types",
     "connection-limit",
 ];
+
+/// What a host keeps closed to its networks whatever a policy says, beside [`PROTECTED`]. Nothing by default, for whoever
+/// does not know the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostLimits {
+    /// The host's own addresses, public ones as well.
+    pub addresses: BTreeSet<IpAddr>,
+    /// What rules may open besides the public internet; `None` where that is not known.
+    pub private_ranges: Option<PrivateRanges>,
+}
+
+impl HostLimits {
+    /// The built-in rule that keeps an address outside closed on this host, and why.
+    pub(super) fn closes(&self, address: IpAddr) -> Option<(RuleId, String)> {
+        let address = as_sent(address);
+        if self.is_own(address) {
+            let reason = format!("{address} is the host's: no network reaches any of its addresses");
+            return Some((RuleId::builtin("host"), reason));
+        }
+        let permitted = self.private_ranges.as_ref()?;
+        if is_global(address) || permitted.permit(IpNet::from(address)) {
+            return None;
+        }
+        let reason = format!(
+            "{address} is not of the public internet, and the operator of this host does not permit it (warren up \
+             --private-range)"
+        );
+        Some((RuleId::builtin("private-range"), reason))
+    }
+
+    pub(super) fn is_own(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
+    }
+
+    /// The ranges in which this host differs from another.
+    pub(super) fn parts(&self) -> impl Iterator<Item = IpNet> {
+        let own = self.addresses.iter().map(|address| IpNet::from(*address));
+        own.chain(self.private_ranges.iter().flat_map(PrivateRanges::iter))
+    }
+}
 
 /// [`PROTECTED`] as ranges, in the same order.
 pub fn protected_ranges() -> &'static [(IpNet, &'static str)] {
@@ -105,7 +147,6 @@ fn embedded(six: Ipv6Addr) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::is_global;
 
     #[test]
     fn every_range_parses_and_none_is_the_public_internet() {

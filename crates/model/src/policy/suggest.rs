@@ -84,9 +84,9 @@ pub fn near_misses(policy: &Policy, directory: &Directory, flow: &Flow<'_>, now:
             // A forbidding rule that is about something else has nothing to do with it.
             _ if forbid => continue,
             (false, true, true, true) => {
-                format!("it is from {}, not {}/{}", rule.from, flow.from.network, flow.from.name)
+                format!("it is from {}, not {}", rule.from, flow.from.full_name())
             }
-            (true, false, true, true) => format!("it is to {}, not {}", rule.to, destination(flow.to)),
+            (true, false, true, true) => format!("it is to {}, not {}", rule.to, flow.to),
             (true, true, false, true) => format!("it is for {}, not {}", listed(&rule.ports), asked(flow)),
             (true, true, true, false) => match rule.expires {
                 Some(at) => format!("it expired at {at}"),
@@ -108,14 +108,6 @@ pub fn near_misses(policy: &Policy, directory: &Directory, flow: &Flow<'_>, now:
 
 fn machine(member: &Member) -> Subject {
     Subject::Machine(member.network.clone(), member.name.clone())
-}
-
-fn destination(to: Destination<'_>) -> String {
-    match to {
-        Destination::Member(member) => format!("{}/{}", member.network, member.name),
-        Destination::Address(address) => address.to_string(),
-        Destination::Name(name) => name.to_string(),
-    }
 }
 
 fn listed(ports: &[Ports]) -> String {

@@ -327,7 +327,8 @@ shape! {
         /// The rule that would allow it, to paste into the policy; null where no rule can.
         #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
         pub suggested_rule: Option<Rule>,
-        /// How many refusals this stands for, at least 1.
+        /// How many refusals this stands for, at least 1. Exact for names; of packets (layers `network` and `egress`), at
+        /// most 10 a second of one machine are told of after the first 20. `refused` of its traffic counts every one.
         pub count: u64,
     }
 }

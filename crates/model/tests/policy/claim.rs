@@ -1,4 +1,4 @@
-use warren_model::policy::{Directory, TestOutcome, run_tests};
+use warren_model::policy::{Directory, HostLimits, TestOutcome, run_tests};
 use warren_model::record::Egress;
 
 use super::common::{network, now, policy, world};
@@ -104,6 +104,22 @@ allow:
         ("from: dev/one, to: dev/two, port: tcp/1, expect: deny", true),
         ("from: dev/one, to: 10.0.9.9, port: tcp/1, expect: deny", true),
         ("from: 192.168.0.1, to: dev/two, port: tcp/1, expect: deny", false),
+    ];
+    let texts: Vec<&str> = tests.iter().map(|(test, _)| *test).collect();
+    for (outcome, (test, expected)) in outcomes(rules, &texts, &directory).iter().zip(tests) {
+        assert_eq!(outcome.passed, expected, "{test}: {outcome:#?}");
+    }
+}
+
+#[test]
+fn the_hosts_own_addresses_count_only_in_a_test_about_them() {
+    let addresses = ["8.8.4.0".parse().unwrap(), "8.8.4.4".parse().unwrap()].into();
+    let directory = Directory { host: HostLimits { addresses, private_ranges: None }, ..world() };
+    let rules = "allow: [{id: a, from: dev/web, to: 8.8.0.0/16}]";
+    let tests = [
+        ("from: dev/web, to: 8.8.4.0/24, port: tcp/53, expect: allow, by: a", true),
+        ("from: dev/web, to: 8.8.4.4, port: tcp/53, expect: deny, by: \"builtin:host\"", true),
+        ("from: dev/web, to: 8.8.4.4, port: tcp/53, expect: allow", false),
     ];
     let texts: Vec<&str> = tests.iter().map(|(test, _)| *test).collect();
     for (outcome, (test, expected)) in outcomes(rules, &texts, &directory).iter().zip(tests) {

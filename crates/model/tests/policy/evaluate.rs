@@ -1,12 +1,15 @@
-use warren_model::policy::Policy;
+use warren_model::policy::{Directory, HostLimits, Policy};
 
 use super::common::{judge, policy, world};
 
 /// A sender, a destination, a port, and the rule that decides: `+id` allows, `-id` forbids, `-` is no rule at all.
 fn assert_judged(policy: &Policy, cases: &[(&str, &str, &str, &str)]) {
-    let directory = world();
+    assert_judged_in(&world(), policy, cases);
+}
+
+fn assert_judged_in(directory: &Directory, policy: &Policy, cases: &[(&str, &str, &str, &str)]) {
     for (from, to, port, expected) in cases {
-        let verdict = judge(policy, &directory, from, to, port);
+        let verdict = judge(policy, directory, from, to, port);
         let sign = if verdict.allowed { "+" } else { "-" };
         let rule = verdict.rule.map(|rule| rule.to_string()).unwrap_or_default();
         assert_eq!(format!("{sign}{rule}"), *expected, "{from} to {to} on {port}: {}", verdict.reason);
@@ -199,4 +202,40 @@ fn the_reason_of_a_rule_is_said() {
     let policy = policy("forbid: [{id: no, from: net:dev, to: net:dev, reason: frozen until the audit}]");
     let verdict = judge(&policy, &world(), "dev/agent", "dev/db", "tcp/1");
     assert_eq!(verdict.reason, "rule no forbids it: frozen until the audit");
+}
+
+#[test]
+fn what_its_host_keeps_closed_no_rule_lifts() {
+    let addresses = ["203.0.113.9", "8.8.4.4", "192.168.7.1", "2001:4860::4", "10.2.1.1"];
+    let host = HostLimits {
+        addresses: addresses.map(|address| address.parse().unwrap()).into(),
+        private_ranges: Some(["192.168.0.0/16".parse().unwrap()].into_iter().collect()),
+    };
+    let directory = Directory { host, ..world() };
+    let policy = policy(
+        "forbid: [{id: no, from: lab/mouse, to: 8.8.4.4}]
+allow:
+- {id: four, from: net:lab, to: 0.0.0.0/0}
+- {id: dev, from: net:dev, to: 8.8.0.0/16}",
+    );
+    assert_judged_in(
+        &directory,
+        &policy,
+        &[
+            ("lab/rat", "8.8.4.4", "tcp/22", "-builtin:host"),
+            ("lab/rat", "::ffff:8.8.4.4", "tcp/22", "-builtin:host"),
+            ("lab/rat", "2001:4860::4", "tcp/22", "-builtin:host"),
+            ("dev/agent", "8.8.4.4", "icmp", "-builtin:host"),
+            ("dev/agent", "203.0.113.9", "tcp/22", "-builtin:host"),
+            ("lab/rat", "192.168.7.1", "tcp/22", "-builtin:host"),
+            ("lab/rat", "192.168.7.2", "tcp/22", "+four"),
+            ("lab/rat", "172.16.0.1", "tcp/22", "-builtin:private-range"),
+            ("dev/agent", "172.16.0.1", "tcp/22", "-builtin:private-range"),
+            ("lab/mouse", "8.8.4.4", "tcp/22", "-no"),
+            ("lab/rat", "8.8.8.8", "tcp/22", "+builtin:open-egress"),
+            ("dev/agent", "8.8.8.8", "tcp/22", "+dev"),
+            // Where a member has it, it is the member's.
+            ("lab/mouse", "10.2.1.1", "tcp/22", "+builtin:intra"),
+        ],
+    );
 }

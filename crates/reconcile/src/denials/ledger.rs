@@ -16,7 +16,15 @@ const COMPARED: usize = 64;
 /// Everything that was refused of late.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    accounts: HashMap<AccountId, VecDeque<Entry>>,
+    accounts: HashMap<AccountId, Ring>,
+}
+
+/// The records of one account, oldest first.
+#[derive(Debug, Default)]
+struct Ring {
+    entries: VecDeque<Entry>,
+    /// How many of them are about each machine.
+    shares: HashMap<Option<MachineId>, usize>,
 }
 
 #[derive(Debug)]
@@ -37,12 +45,13 @@ impl Ledger {
     /// how many refusals are new.
     pub fn add(&mut self, denial: Denial, now: Timestamp) -> (Denial, u64) {
         let ring = self.accounts.entry(denial.account).or_default();
-        let recent = || ring.iter().enumerate().rev().take_while(|(_, known)| known.denial.time >= denial.time - SLACK);
+        let recent =
+            || ring.entries.iter().enumerate().rev().take_while(|(_, known)| known.denial.time >= denial.time - SLACK);
         let known = recent()
             .find(|(_, known)| known.denial.id == denial.id)
             .or_else(|| recent().take(COMPARED).find(|(_, known)| is_alike(&known.denial, &denial)))
             .map(|(place, _)| place);
-        let known = known.and_then(|place| ring.get_mut(place));
+        let known = known.and_then(|place| ring.entries.get_mut(place));
         let before = known.as_ref().filter(|known| known.denial.id == denial.id).map_or(0, |known| known.denial.count);
         // A record that its layer counts on by itself comes again, with a higher count.
         let more = denial.count.saturating_sub(before);
@@ -53,10 +62,7 @@ impl Ledger {
             }
             return (known.denial.clone(), more);
         }
-        if ring.len() == KEPT {
-            make_room(ring);
-        }
-        ring.push_back(Entry { denial: denial.clone(), last: now });
+        ring.push(Entry { denial: denial.clone(), last: now });
         (denial, more)
     }
 
@@ -64,13 +70,10 @@ impl Ledger {
     pub fn restore(&mut self, denials: impl IntoIterator<Item = Denial>) {
         for denial in denials {
             let ring = self.accounts.entry(denial.account).or_default();
-            let recent = ring.iter_mut().rev().take_while(|known| known.denial.time >= denial.time - SLACK);
+            let recent = ring.entries.iter_mut().rev().take_while(|known| known.denial.time >= denial.time - SLACK);
             match recent.into_iter().find(|known| known.denial.id == denial.id) {
                 Some(known) => *known = denial.into(),
-                None => ring.push_back(denial.into()),
-            }
-            if ring.len() > KEPT {
-                make_room(ring);
+                None => ring.push(denial.into()),
             }
         }
     }
@@ -84,7 +87,7 @@ impl Ledger {
         limit: usize,
     ) -> Vec<Denial> {
         let Some(ring) = self.accounts.get(&account) else { return Vec::new() };
-        let ring = || ring.iter().map(|entry| &entry.denial);
+        let ring = || ring.entries.iter().map(|entry| &entry.denial);
         let wanted = |denial: &&Denial| machine.is_none_or(|machine| denial.machine == Some(machine));
         match after {
             Some(after) => {
@@ -108,7 +111,7 @@ impl Ledger {
         let ring = self.accounts.get(&account);
         let recent = ring
             .into_iter()
-            .flat_map(|ring| ring.iter().rev())
+            .flat_map(|ring| ring.entries.iter().rev())
             .take_while(|entry| entry.denial.time >= since - SLACK)
             .filter(|entry| entry.denial.machine == Some(machine) && entry.last >= since);
         let mut found: Vec<_> = recent.take(limit).map(|entry| entry.denial.clone()).collect();
@@ -117,16 +120,27 @@ impl Ledger {
     }
 }
 
-/// Drops the oldest record of whoever has most of them, so that nobody who is refused often hides the others.
-fn make_room(ring: &mut VecDeque<Entry>) {
-    let mut shares: HashMap<Option<MachineId>, (usize, usize)> = HashMap::new();
-    for (place, entry) in ring.iter().enumerate() {
-        shares.entry(entry.denial.machine).or_insert((0, place)).0 += 1;
+impl Ring {
+    fn push(&mut self, entry: Entry) {
+        if self.entries.len() == KEPT {
+            self.make_room();
+        }
+        *self.shares.entry(entry.denial.machine).or_default() += 1;
+        self.entries.push_back(entry);
     }
-    // A share of one each is the whole ring of as many machines: then the oldest goes.
-    let oldest = shares.into_values().max_by_key(|(count, oldest)| (*count, std::cmp::Reverse(*oldest)));
-    if let Some((_, place)) = oldest {
-        ring.remove(place);
+
+    /// Drops the oldest record of whoever has most of them, so that nobody who is refused often hides the others.
+    fn make_room(&mut self) {
+        let most = self.shares.values().copied().max();
+        // Shares of one each are the whole ring of as many machines: then the oldest goes.
+        let oldest = self.entries.iter().position(|entry| self.shares.get(&entry.denial.machine).copied() == most);
+        let Some(gone) = oldest.and_then(|place| self.entries.remove(place)) else { return };
+        if let Some(share) = self.shares.get_mut(&gone.denial.machine) {
+            *share -= 1;
+            if *share == 0 {
+                self.shares.remove(&gone.denial.machine);
+            }
+        }
     }
 }
 
@@ -200,6 +214,19 @@ mod tests {
         let first = denial(1, 2, 80, 1);
         assert_eq!(ledger.list(first.account, first.machine, None, 10), std::slice::from_ref(&first));
         assert_eq!(ledger.list(first.account, None, None, usize::MAX).len(), KEPT);
+    }
+
+    #[test]
+    fn where_nobody_has_more_than_others_the_oldest_record_goes() {
+        let mut ledger = Ledger::default();
+        let kept = KEPT as u64;
+        for n in 0..kept + 10 {
+            add(&mut ledger, denial(1 + n, n, 80, 2 * n as i64));
+        }
+        let first = denial(1, 0, 80, 0);
+        let listed = ledger.list(first.account, None, None, usize::MAX);
+        assert_eq!((listed.len(), listed[0].machine), (KEPT, denial(1, 10, 80, 0).machine));
+        assert_eq!(ledger.accounts[&first.account].shares.len(), KEPT);
     }
 
     #[test]

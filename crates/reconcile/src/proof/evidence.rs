@@ -239,9 +239,7 @@ pub(crate) async fn denials(world: &World, account: AccountId, now: Timestamp) -
     let mut by_machine: BTreeMap<String, u64> = BTreeMap::new();
     for denial in records.iter().filter(|denial| now.duration_since(denial.time) < OF_LATE) {
         found.total += denial.count;
-        let layer = serde_json::to_value(denial.layer).ok();
-        let layer = layer.as_ref().and_then(serde_json::Value::as_str).unwrap_or("unknown").to_owned();
-        *found.by_layer.entry(layer).or_default() += denial.count;
+        *found.by_layer.entry(denial.layer.as_str().to_owned()).or_default() += denial.count;
         let machine = denial.machine.and_then(|id| world.desired.read().machine(id));
         let machine = machine.map_or_else(|| "a machine that is gone".to_owned(), |machine| machine.name.to_string());
         *by_machine.entry(machine).or_default() += denial.count;

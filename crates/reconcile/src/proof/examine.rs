@@ -50,6 +50,8 @@ pub(crate) struct Subject<'a> {
     pub hosts: Vec<Host>,
     pub foreign: Vec<Foreign>,
     pub outside: Vec<Outside>,
+    /// The report may say the host's addresses.
+    pub host_named: bool,
 }
 
 /// What came of it.
@@ -83,6 +85,7 @@ pub(crate) async fn examine(
             hosts: &subject.hosts,
             foreign: &subject.foreign,
             host_canaries: &canaries,
+            host_named: subject.host_named,
             api_port: api.map(|(port, _)| port),
             outside: &subject.outside,
         },

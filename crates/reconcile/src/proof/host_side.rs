@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
+use nix::ifaddrs::InterfaceAddress;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -146,12 +147,7 @@ fn own_addresses(world: &World) -> Vec<IpAddr> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
     let mut found: Vec<(bool, IpAddr)> = interfaces
         .filter_map(|interface| {
-            let address = interface.address?;
-            let address = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-                (Some(four), _) => IpAddr::V4(four.ip()),
-                (_, Some(six)) => IpAddr::V6(six.ip()),
-                _ => return None,
-            };
+            let address = address_of(&interface)?;
             is_reachable(address).then(|| (interface.interface_name.starts_with(&prefix), address))
         })
         .collect();
@@ -160,15 +156,23 @@ fn own_addresses(world: &World) -> Vec<IpAddr> {
     found.into_iter().map(|(_, address)| address).collect()
 }
 
+/// Every address of the host, on whatever interface.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn host_addresses() -> io::Result<BTreeSet<IpAddr>> {
+    Ok(nix::ifaddrs::getifaddrs()?.filter_map(|interface| address_of(&interface)).collect())
+}
+
 /// Whether an address is one of the host's, or has to be taken for one because they cannot be read.
 pub(crate) fn is_own(address: IpAddr) -> bool {
-    let Ok(mut interfaces) = nix::ifaddrs::getifaddrs() else { return true };
-    interfaces.any(|interface| {
-        interface.address.is_some_and(|own| match address {
-            IpAddr::V4(four) => own.as_sockaddr_in().is_some_and(|own| own.ip() == four),
-            IpAddr::V6(six) => own.as_sockaddr_in6().is_some_and(|own| own.ip() == six),
-        })
-    })
+    host_addresses().map_or(true, |own| own.contains(&address))
+}
+
+fn address_of(interface: &InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address?;
+    let four = address.as_sockaddr_in().map(|four| IpAddr::V4(four.ip()));
+    four.or_else(|| address.as_sockaddr_in6().map(|six| IpAddr::V6(six.ip())))
 }
 
 fn is_reachable(address: IpAddr) -> bool {

@@ -53,6 +53,7 @@ use crate::policy::AccountPolicy;
 use crate::world::World;
 use evidence::state;
 use examine::{Examined, Subject, examine};
+pub use host_side::host_addresses;
 use host_side::{LiveHostSide, reaches};
 use kept::{Kept, KeptError};
 use places::Places;
@@ -131,8 +132,10 @@ impl Auditor {
 
         let mut tokens = Tokens::new()?;
         let live = evidence::live(world, account).await;
-        let outside = outside(world, &policy, started_at).await;
-        let unreached = outside.iter().filter(|outside| !outside.reached).map(|outside| outside.at).collect::<Vec<_>>();
+        // What the host is called and where it is, and who else is on it, is for root alone.
+        let host_named = scope.across_accounts;
+        let outside = outside(world, &policy, host_named, started_at).await;
+        let unreached: Vec<String> = outside.iter().filter(|outside| !outside.reached).map(name_of).collect();
         let host_side = LiveHostSide::open(world, Some(self.settings.api), &mut || tokens.next()).await;
         let canaries = examine::HostSide::canaries(&host_side).len();
         let subject = Subject {
@@ -142,6 +145,7 @@ impl Auditor {
             hosts: hosts(world, &policy, in_scope),
             foreign: if scope.across_accounts { foreign(world, account).await? } else { Vec::new() },
             outside,
+            host_named,
         };
         let across = subject.foreign.len();
         let prober = InMachines(Arc::clone(&self.access));
@@ -188,7 +192,7 @@ impl Auditor {
             reasons,
             number: before.as_ref().map_or(1, |before| before.link.number + 1),
             previous: before.as_ref().map(|before| Link { ..before.link.clone() }),
-            installation: installation(world, self.settings.version, &key),
+            installation: installation(world, self.settings.version, &key, host_named),
             scope: self.scope(scope, &record, network.as_ref(), &policy),
             started_at,
             finished_at: Timestamp::now(),
@@ -356,14 +360,22 @@ async fn foreign(world: &World, account: AccountId) -> Result<Vec<Foreign>, Acce
 }
 
 /// Places outside at which something should answer: this host's resolvers, and single addresses that rules allow.
-async fn outside(world: &World, policy: &AccountPolicy, now: Timestamp) -> Vec<Outside> {
-    let mut wanted = ruled(&policy.policy, &policy.directory, now, host_side::is_own);
-    let resolvers = world.resolvers.iter().filter(|resolver| !resolver.ip().is_loopback());
-    wanted.extend(resolvers.map(|resolver| (*resolver, "a resolver of this host".to_owned())));
+async fn outside(world: &World, policy: &AccountPolicy, host_named: bool, now: Timestamp) -> Vec<Outside> {
+    let place = |at, what, named| Outside { at, what, named, reached: false };
+    let ruled = ruled(&policy.policy, &policy.directory, now, host_side::is_own);
+    let mut wanted: Vec<Outside> = ruled.into_iter().map(|(at, what)| place(at, what, true)).collect();
+    let resolvers = world.resolvers.iter().filter(|resolver| !resolver.ip().is_loopback()).zip(1..);
+    wanted.extend(resolvers.map(|(at, n)| place(*at, format!("resolver {n} of this host"), host_named)));
     let mut seen = BTreeSet::new();
-    wanted.retain(|(at, _)| seen.insert(*at));
+    wanted.retain(|outside| seen.insert(outside.at));
     wanted.truncate(MOST_OUTSIDE);
-    join_all(wanted.into_iter().map(|(at, what)| async move { Outside { at, what, reached: reaches(at).await } })).await
+    join_all(wanted.iter_mut().map(|outside| async { outside.reached = reaches(outside.at).await })).await;
+    wanted
+}
+
+/// A place outside, as the report may call it.
+fn name_of(outside: &Outside) -> String {
+    if outside.named { outside.at.to_string() } else { outside.what.clone() }
 }
 
 /// The single addresses outside that rules in force allow, each with its first TCP port.
@@ -395,7 +407,7 @@ fn ruled(
     found
 }
 
-fn notes(scope: &AuditScope, across: usize, canaries: usize, unreached: &[SocketAddr]) -> Vec<String> {
+fn notes(scope: &AuditScope, across: usize, canaries: usize, unreached: &[String]) -> Vec<String> {
     let mut notes = vec![
         "Protocols other than TCP, UDP and ICMP are not tried.".to_owned(),
         "Of a rule for a range of ports, its first port is tried.".to_owned(),
@@ -405,7 +417,11 @@ fn notes(scope: &AuditScope, across: usize, canaries: usize, unreached: &[Socket
             .to_owned(),
     ];
     notes.push(match (scope.across_accounts, across) {
-        (false, _) => "Machines of other accounts were not targets: only the root key's audits have them.".to_owned(),
+        (false, _) => {
+            "Machines of other accounts were not targets, and the host's name, its addresses and its resolvers are not \
+                       told: only the root key's audits have them."
+                .to_owned()
+        }
         (true, 0) => "No other account has a running machine.".to_owned(),
         (true, _) => format!("Of other accounts, {across} machines were targets."),
     });
@@ -413,21 +429,22 @@ fn notes(scope: &AuditScope, across: usize, canaries: usize, unreached: &[Socket
         notes.push("The host has no address beside loopback, so that none of its own was tried.".to_owned());
     }
     for at in unreached {
-        notes.push(format!("The host itself does not reach {at}; sealed networks were not tried against it, nor any if it is a resolver \
+        notes.push(format!(
+            "The host itself does not reach {at}; sealed networks were not tried against it, nor any if it is a resolver \
              that they may reach."
         ));
     }
     notes
 }
 
-fn installation(world: &World, version: &str, key: &sign::SigningKey) -> Installation {
+fn installation(world: &World, version: &str, key: &sign::SigningKey, host_named: bool) -> Installation {
     let read = |name: &str| {
         let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
         text.trim().to_owned()
     };
     Installation {
         id: world.installation.id.to_string(),
-        host: read("hostname"),
+        host: host_named.then(|| read("hostname")),
         kernel: read("osrelease"),
         warren: version.to_owned(),
         key_id: key.public().id(),

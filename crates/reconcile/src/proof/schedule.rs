@@ -48,14 +48,17 @@ async fn run(auditor: &Auditor, account: AccountId, schedule: Versioned<AuditSch
     let first = schedule.record.last.is_none();
     let (run, mut news) = match outcome {
         Ok(signed) => {
-            let news = news(&signed, first);
+            let news = news(account, &signed, first);
             (
                 AuditRun { time: Timestamp::now(), result: Some(signed.result), summary: signed.summary.clone() },
                 (news, Some(signed)),
             )
         }
         Err(error) => {
-            let failed = (EventKind::AuditFailed, format!("the scheduled audit could not run: {}", error.detail));
+            let failed = News::for_root(
+                EventKind::AuditFailed,
+                format!("the scheduled audit of {account} could not run: {}", error.detail),
+            );
             (AuditRun { time: Timestamp::now(), result: None, summary: error.detail }, (vec![failed], None))
         }
     };
@@ -63,27 +66,49 @@ async fn run(auditor: &Auditor, account: AccountId, schedule: Versioned<AuditSch
         let shown = directory.display().to_string();
         let written = tokio::task::spawn_blocking(move || bundle::write(&directory, &signed)).await;
         if let Err(error) = written.map_err(std::io::Error::other).and_then(|written| written) {
-            news.0.push((EventKind::AuditFailed, format!("the report was not written into {shown}: {error}")));
+            let said = format!("the report of {account} was not written into {shown}: {error}");
+            news.0.push(News::for_root(EventKind::AuditFailed, said));
         }
     }
     record(auditor.world.store.as_ref(), account, &schedule, run, news.0).await
 }
 
+/// Something worth an event.
+struct News {
+    kind: EventKind,
+    /// What root alone may know, such as the host's addresses and other accounts, is an event of the installation.
+    for_root: bool,
+    message: String,
+}
+
+impl News {
+    fn for_account(kind: EventKind, message: String) -> Self {
+        Self { kind, for_root: false, message }
+    }
+
+    fn for_root(kind: EventKind, message: String) -> Self {
+        Self { kind, for_root: true, message }
+    }
+}
+
 /// What is worth an event: anything but a pass, and any difference from the report before.
-fn news(signed: &SignedReport, first: bool) -> Vec<(EventKind, String)> {
+fn news(account: AccountId, signed: &SignedReport, first: bool) -> Vec<News> {
     let mut news = Vec::new();
     if signed.result != Verdict::Pass {
-        news.push((EventKind::AuditFailed, signed.summary.clone()));
+        news.push(News::for_account(EventKind::AuditFailed, signed.summary.clone()));
     }
     let differences =
         serde_json::from_str::<Report>(&signed.report).map(|report| report.differences).unwrap_or_default();
     if !first && !differences.is_empty() {
-        let more = differences.len().saturating_sub(TOLD);
+        let (number, count) = (signed.number, differences.len());
+        let said = format!("audit {number}: {count} differences from the report before");
+        news.push(News::for_account(EventKind::AuditDiffered, said));
+        let more = count.saturating_sub(TOLD);
         let mut told = differences.into_iter().take(TOLD).collect::<Vec<_>>().join("; ");
         if more > 0 {
             told.push_str(&format!("; and {more} more"));
         }
-        news.push((EventKind::AuditDiffered, format!("audit {}: {told}", signed.number)));
+        news.push(News::for_root(EventKind::AuditDiffered, format!("audit {number} of {account}: {told}")));
     }
     news
 }
@@ -94,13 +119,13 @@ async fn record(
     account: AccountId,
     schedule: &Versioned<AuditSchedule>,
     run: AuditRun,
-    news: Vec<(EventKind, String)>,
+    news: Vec<News>,
 ) -> Result<(), StoreError> {
     let mut events = Vec::with_capacity(news.len());
-    for (kind, message) in news {
+    for News { kind, for_root, message } in news {
         tracing::warn!(%account, "{message}");
-        let id = EventId::from_ulid(Ulid::generate());
-        events.push(Event { id, time: run.time, kind, account: Some(account), network: None, machine: None, message });
+        let (id, account) = (EventId::from_ulid(Ulid::generate()), (!for_root).then_some(account));
+        events.push(Event { id, time: run.time, kind, account, network: None, machine: None, message });
     }
     let told = || events.iter().try_fold(TxnBuilder::new(), |txn, event| txn.put(&schema::event(event.id), event));
     let ran = AuditSchedule { last: Some(run.clone()), ..schedule.record.clone() };
@@ -114,6 +139,8 @@ async fn record(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use warren_store::SqliteStore;
 
@@ -136,12 +163,17 @@ mod tests {
         let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
         let (account, schedule, run) = made_up(1);
         let due = scheduled(&store, account, &schedule).await;
-        let news = vec![(EventKind::AuditFailed, "one".to_owned()), (EventKind::AuditDiffered, "two".to_owned())];
+        let news = vec![
+            News::for_account(EventKind::AuditFailed, "one".to_owned()),
+            News::for_root(EventKind::AuditDiffered, "two".to_owned()),
+        ];
         record(&store, account, &due, run.clone(), news).await.unwrap();
         let after = store.read(&schema::audit_schedule(account)).await.unwrap().unwrap();
         assert_eq!(after.record.last, Some(run));
         let (events, _) = store.list_all(&schema::events()).await.unwrap();
-        assert_eq!(events.len(), 2);
+        let whose: BTreeMap<_, _> =
+            events.iter().map(|event| (event.record.message.as_str(), event.record.account)).collect();
+        assert_eq!(whose, BTreeMap::from([("one", Some(account)), ("two", None)]));
         assert!(events.iter().all(|event| event.modified == after.modified), "{events:?} {after:?}");
     }
 
@@ -153,7 +185,8 @@ mod tests {
         let due = scheduled(&store, account, &schedule).await;
         let changed = AuditSchedule { every_seconds: 3600, ..schedule };
         scheduled(&store, account, &changed).await;
-        record(&store, account, &due, run, vec![(EventKind::AuditFailed, "one".to_owned())]).await.unwrap();
+        let news = vec![News::for_account(EventKind::AuditFailed, "one".to_owned())];
+        record(&store, account, &due, run, news).await.unwrap();
         assert_eq!(store.read(&schema::audit_schedule(account)).await.unwrap().unwrap().record, changed);
         assert_eq!(store.list_all(&schema::events()).await.unwrap().0.len(), 1);
     }

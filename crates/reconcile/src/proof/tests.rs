@@ -226,6 +226,7 @@ async fn examined(fault: Fault) -> (Examined, usize) {
         hosts,
         foreign: Vec::new(),
         outside: Vec::new(),
+        host_named: true,
     };
     let mut count = 0u128;
     let token = move || {

@@ -78,7 +78,14 @@ impl ImageError {
 
 impl From<&ImageError> for AccessError {
     fn from(error: &ImageError) -> Self {
-        AccessError::new(error.code(), chain(error))
+        let detail = match error {
+            // What a build's program wrote is for a person, who reads it line by line.
+            ImageError::Build { source: HelperError::Failed { program, status, stderr }, .. } if !stderr.is_empty() => {
+                format!("{error}: `{program}` said\n{stderr}\nand failed ({status})")
+            }
+            _ => chain(error),
+        };
+        AccessError::new(error.code(), detail)
     }
 }
 

@@ -12,8 +12,8 @@ use warren_model::policy::{
 };
 use warren_model::problem::TextError;
 use warren_model::record::{EventKind, PolicyVersion};
-use warren_model::{Code, Problem, wire};
-use warren_store::{TxnBuilder, TxnOutcome, schema};
+use warren_model::{AccountId, Code, Problem, wire};
+use warren_store::{Range, StoreError, TxnBuilder, TxnOutcome, schema};
 
 use super::{apart, change, enforce, warnings};
 use crate::directory::{self, Census};
@@ -26,8 +26,10 @@ use crate::state::{Api, Shared};
 
 /// How many times as large as other bodies one with a policy may be: as JSON, a text grows.
 const LARGE: usize = 3;
-/// How many versions of an account's policy are kept.
-const KEPT: u64 = 1000;
+/// How many versions of an account's policy are kept, the one in force included.
+const KEPT: usize = 1000;
+/// How many versions are read at once to see how large they are: one has some MiB at most.
+const MEASURED: usize = 8;
 /// How many errors of a text are said.
 const SAID: usize = 100;
 
@@ -136,10 +138,11 @@ async fn put(api: &Shared, caller: &Caller, asked: Asked) -> Answer<Json<wire::A
         let Census { directory, networks, .. } = directory::census(api, caller.account).await?;
         let directory = Arc::new(directory);
         let failures = check(api, caller, &asked.read, directory.clone(), now).await?;
+        // Before the tests that fail: they may fail for what the host does not permit.
+        let overlaps = enforce::can_be_enforced(api, &asked.read.policy, directory.clone(), now).await?;
         if !failures.is_empty() {
             return Err(refused(Code::PolicyTestFailed, "the policy was not applied", failures));
         }
-        let overlaps = enforce::can_be_enforced(api, &asked.read.policy, directory.clone(), now).await?;
         let policy = &asked.read.policy;
         let unchanged = asked.rolled_back_from.is_none() && before.edition.text == asked.text;
         let mut answer = wire::AppliedPolicy {
@@ -172,7 +175,7 @@ async fn put(api: &Shared, caller: &Caller, asked: Asked) -> Answer<Json<wire::A
                 .same(TxnBuilder::new(), caller.account)
                 .put(&schema::policy(caller.account, record.version), &record)?
                 .put(&schema::policy_now(caller.account), &record.version)?;
-            if let Some(oldest) = record.version.checked_sub(KEPT) {
+            for oldest in outgrown(api, caller.account, current).await? {
                 txn = txn.delete(&schema::policy(caller.account, oldest));
             }
             // A network that is renamed or goes away meanwhile would be named and not there.
@@ -192,6 +195,30 @@ async fn put(api: &Shared, caller: &Caller, asked: Asked) -> Answer<Json<wire::A
         return wait(api, caller, answer).await;
     }
     Err(contended())
+}
+
+/// The versions that are kept no longer once there is one after `current`: the oldest, so that the others are neither too
+/// many nor too large.
+async fn outgrown(api: &Api, account: AccountId, current: u64) -> Result<Vec<u64>, StoreError> {
+    let (mut sizes, mut after) = (Vec::new(), None);
+    loop {
+        let range = Range { prefix: schema::policies(account).as_str().to_owned(), after, limit: MEASURED };
+        let page = api.store.list(range).await?;
+        sizes.extend(page.entries.iter().map(|entry| entry.value.len()));
+        after = page.entries.last().map(|entry| entry.key.clone());
+        if !page.more {
+            break;
+        }
+    }
+    // They are in a row and end with the one that is in force.
+    let versions = (1..=current).rev().zip(sizes.into_iter().rev());
+    let mut bytes = 0;
+    let kept = versions.clone().take(KEPT - 1).take_while(|(_, size)| {
+        bytes += size;
+        bytes <= api.config.policy_history
+    });
+    let kept = kept.count();
+    Ok(versions.skip(kept).map(|(version, _)| version).collect())
 }
 
 fn news(caller: &Caller, record: &PolicyVersion) -> News {
@@ -282,7 +309,7 @@ async fn cuts(
         return Vec::new();
     }
     let members: HashMap<String, &Member> =
-        directory.members.iter().map(|member| (super::full_name(member), member)).collect();
+        directory.members.iter().map(|member| (member.full_name(), member)).collect();
     let stays = |open: &wire::LiveFlow| {
         let (Some(from), Ok(name)) = (members.get(&open.machine), open.name.parse::<HostName>()) else { return false };
         let flow = Flow { from, to: Destination::Name(&name), protocol: Protocol::Tcp, port: Some(open.port) };

@@ -5,9 +5,14 @@ use warren_model::record::Egress;
 use warren_model::wire::BuiltinRule;
 
 /// What holds in every network, whatever a policy says, beside [`PROTECTED`].
-const EVERYWHERE: [(&str, Expect, &str); 8] = [
+const EVERYWHERE: [(&str, Expect, &str); 9] = [
     ("gateway", Expect::Allow, "the gateway answers the resolver's port 53, the proxy's port 3128 and pings"),
     ("host", Expect::Deny, "nothing else of the host is reached by any of its addresses"),
+    (
+        "private-range",
+        Expect::Deny,
+        "what is not the public internet is not reached, but where the operator permits it",
+    ),
     ("spoofing", Expect::Deny, "a machine sends with its own MAC, IPv4 and IPv6 address only"),
     ("not-global", Expect::Deny, "a name outside is not reached at an address that is not of the public internet"),
     ("name-limit", Expect::Deny, "how many names outside a machine may ask for is bounded"),
@@ -70,7 +75,11 @@ mod tests {
             cidr6: UlaPrefix::from_random([1, 2, 3, 4, 5]).network(number),
             egress: Egress::Open,
         };
-        let directory = Directory { networks: [("lab".parse().unwrap(), entry)].into(), members: Vec::new() };
+        let directory = Directory {
+            networks: [("lab".parse().unwrap(), entry)].into(),
+            members: Vec::new(),
+            host: Default::default(),
+        };
         let shown = rules(&Policy::default(), &directory);
         let shown: BTreeSet<&str> = shown.iter().map(|rule| rule.id.trim_start_matches("builtin:")).collect();
         assert_eq!(shown, BUILTIN.into());

@@ -4,12 +4,14 @@
 //! about them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 use warren_model::Label;
-use warren_model::policy::{Destination, Directory, HostName, HostPattern, Member, Policy, Rule, Subject, Target};
+use warren_model::policy::{
+    Destination, Directory, HostName, HostPattern, Member, Policy, Rule, Subject, Target, following,
+};
 use warren_model::wire::{Passage, Passages, PolicyChange};
 
 use super::pieces::{self, Piece, View};
@@ -69,7 +71,9 @@ pub(super) fn compare(
             for range in &ranges {
                 let own = directory.networks.get(&from.network);
                 let Some(address) = lone_address(*range, &ranges) else { continue };
-                if own.is_some_and(|own| is_in(address, IpNet::V4(own.cidr.net()), IpNet::V6(own.cidr6))) {
+                if own.is_some_and(|own| {
+                    [IpNet::V4(own.cidr.net()), IpNet::V6(own.cidr6)].iter().any(|range| range.contains(&address))
+                }) {
                     continue;
                 }
                 weigh(Destination::Address(address), Pairs::Outside(senders, range.to_string()));
@@ -115,13 +119,8 @@ impl<'a> Difference<'a> {
 
 /// Members that no rule tells apart, together.
 pub(super) fn classes<'a>(policies: &[&Policy], members: impl Iterator<Item = &'a Member>) -> Vec<Vec<&'a Member>> {
-    let mut subjects: Vec<&Subject> = Vec::new();
-    for (rule, _) in policies.iter().flat_map(|policy| policy.rules()) {
-        subjects.push(&rule.from);
-        if let Target::Inside(subject) = &rule.to {
-            subjects.push(subject);
-        }
-    }
+    let rules = policies.iter().flat_map(|policy| policy.rules());
+    let mut subjects: Vec<&Subject> = rules.flat_map(|(rule, _)| rule.subjects()).collect();
     subjects.sort();
     subjects.dedup();
     let mut classes: BTreeMap<(&Label, Vec<usize>), Vec<&Member>> = BTreeMap::new();
@@ -157,7 +156,7 @@ impl Pairs<'_> {
     fn add(&self, ports: &[String], passages: &mut Passages) {
         let mut add = |from: &Member, to: String| {
             if passages.items.len() < SHOWN {
-                passages.items.push(Passage { from: super::full_name(from), to, ports: ports.to_vec() });
+                passages.items.push(Passage { from: from.full_name(), to, ports: ports.to_vec() });
             } else {
                 passages.more += 1;
             }
@@ -166,7 +165,7 @@ impl Pairs<'_> {
             Self::Members(senders, receivers) => {
                 for from in *senders {
                     for to in receivers.iter().filter(|to| to.machine != from.machine) {
-                        add(from, super::full_name(to));
+                        add(from, to.full_name());
                     }
                 }
             }
@@ -212,16 +211,4 @@ pub(super) fn lone_address(range: IpNet, all: &BTreeSet<IpNet>) -> Option<IpAddr
     let after = narrower.iter().filter_map(|other| following(other.broadcast()));
     let mut candidates = std::iter::once(range.network()).chain(after);
     candidates.find(|address| range.contains(address) && !narrower.iter().any(|other| other.contains(address)))
-}
-
-/// The next address.
-pub(super) fn following(address: IpAddr) -> Option<IpAddr> {
-    match address {
-        IpAddr::V4(four) => u32::from(four).checked_add(1).map(|next| IpAddr::V4(Ipv4Addr::from(next))),
-        IpAddr::V6(six) => u128::from(six).checked_add(1).map(|next| IpAddr::V6(Ipv6Addr::from(next))),
-    }
-}
-
-fn is_in(address: IpAddr, four: IpNet, six: IpNet) -> bool {
-    four.contains(&address) || six.contains(&address)
 }

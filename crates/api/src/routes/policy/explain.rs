@@ -12,7 +12,7 @@ use warren_model::wire;
 
 use super::pieces::{self, Piece, View};
 use super::places::{self, Goal, Meant};
-use super::{Limit, TooLong, apart, change, full_name, scene};
+use super::{Limit, TooLong, apart, change, scene};
 use crate::directory::Census;
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
@@ -87,7 +87,11 @@ impl Question {
         for class in &senders {
             for from in class.iter().take(2) {
                 let view = View::new(policy, &self.directory, from, now);
-                for to in goals.iter().filter(|goal| !is_self(from, goal)) {
+                let others: Vec<&Goal> = goals.iter().copied().filter(|goal| !is_self(from, goal)).collect();
+                // Of a range that somebody or something is in, what nobody has does not count.
+                let is_met = |goal: &Goal| !matches!(goal, Goal::Address(address) if view.is_vacant(*address));
+                let any = others.iter().any(|goal| is_met(goal));
+                for to in others.into_iter().filter(|goal| !any || is_met(goal)) {
                     for piece in pieces::within(pieces::pieces(view.toward(to.destination())), self.ports) {
                         limit.check()?;
                         let verdict = view.judge(to.destination(), &piece);
@@ -116,8 +120,8 @@ impl Question {
             verdict: if verdict.allowed { Expect::Allow } else { Expect::Deny },
             rule: verdict.rule.as_ref().map(ToString::to_string),
             reason: verdict.reason.clone(),
-            from: full_name(from),
-            to: to.text(),
+            from: from.full_name(),
+            to: to.destination().to_string(),
             port: pieces::texts(std::slice::from_ref(piece)).remove(0),
             pairs: (self.senders.members.len() * self.goals.len()) as u64,
             missing_rule: missing_rule.filter(|rule| helps(rule, policy, &self.directory, &flow, now)),
@@ -148,7 +152,7 @@ fn helps(rule: &Rule, policy: &Policy, directory: &Directory, flow: &Flow, now: 
 /// Where a flow passes, up to where it is refused.
 fn path(from: &Member, to: &Goal, allowed: bool, directory: &Directory) -> Vec<String> {
     let own = &from.network;
-    let mut path = vec![format!("{} ({})", full_name(from), from.ipv4)];
+    let mut path = vec![format!("{} ({})", from.full_name(), from.ipv4)];
     let holder = match to.destination() {
         Destination::Member(member) => Some(member),
         Destination::Address(address) => directory.at(own, address),
@@ -163,8 +167,8 @@ fn path(from: &Member, to: &Goal, allowed: bool, directory: &Directory) -> Vec<S
     if allowed {
         path.extend(stations);
         path.push(match holder {
-            Some(member) => format!("{} ({})", full_name(member), member.ipv4),
-            None => to.text(),
+            Some(member) => format!("{} ({})", member.full_name(), member.ipv4),
+            None => to.destination().to_string(),
         });
     } else {
         path.extend(stations.into_iter().take(1).map(|station| format!("{station}: refused")));

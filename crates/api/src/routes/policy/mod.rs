@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
-use warren_model::policy::{Directory, Member, Policy, Subject, Target};
+use warren_model::policy::{Directory, Policy, Subject};
 use warren_model::{Code, Label, wire};
 
 use crate::directory::{self, Census};
@@ -89,11 +89,7 @@ fn warnings(policy: &Policy, directory: &Directory, now: Timestamp) -> Vec<Strin
         .map(|network| format!("there is no network {network}: what the policy says about it means nobody"))
         .collect();
     for (rule, _) in policy.rules() {
-        let to = match &rule.to {
-            Target::Inside(subject) => Some(subject),
-            Target::Outside(_) => None,
-        };
-        for subject in [Some(&rule.from), to].into_iter().flatten().filter(|subject| absent(subject)) {
+        for subject in rule.subjects().filter(|subject| absent(subject)) {
             warnings.push(format!("rule {} is about {subject}, and there is no such machine", rule.id));
         }
         if let Some(expired) = rule.expires.filter(|_| !rule.is_in_force(now)) {
@@ -101,11 +97,6 @@ fn warnings(policy: &Policy, directory: &Directory, now: Timestamp) -> Vec<Strin
         }
     }
     warnings
-}
-
-/// `network/machine`
-fn full_name(member: &Member) -> String {
-    format!("{}/{}", member.network, member.name)
 }
 
 /// How long a question may keep a processor busy.

@@ -2,6 +2,7 @@
 //! each is evaluated.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use warren_model::policy::{Destination, Directory, Member, Policy, PortRange, Ports, Protocol, Rule, Sender, Verdict};
@@ -109,6 +110,10 @@ impl<'a> View<'a> {
 
     pub fn judge_port(&self, to: Destination, protocol: Protocol, port: u16) -> Verdict {
         self.sender.judge(to, protocol, Some(port))
+    }
+
+    pub fn is_vacant(&self, address: IpAddr) -> bool {
+        self.sender.is_vacant(address)
     }
 
     /// What is open to there.

@@ -4,14 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use warren_model::policy::{
-    Destination, Directory, GLOBAL_V6, HostName, Member, NOT_GLOBAL_V4, NOT_GLOBAL_V6, Policy, Subject, Target,
-    protected_ranges,
-};
+use warren_model::policy::{Destination, Directory, HostName, Member, Policy, Subject, edges};
 use warren_model::{Code, Label, MachineId, MemberNumber};
 
-use super::change::following;
-use super::full_name;
 use crate::error::{Answer, ApiError};
 
 /// The most characters that a question's `from` or `to` can have: a host name, which is the longest.
@@ -39,14 +34,6 @@ impl Goal {
             Self::Member(member) => Destination::Member(member),
             Self::Address(address) => Destination::Address(*address),
             Self::Name(name) => Destination::Name(name),
-        }
-    }
-
-    pub fn text(&self) -> String {
-        match self {
-            Self::Member(member) => full_name(member),
-            Self::Address(address) => address.to_string(),
-            Self::Name(name) => name.to_string(),
         }
     }
 }
@@ -105,10 +92,7 @@ fn machine<'a>(given: &str, directory: &'a Directory) -> Option<&'a Member> {
 }
 
 fn members(subject: &Subject, directory: &Directory) -> Answer<Meant> {
-    let network = match subject {
-        Subject::Network(network) | Subject::Tag(network, _) | Subject::Machine(network, _) => Some(network),
-        Subject::Range(network, _) => network.as_ref(),
-    };
+    let network = subject.network();
     if let Some(network) = network.filter(|network| !directory.networks.contains_key(*network)) {
         return Err(ApiError::not_found("network", network.as_str(), "/v1/networks"));
     }
@@ -148,31 +132,13 @@ fn some_member(network: &Label, tags: BTreeSet<warren_model::Tag>, directory: &D
 }
 
 /// A single address, or addresses that stand for a whole range: the members in it, and one of each part of the rest that
-/// a rule or what is built in could treat in a way of its own.
+/// a rule or what is built in could treat in a way of its own. To whom a part belongs depends on the sender.
 fn addresses(range: IpNet, directory: &Directory, policy: &Policy) -> Vec<Goal> {
     if range.prefix_len() == range.max_prefix_len() {
         return vec![Goal::Address(range.addr())];
     }
+    let mut found = edges(policy, directory, range);
     let held = directory.members.iter().flat_map(|member| [IpAddr::V4(member.ipv4), IpAddr::V6(member.ipv6)]);
-    let mut found: BTreeSet<IpAddr> = held.filter(|address| range.contains(address)).collect();
-
-    let networks = directory.networks.values().flat_map(|entry| [IpNet::V4(entry.cidr.net()), IpNet::V6(entry.cidr6)]);
-    let networks: Vec<IpNet> = networks.collect();
-    let named = policy.rules().filter_map(|(rule, _)| match &rule.to {
-        Target::Inside(Subject::Range(None, range)) => Some(*range),
-        _ => None,
-    });
-    let fixed = NOT_GLOBAL_V4.iter().chain(&NOT_GLOBAL_V6).chain([&GLOBAL_V6]).filter_map(|text| text.parse().ok());
-    let parts =
-        named.chain(fixed).chain(protected_ranges().iter().map(|(range, _)| *range)).chain(networks.iter().copied());
-    let edges =
-        parts.filter(|part| range.contains(part)).flat_map(|part| [Some(part.network()), following(part.broadcast())]);
-    let outside = std::iter::once(range.network())
-        .chain(edges.flatten())
-        .filter(|address| range.contains(address) && !networks.iter().any(|network| network.contains(address)));
-    found.extend(outside);
-    if found.is_empty() {
-        found.insert(range.network());
-    }
+    found.extend(held.filter(|address| range.contains(address)));
     found.into_iter().map(Goal::Address).collect()
 }

@@ -14,7 +14,7 @@ use warren_model::wire;
 
 use super::change::{example, lone_address};
 use super::pieces::{self, View};
-use super::{Limit, apart, full_name, scene};
+use super::{Limit, apart, scene};
 use crate::cursor::Paging;
 use crate::directory::Census;
 use crate::error::Answer;
@@ -25,6 +25,7 @@ use crate::state::Shared;
 
 /// How many pairs a page holds, at most; one sender at least.
 const PAIRS: usize = 20_000;
+
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -57,7 +58,7 @@ pub(crate) async fn list(
     let members = &census.directory.members;
     let senders: Vec<usize> = (0..members.len())
         .filter(|index| network.as_ref().is_none_or(|network| members[*index].network == *network))
-        .filter(|index| paging.after.as_ref().is_none_or(|after| full_name(&members[*index]) > *after))
+        .filter(|index| paging.after.as_ref().is_none_or(|after| members[*index].full_name() > *after))
         .collect();
     let size = paging.limit.min(PAIRS.div_ceil(members.len().max(1))).max(1);
     let now = Timestamp::now();
@@ -77,7 +78,7 @@ pub(crate) async fn list(
     .await?;
     let more = items.len() < senders.len();
     let last = items.len().checked_sub(1).and_then(|last| senders.get(last)).filter(|_| more);
-    let next = last.map(|last| paging.next(&full_name(&census.directory.members[*last])));
+    let next = last.map(|last| paging.next(&census.directory.members[*last].full_name()));
     Ok(Json(wire::Page { items, next }))
 }
 
@@ -87,7 +88,7 @@ fn reach(policy: &Policy, census: &Census, sender: usize, now: Timestamp) -> wir
     let view = View::new(policy, directory, from, now);
     let others = directory.members.iter().zip(&census.machines).filter(|(to, _)| to.machine != from.machine);
     wire::Reach {
-        from: full_name(from),
+        from: from.full_name(),
         machine: from.name.to_string(),
         network: from.network.to_string(),
         to: others.map(|(to, machine)| reached(&view, to, machine)).collect(),
@@ -112,7 +113,7 @@ fn reached(view: &View, to: &Member, machine: &Machine) -> wire::ReachedMachine 
         }
     });
     wire::ReachedMachine {
-        to: full_name(to),
+        to: to.full_name(),
         open: pieces::texts(&view.open(destination)),
         declared: declared.collect(),
     }

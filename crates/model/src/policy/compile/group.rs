@@ -52,11 +52,7 @@ impl<'a> Draft<'a> {
         let mut relevant = Vec::new();
         let in_force = || scene.policy.rules().filter(|(rule, _)| rule.is_in_force(scene.now));
         for (rule, _) in in_force() {
-            let to = match &rule.to {
-                Target::Inside(subject) => Some(subject),
-                Target::Outside(_) => None,
-            };
-            for subject in std::iter::once(&rule.from).chain(to) {
+            for subject in rule.subjects() {
                 if !meant.contains_key(subject) {
                     let found = meant_by(subject, &people, scene.network);
                     work.spend(found.own.len() + found.linked.len())?;

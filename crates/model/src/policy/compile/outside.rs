@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::LazyLock;
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::{CompileError, Default, Draft, Exceptions, Group, MAX_EXCEPTIONS, Ruling, Scene, Traffic, Work, link};
-use crate::policy::{NOT_GLOBAL_V4, NOT_GLOBAL_V6, RuleId, Subject, Target, protected_ranges};
+use crate::policy::global::not_global;
+use crate::policy::{RuleId, Subject, Target, protected_ranges};
 
 /// What is known of the outside once it is cut.
 #[derive(std::default::Default)]
@@ -276,15 +276,4 @@ fn sweep(six: bool, marks: &[(IpNet, Mark)]) -> Vec<Piece> {
         next = next.and_then(|start| if end < start { Some(start) } else { end.checked_add(1) });
     }
     pieces
-}
-
-/// Every range that is not the public internet, in both families.
-fn not_global() -> &'static [IpNet] {
-    // IPv6 outside 2000::/3 is these three.
-    const NOT_UNICAST: [&str; 3] = ["::/3", "4000::/2", "8000::/1"];
-    static RANGES: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
-        let texts = NOT_GLOBAL_V4.iter().chain(&NOT_GLOBAL_V6).chain(&NOT_UNICAST);
-        texts.filter_map(|text| text.parse().ok()).collect()
-    });
-    &RANGES
 }

@@ -1,46 +1,17 @@
-//! A report with everything that one can hold once, and an entry of the log.
+//! A report with everything that one can hold once.
 
 use jiff::Timestamp;
-use ulid::Ulid;
 use warren_audit::report::*;
-use warren_audit::sign::{SigningKey, sha256};
 use warren_audit::standards;
 use warren_model::audit::Verdict;
 use warren_model::policy::Protocol;
 use warren_model::probe::Outcome;
-use warren_model::record::AuditEntry;
-use warren_model::{AccountId, EventId, KeyId};
 
-/// The page of every sample: it is not looked into.
-pub const PAGE: &str = "page\n";
-
-/// The content of `report.json`.
-pub fn report(key: &SigningKey) -> Vec<u8> {
-    let mut report = contents(1, None, vec![cell(Verdict::Pass)]);
-    report.installation.key_id = key.public().id();
-    report.page_sha256 = sha256(PAGE.as_bytes());
-    serde_json::to_vec(&report).unwrap()
-}
-
-pub fn entry(number: u64) -> AuditEntry {
-    let ulid = Ulid::from_parts(number, 1);
-    AuditEntry {
-        id: EventId::from_ulid(ulid),
-        time: Timestamp::UNIX_EPOCH,
-        account: AccountId::from_ulid(ulid),
-        key: KeyId::from_ulid(ulid),
-        action: "machine.create".into(),
-        target: "mch".into(),
-        request_id: "r".into(),
-        request: serde_json::json!({"n": number, "cpus": 0.1}),
-    }
-}
-
-fn named(name: &str) -> Named {
+pub fn named(name: &str) -> Named {
     Named { id: format!("id_{name}"), name: name.to_owned() }
 }
 
-fn machine(name: &str, probed: Probed) -> MachineItem {
+pub fn machine(name: &str, probed: Probed) -> MachineItem {
     MachineItem {
         id: format!("mch_{name}"),
         name: name.to_owned(),
@@ -53,7 +24,8 @@ fn machine(name: &str, probed: Probed) -> MachineItem {
     }
 }
 
-fn cell(verdict: Verdict) -> Cell {
+/// A flow that policy refuses, to a machine with markup in its name.
+pub fn cell(verdict: Verdict) -> Cell {
     let party = |name: &str| Party::Machine {
         id: format!("mch_{name}"),
         name: name.to_owned(),
@@ -86,7 +58,8 @@ fn cell(verdict: Verdict) -> Cell {
     }
 }
 
-fn contents(number: u64, previous: Option<Link>, cells: Vec<Cell>) -> Report {
+/// A report of these flows.
+pub fn report(number: u64, previous: Option<Link>, cells: Vec<Cell>) -> Report {
     let inventory = Inventory {
         networks: Vec::new(),
         machines: vec![machine("a", Probed::Yes)],
@@ -102,7 +75,7 @@ fn contents(number: u64, previous: Option<Link>, cells: Vec<Cell>) -> Report {
         previous,
         installation: Installation {
             id: "abcde".to_owned(),
-            host: "host".to_owned(),
+            host: Some("host".to_owned()),
             kernel: "6.18".to_owned(),
             warren: "0.1.0".to_owned(),
             key_id: String::new(),
