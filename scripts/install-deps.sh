@@ -5,7 +5,7 @@
 set -eu
 
 run="runc nftables btrfs-progs mmdebstrap iproute2 ca-certificates curl"
-test="gcc make e2fsprogs util-linux perl-base dnsutils dnsmasq-base iperf3 iputils-ping procps jq busybox-static python3 python3-pip python3-venv"
+test="gcc make e2fsprogs util-linux perl-base dnsutils dnsmasq-base iperf3 iputils-ping procps jq busybox-static python3 python3-pip python3-venv wireguard-go wireguard-tools"
 bench="haproxy squid-openssl openssl"
 
 case "${1:-test}" in

@@ -13,6 +13,7 @@
 //! | [`edge`] | `warren edge`, started as the daemon starts it |
 //! | [`outside`] | an internet of one server, and the way there without Warren |
 //! | [`proxies`] | the proxies that Warren's is compared with |
+//! | [`tunnels`] | two ends of a WireGuard tunnel, Warren's or another one's |
 //! | [`server`], [`api`] | a Warren server of the benchmark's own, and a client of it |
 //! | [`bundle`] | the same container without Warren: bare `runc` |
 //! | [`namespace`], [`process`] | network namespaces without a name, and processes in them |
@@ -36,6 +37,7 @@ mod report;
 mod server;
 mod stats;
 mod traffic;
+mod tunnels;
 mod wires;
 
 use std::process::ExitCode;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
     let outcome = match cli.hidden {
         Some(Hidden::Confined(arguments)) => process::confined(arguments).map(|never| match never {}),
         Some(Hidden::Traffic(role)) => traffic::run(role).map(|()| ExitCode::SUCCESS),
+        Some(Hidden::Tunnel(end)) => tunnels::run(&end).map(|()| ExitCode::SUCCESS),
         None => measure(cli.options),
     };
     outcome.unwrap_or_else(|error| {

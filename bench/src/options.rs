@@ -25,6 +25,9 @@ pub struct Options {
     /// Where the image `debian` is
     #[arg(long, value_name = "DIR", default_value = "target/pool")]
     pub pool_dir: PathBuf,
+    /// The WireGuard of `cargo install gotatun-cli`
+    #[arg(long, value_name = "PATH", default_value = "gotatun")]
+    pub gotatun: PathBuf,
     /// How often both sides of a comparison are measured
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub pairs: u32,
@@ -62,6 +65,10 @@ pub enum Name {
     ProxyConnect,
     ProxyRevocation,
     Audit,
+    TunnelWireguardGo,
+    TunnelGotatun,
+    TunnelMemory,
+    TunnelHandshakes,
 }
 
 impl Options {
@@ -94,6 +101,9 @@ pub enum Hidden {
     /// One end of a measurement
     #[command(hide = true, subcommand)]
     Traffic(Role),
+    /// One end of a tunnel, until stdin ends
+    #[command(hide = true)]
+    Tunnel(TunnelEnd),
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +112,15 @@ pub struct Confined {
     pub netns: PathBuf,
     #[arg(last = true, required = true)]
     pub command: Vec<OsString>,
+}
+
+/// One end of a tunnel of Warren's. Its peers come over stdin, a line each: public key, ranges, endpoint.
+#[derive(Debug, Args)]
+pub struct TunnelEnd {
+    #[arg(long)]
+    pub device: String,
+    #[arg(long)]
+    pub port: u16,
 }
 
 #[derive(Debug, Subcommand)]

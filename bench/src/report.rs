@@ -34,6 +34,8 @@ pub enum Unit {
     Seconds,
     #[serde(rename = "/s")]
     PerSecond,
+    #[serde(rename = "kB")]
+    Kilobytes,
 }
 
 /// One line of the table.
@@ -153,6 +155,7 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Seconds => "s",
             Self::PerSecond => "/s",
+            Self::Kilobytes => "kB",
         }
     }
 

@@ -9,12 +9,14 @@ mod policy;
 mod proxy;
 mod round_trip;
 mod throughput;
+mod tunnel;
 
 use crate::interrupt;
 use crate::options::{Name, Options};
 use crate::proxies::Kind;
 use crate::report::Report;
 use crate::server::Server;
+use crate::tunnels;
 use crate::wires::{DataPlane, Network, RawPair};
 
 /// Members of the large network.
@@ -24,13 +26,18 @@ const MANY: usize = 1000;
 pub fn measure(options: &Options, report: &mut Report) {
     let wants = |names: &[Name]| names.iter().any(|name| options.wants(*name));
     // The large network comes last: its removal keeps the kernel busy for seconds.
-    let parts: [(&str, &[Name], Part); 6] = [
+    let parts: [(&str, &[Name], Part); 7] = [
         ("machines", &[Name::Create, Name::Exec], machines),
         ("two members", &[Name::Throughput1, Name::Throughput4, Name::RoundTrip], two_members),
         (
             "the proxy",
             &[Name::ProxyRelay, Name::ProxyHaproxy, Name::ProxySquid, Name::ProxyConnect, Name::ProxyRevocation],
             proxied,
+        ),
+        (
+            "the tunnel",
+            &[Name::TunnelWireguardGo, Name::TunnelGotatun, Name::TunnelMemory, Name::TunnelHandshakes],
+            tunnelled,
         ),
         ("an audit", &[Name::Audit], audited),
         ("10,000 rules", &[Name::PolicyThroughput, Name::PolicyRoundTrip, Name::PolicyChange], many_rules),
@@ -93,6 +100,23 @@ fn proxied(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     }
     if options.wants(Name::ProxyRevocation) {
         add(report, "cutting proxied connections", proxy::measure_revocation(options, &world));
+    }
+    Ok(())
+}
+
+fn tunnelled(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    for (name, kind) in
+        [(Name::TunnelWireguardGo, tunnels::Kind::WireguardGo), (Name::TunnelGotatun, tunnels::Kind::Gotatun)]
+    {
+        if options.wants(name) {
+            add(report, &format!("throughput against {kind:?}"), tunnel::measure_throughput(options, kind));
+        }
+    }
+    if options.wants(Name::TunnelMemory) {
+        add(report, "memory of sessions", tunnel::measure_memory(options));
+    }
+    if options.wants(Name::TunnelHandshakes) {
+        add(report, "handshakes", tunnel::measure_handshakes(options));
     }
     Ok(())
 }

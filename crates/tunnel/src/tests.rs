@@ -1,0 +1,99 @@
+//! What takes minutes, with a clock that skips them.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::time::{Duration, SystemTime};
+
+use common::{SERVER4, World, answers, at_host, eventually};
+
+use crate::transport::{REJECT_AFTER, REKEY_AFTER};
+use crate::{Ended, Peer, PeerId, PrivateKey, Probe};
+
+#[test]
+fn new_keys_are_made_before_the_old_ones_are_too_old() {
+    let world = World::new();
+    let _router = world.network(1);
+    let operator = world.join();
+    answers(&world.laptop, SERVER4);
+    for _ in 0..4 {
+        let before = operator.gateway.status().handshakes;
+        // Timestamps of handshakes are not skipped, and count in steps of 17 ms.
+        std::thread::sleep(Duration::from_millis(40));
+        for gateway in [&world.gateway, &operator.gateway] {
+            gateway.shared().clock.skip(REKEY_AFTER);
+        }
+        assert!(world.laptop.pings(SERVER4), "the old keys are still good");
+        // Only the one whose turn it is begins, or both, as each was sent something and heard nothing for two minutes.
+        let made = || operator.gateway.status().handshakes > before;
+        eventually("a new handshake", Duration::from_secs(10), made);
+        answers(&world.laptop, SERVER4);
+    }
+    assert_eq!(world.gateway.peer(PeerId(2)).unwrap().refused, 0);
+}
+
+#[test]
+fn keys_that_are_too_old_open_nothing_and_are_forgotten() {
+    let world = World::new();
+    let _router = world.network(1);
+    let key = PrivateKey::generate().unwrap();
+    world.gateway.add_peer(&world.peer(2, key.public_key())).unwrap();
+    let socket = world.laptop.enter(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    for (number, late, taken) in [(1, 0, 1), (2, REJECT_AFTER, 0)] {
+        let (probe, initiation) = Probe::begin(&key, &world.gateway.public_key(), number, SystemTime::now()).unwrap();
+        socket.send_to(&initiation, at_host()).unwrap();
+        let mut answer = [0; 100];
+        let length = socket.recv(&mut answer).unwrap();
+        assert_eq!(Probe::index(&answer[..length]), Some(number));
+        let keepalive = probe.finish(&answer[..length]).unwrap();
+        world.gateway.shared().clock.skip(late);
+        let before = world.gateway.peer(PeerId(2)).unwrap().last_packet;
+        std::thread::sleep(Duration::from_millis(50));
+        socket.send_to(&keepalive, at_host()).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let after = world.gateway.peer(PeerId(2)).unwrap().last_packet;
+        let later = after.unwrap().duration_since(before.unwrap()).unwrap_or_default();
+        assert_eq!(usize::from(later > Duration::from_millis(20)), taken, "{later:?}");
+    }
+    eventually("the end of the keys", Duration::from_secs(10), || world.gateway.shared().indexes() == 0);
+    assert_eq!(world.gateway.status().handshakes, 2);
+}
+
+#[test]
+fn a_session_that_expires_later_than_its_keys_lives_until_then() {
+    let world = World::new();
+    let _router = world.network(1);
+    let key = PrivateKey::generate().unwrap();
+    let expires = Some(SystemTime::now() + Duration::from_secs(3600));
+    world.gateway.add_peer(&Peer { expires, ..world.peer(2, key.public_key()) }).unwrap();
+    let _operator = world.operator(&world.laptop, 2, key, at_host());
+    answers(&world.laptop, SERVER4);
+    world.gateway.shared().clock.skip(3_500_000);
+    assert_eq!(world.gateway.peer(PeerId(2)).unwrap().ended, None);
+    world.gateway.shared().clock.skip(100_000);
+    world.gateway.shared().ring(0);
+    let ended = || world.gateway.peer(PeerId(2)).unwrap().ended == Some(Ended::Expired);
+    eventually("the end", Duration::from_secs(10), ended);
+    assert!(!world.laptop.attempt(&format!("ping -c 1 -W 1 {SERVER4}")).success);
+    assert_eq!(world.gateway.shared().indexes(), 0);
+}
+
+#[test]
+fn removed_peers_leave_nothing_behind_even_while_they_call() {
+    let world = World::new();
+    let _router = world.network(1);
+    let socket = world.laptop.enter(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    for round in 0..100 {
+        let key = PrivateKey::generate().unwrap();
+        world.gateway.add_peer(&world.peer(2, key.public_key())).unwrap();
+        let to = world.gateway.public_key();
+        let (_, initiation) = Probe::begin(&key, &to, round, SystemTime::now()).unwrap();
+        socket.send_to(&initiation, at_host()).unwrap();
+        std::thread::sleep(Duration::from_micros(u64::from(round) * 20));
+        world.gateway.remove_peer(PeerId(2)).unwrap();
+    }
+    let shared = world.gateway.shared();
+    eventually("the end of all indexes", Duration::from_secs(10), || shared.indexes() == 0);
+    assert!(shared.tables().by_key.is_empty());
+}
