@@ -43,4 +43,5 @@ bench:
 	@scripts/install-deps.sh bench
 	cargo build --release -p warren -p warren-bench
 	target/release/warren image build debian --pool-dir "$(POOL)"
-	target/release/warren-bench --warren target/release/warren --pool-dir "$(POOL)"
+	cargo install --quiet --locked --root target/tools --version 0.10.2 gotatun-cli
+	target/release/warren-bench --warren target/release/warren --pool-dir "$(POOL)" --gotatun target/tools/bin/gotatun
