@@ -106,7 +106,7 @@ pub(crate) async fn keys(store: &dyn Store, account: AccountId) -> Result<Vec<Ve
 
 /// A key and its secret.
 pub(crate) fn new_key(account: AccountId, root: bool, now: Timestamp) -> Result<(String, ApiKey), NoRandomness> {
-    let secret = secret::new_secret()?;
+    let secret = secret::new_secret(secret::KEY)?;
     let key = ApiKey {
         id: KeyId::from_ulid(secret::ulid(now)?),
         account,

@@ -31,6 +31,8 @@ pub struct ApiConfig {
     pub machines_per_account: usize,
     /// Which private ranges a policy may open.
     pub private_ranges: PrivateRanges,
+    /// Origins whose pages may call the API from a browser; `*` stands for every one.
+    pub cors_origins: Vec<String>,
     /// Bytes that the earlier versions of an account's policy may have together, as they are stored.
     pub policy_history: usize,
     /// How long events can be listed and resumed from.
@@ -55,6 +57,7 @@ impl ApiConfig {
             networks_per_account: 1000,
             machines_per_account: 1000,
             private_ranges: PrivateRanges::default(),
+            cors_origins: Vec::new(),
             policy_history: 64 << 20,
             keep_events: Duration::from_secs(7 * 24 * 3600),
             shutdown: CancellationToken::new(),

@@ -104,10 +104,27 @@ impl FromRequestParts<Shared> for Named {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Answer<Self> {
-        Path::<String>::from_request_parts(parts, api).await.map(|path| Self(path.0)).map_err(|_: PathRejection| {
-            ApiError::new(Code::NotFound, "the name in the path is not text: use the thing's name or id")
-        })
+        Path::<String>::from_request_parts(parts, api)
+            .await
+            .map(|path| Self(path.0))
+            .map_err(|_: PathRejection| not_text())
     }
+}
+
+/// The two names or ids in a path, in their order.
+pub(crate) struct NamedPair(pub String, pub String);
+
+impl FromRequestParts<Shared> for NamedPair {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Answer<Self> {
+        let path = Path::<(String, String)>::from_request_parts(parts, api).await;
+        path.map(|Path((one, other))| Self(one, other)).map_err(|_: PathRejection| not_text())
+    }
+}
+
+fn not_text() -> ApiError {
+    ApiError::new(Code::NotFound, "the name in the path is not text: use the thing's name or id")
 }
 
 #[cfg(test)]

@@ -13,38 +13,25 @@ use http::HeaderMap;
 use http::request::Parts;
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
-use warren_model::record::ApiKey;
-use warren_model::{AccountId, Code, KeyId, Label};
+use warren_model::{AccountId, Code};
 use warren_store::{Typed, schema};
 
+use crate::caller::Caller;
+use crate::credentials::Credential;
 use crate::error::{Answer, ApiError};
 use crate::outer::RequestId;
 use crate::places::{Place, Places};
+use crate::resolve;
 use crate::state::{Api, Shared};
 use crate::table::{CallerKind, Class, Row};
-use crate::{resolve, secret};
 
 /// With it the root key acts in another account.
 pub(crate) const ACCOUNT_HEADER: &str = "x-warren-account";
-
-/// Who calls, and in which account they act.
-#[derive(Debug, Clone)]
-pub(crate) struct Caller {
-    pub account: AccountId,
-    pub key: KeyId,
-    /// The key's name; it may own tags.
-    pub key_name: Option<Label>,
-    pub root: bool,
-    pub request_id: RequestId,
-}
-
-impl FromRequestParts<Shared> for Caller {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Answer<Self> {
-        parts.extensions.get::<Self>().cloned().ok_or_else(ApiError::internal)
-    }
-}
+/// A secret without a scheme before it.
+pub(crate) const API_KEY_HEADER: &str = "x-api-key";
+/// What a WebSocket speaks, and before a secret: browsers set no header of a WebSocket but its protocols.
+pub(crate) const PROTOCOL: &str = "warren";
+const SECRET_PROTOCOL: &str = "warren.secret.";
 
 /// A place among the streams; it is given back when the last copy is dropped.
 #[derive(Clone)]
@@ -69,12 +56,17 @@ async fn admit(api: Shared, row: &'static Row, mut request: Request, next: Next)
         Class::Read | Class::Write => Some(place(&api.requests)?),
         Class::Stream => Some(place(&api.streams)?),
     };
+    let mut over = None;
     if !row.allows(CallerKind::Nobody) {
         let request_id = request.extensions().get::<RequestId>().cloned().ok_or_else(ApiError::internal)?;
         let caller = identify(&api, row, request.headers(), request_id).await?;
         // The operator's own key is bounded by what is free only.
         if !caller.root && place.as_mut().is_some_and(|place| !place.assign(caller.account)) {
             return Err(ApiError::busy());
+        }
+        if row.class == Class::Stream {
+            let (api, caller) = (api.clone(), caller.clone());
+            over = Some(Box::pin(async move { caller.over(&api).await }) as Over);
         }
         request.extensions_mut().insert(caller);
     }
@@ -96,8 +88,13 @@ async fn admit(api: Shared, row: &'static Row, mut request: Request, next: Next)
             if let Some(place) = &place {
                 request.extensions_mut().insert(place.clone());
             }
-            let response = next.run(request).await;
-            Ok(response.map(|body| Body::new(Held { body, _place: place })))
+            let response = tokio::select! {
+                response = next.run(request) => response,
+                () = async { match &mut over { Some(over) => over.await, None => std::future::pending().await } } => {
+                    return Err(ApiError::unauthorized());
+                }
+            };
+            Ok(response.map(|body| Body::new(Held { body, over, _place: place })))
         }
     }
 }
@@ -106,52 +103,69 @@ fn place(places: &Arc<Places>) -> Answer<Place> {
     places.take().ok_or_else(ApiError::busy)
 }
 
-async fn identify(api: &Api, row: &Row, headers: &HeaderMap, request_id: RequestId) -> Answer<Caller> {
+async fn identify(api: &Api, row: &'static Row, headers: &HeaderMap, request_id: RequestId) -> Answer<Caller> {
     let now = Timestamp::now();
-    let hash = secret::hash(presented(headers)?);
-    let known = api
-        .keys
-        .find(&*api.store, &hash)
-        .await?
-        .filter(|known| known.is_valid(now))
-        .ok_or_else(ApiError::unauthorized)?;
-    known.note_use(&api.store, now);
-    let key = &known.key;
-    let kind = if key.root { CallerKind::Root } else { CallerKind::Account };
+    let found = api.credentials.find(&*api.store, presented(headers)?, now).await?;
+    let credential = found.ok_or_else(ApiError::unauthorized)?;
+    credential.note_use(&api.store, now);
+    let (kind, own) = match &credential {
+        Credential::Key(key) if key.value.root => (CallerKind::Root, key.value.account),
+        Credential::Key(key) => (CallerKind::Account, key.value.account),
+        Credential::Token { token, .. } => (CallerKind::Token, token.value.account),
+    };
     if !row.allows(kind) {
         return Err(ApiError::new(
             Code::Forbidden,
-            "only the root key may do that: use the key in root.key of the server's data directory",
+            match kind {
+                CallerKind::Token => {
+                    "a token only operates the machines that its identity was granted: use a key of the account"
+                }
+                _ => "only the root key may do that: use the key in root.key of the server's data directory",
+            },
         ));
     }
     let account = match headers.get(ACCOUNT_HEADER) {
-        None => key.account,
-        Some(named) => acting_account(api, key, named.to_str().unwrap_or_default()).await?,
+        None => own,
+        Some(named) => acting_account(api, kind, own, named.to_str().unwrap_or_default()).await?,
     };
-    Ok(Caller { account, key: key.id, key_name: key.name.clone(), root: key.root, request_id })
+    Ok(Caller::new(account, credential, row.token.unwrap_or_default(), request_id))
 }
 
 /// The secret that was sent. No secret, two different ones and an unreadable one get the same answer as a wrong one.
 fn presented(headers: &HeaderMap) -> Answer<&str> {
-    let bearer = headers.get(http::header::AUTHORIZATION).map(|value| {
-        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
-    let plain = headers.get("x-api-key").map(|value| value.to_str().ok());
-    match (bearer, plain) {
-        (Some(Some(secret)), None) | (None, Some(Some(secret))) => Ok(secret),
-        (Some(Some(one)), Some(Some(other))) if one == other => Ok(one),
-        _ => Err(ApiError::unauthorized()),
+    let mut found = None;
+    for (name, value) in headers {
+        let secret = match name.as_str() {
+            "authorization" => value.to_str().ok().and_then(|text| {
+                let (scheme, secret) = text.split_once(' ')?;
+                scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
+            }),
+            API_KEY_HEADER => value.to_str().ok(),
+            "sec-websocket-protocol" => {
+                let mut protocols = value.to_str().unwrap_or_default().split(',').map(str::trim);
+                match protocols.find_map(|protocol| protocol.strip_prefix(SECRET_PROTOCOL)) {
+                    Some(secret) => Some(secret),
+                    None => continue,
+                }
+            }
+            _ => continue,
+        };
+        match (secret, found) {
+            (Some(secret), None) => found = Some(secret),
+            (Some(secret), Some(other)) if secret == other => {}
+            _ => return Err(ApiError::unauthorized()),
+        }
     }
+    found.ok_or_else(ApiError::unauthorized)
 }
 
-async fn acting_account(api: &Api, key: &ApiKey, named: &str) -> Answer<AccountId> {
-    if key.root {
+async fn acting_account(api: &Api, kind: CallerKind, own: AccountId, named: &str) -> Answer<AccountId> {
+    if kind == CallerKind::Root {
         return Ok(resolve::account(api, named).await?.record.id);
     }
-    let own = api.store.read(&schema::account(key.account)).await?;
-    if own.is_some_and(|own| own.record.name.as_str() == named || own.record.id.to_string() == named) {
-        Ok(key.account)
+    let account = api.store.read(&schema::account(own)).await?;
+    if account.is_some_and(|own| own.record.name.as_str() == named || own.record.id.to_string() == named) {
+        Ok(own)
     } else {
         Err(ApiError::new(
             Code::Forbidden,
@@ -160,9 +174,12 @@ async fn acting_account(api: &Api, key: &ApiKey, named: &str) -> Answer<AccountI
     }
 }
 
-/// A body that keeps its place until it has been sent.
+type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A body that keeps its place until it has been sent, and breaks off when its caller may no longer read it.
 struct Held {
     body: Body,
+    over: Option<Over>,
     _place: Option<StreamPlace>,
 }
 
@@ -174,6 +191,11 @@ impl http_body::Body for Held {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.over.as_mut().is_some_and(|over| over.as_mut().poll(context).is_ready()) {
+            self.over = None;
+            self.body = Body::empty();
+            return Poll::Ready(Some(Err(axum::Error::new(Ended))));
+        }
         Pin::new(&mut self.body).poll_frame(context)
     }
 
@@ -185,3 +207,7 @@ impl http_body::Body for Held {
         self.body.size_hint()
     }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("the caller may no longer read this")]
+struct Ended;

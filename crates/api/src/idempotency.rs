@@ -9,11 +9,13 @@ use warren_store::schema::{self, Key};
 use warren_store::{TxnBuilder, Typed, Versioned};
 
 use crate::error::{Answer, ApiError};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::state::{Api, Shared};
 
 /// How long a key is remembered.
 const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
+/// Names a request, so that it creates once.
+pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Set on an answer that was given before.
 pub(crate) const REPLAYED: &str = "idempotency-replayed";
 
@@ -45,7 +47,7 @@ impl FromRequestParts<Shared> for Idempotency {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Answer<Self> {
-        let mut values = parts.headers.get_all("idempotency-key").iter();
+        let mut values = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
         let key = match (values.next(), values.next()) {
             (None, _) => None,
             (Some(value), None) => Some(

@@ -22,6 +22,9 @@
 //! | `GET /v1/whoami` | the server and who asks |
 //! | `GET POST /v1/accounts`, `GET /v1/accounts/{account}` | root key only |
 //! | `GET POST /v1/keys`, `DELETE /v1/keys/{key}` | the caller's account |
+//! | `GET POST /v1/identities`, `GET PATCH DELETE /v1/identities/{identity}` | who may operate machines without a key |
+//! | `GET /v1/identities/{identity}/grants`, `PUT DELETE /v1/identities/{identity}/machines/{machine}`, `/networks/{network}` | what they may do |
+//! | `GET POST /v1/identities/{identity}/tokens`, `DELETE /v1/tokens/{token}` | their secrets |
 //! | `GET POST /v1/networks`, `GET PATCH DELETE /v1/networks/{network}` | `DELETE ?force=true` takes its machines along |
 //! | `GET POST /v1/machines`, `GET PATCH DELETE /v1/machines/{machine}` | list filters: `network`, `tag`, `label`, `state` |
 //! | `POST /v1/machines/{machine}/start` `/stop` `/restart` | waits |
@@ -64,23 +67,26 @@
 //!   `network-name/{account}/{name}`, `network-number/{n}`, `next-member/{id}` and everything below `address/{id}/`.
 //! - **Policy.** The API writes a version below `policy/{account}/` and its number at `policy-now/{account}` in one
 //!   transaction, and then waits in [`Boundaries::enforced`]. A version never changes; none at all is the empty policy.
-//! - **Events.** The API writes `account_created`, `key_*`, `network_*`, `machine_created`, `machine_renamed`,
-//!   `machine_deleted` (when it was asked for) and `policy_applied`. `machine_running`, `machine_stopped`, `machine_failed`,
-//!   `network_failed`, `network_recovered` and `drift_repaired` are the reconciler's.
+//! - **Events.** The API writes `account_created`, `key_*`, `identity_*`, `access_*`, `token_*`, `network_*`,
+//!   `machine_created`, `machine_renamed`, `machine_deleted` (when it was asked for) and `policy_applied`.
+//!   `machine_running`, `machine_stopped`, `machine_failed`, `network_failed`, `network_recovered` and `drift_repaired` are the reconciler's.
 //! - **What is wrong with a network.** The reconciler keeps `network-problem/{id}` while there is something, and writes it
 //!   together with the event; the API shows it among the network's warnings.
 
 pub mod bootstrap;
 mod boundaries;
+mod caller;
 mod config;
+mod cors;
+mod credentials;
 mod cursor;
 mod directory;
 mod error;
 mod extract;
+mod followed;
 mod guard;
 mod host;
 mod idempotency;
-mod keys;
 mod metrics;
 mod mutation;
 mod numbers;

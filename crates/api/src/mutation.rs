@@ -7,7 +7,7 @@ use warren_model::{AccountId, EventId, MachineId, NetworkId};
 use warren_store::{TxnBuilder, schema};
 
 use crate::error::{Answer, ApiError};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::secret;
 
 /// How often a mutation is tried again when something else changed what it read.
@@ -51,7 +51,8 @@ impl Deed<'_> {
             id: EventId::from_ulid(secret::ulid(self.now)?),
             time: self.now,
             account: self.caller.account,
-            key: self.caller.key,
+            key: self.caller.key(),
+            token: self.caller.token().map(|(token, _)| token),
             action: self.action.to_owned(),
             target: target.to_string(),
             request_id: self.caller.request_id.as_str().to_owned(),

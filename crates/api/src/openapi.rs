@@ -29,7 +29,7 @@ use crate::table::{self, CallerKind, Row};
     ),
     components(schemas(Problem, TextError, Code, ExecControl, ExecEvent, ImageEvent)),
     tags(
-        (name = "server"), (name = "accounts"), (name = "keys"), (name = "networks"), (name = "machines"),
+        (name = "server"), (name = "accounts"), (name = "keys"), (name = "identities"), (name = "networks"), (name = "machines"),
         (name = "exec"), (name = "files"), (name = "images"), (name = "events"),
         (name = "policy"), (name = "audit"),
     )
@@ -37,7 +37,18 @@ use crate::table::{self, CallerKind, Row};
 struct Base;
 
 /// Requests whose body may be left out, because nothing in it has to be said.
-const BODY_OPTIONAL: [&str; 5] = ["create_machine", "create_key", "update_machine", "test_policy", "run_audit"];
+const BODY_OPTIONAL: [&str; 10] = [
+    "create_machine",
+    "create_key",
+    "update_machine",
+    "test_policy",
+    "run_audit",
+    "create_identity",
+    "update_identity",
+    "create_token",
+    "grant_machine",
+    "grant_network",
+];
 
 /// The document of the whole API.
 pub fn openapi() -> OpenApi {

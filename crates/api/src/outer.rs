@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::secret;
 use crate::state::Shared;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// What names this request in logs, audit entries and answers.

@@ -10,7 +10,7 @@ use warren_model::{AccountId, Code, KeyId, Label, Tag};
 use warren_store::{StoreError, TxnBuilder, Typed, Versioned, schema};
 
 use crate::error::{Answer, ApiError};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::state::Api;
 
 /// The text of version 0.

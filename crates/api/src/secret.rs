@@ -25,9 +25,13 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
     Ok(bytes)
 }
 
-/// A new secret: `wk_` and 32 random bytes in base64url.
-pub(crate) fn new_secret() -> Result<String, NoRandomness> {
-    Ok(format!("wk_{}", URL_SAFE_NO_PAD.encode(random::<32>()?)))
+/// What the secret of an account's key begins with, and that of an identity's token.
+pub(crate) const KEY: &str = "wk_";
+pub(crate) const TOKEN: &str = "wt_";
+
+/// A new secret: what it begins with, and 32 random bytes in base64url.
+pub(crate) fn new_secret(prefix: &str) -> Result<String, NoRandomness> {
+    Ok(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(random::<32>()?)))
 }
 
 /// What the store knows of a secret: its blake3 hash in hex. A secret has 256 random bits, so no salt and no slow
@@ -49,10 +53,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_wk_and_43_characters() {
-        let secret = new_secret().unwrap();
-        assert_eq!(secret.len(), 46);
-        assert!(secret.starts_with("wk_"));
-        assert_ne!(secret, new_secret().unwrap());
+    fn a_secret_is_its_kind_and_43_characters() {
+        for kind in [KEY, TOKEN] {
+            let secret = new_secret(kind).unwrap();
+            assert_eq!(secret.len(), 46);
+            assert!(secret.starts_with(kind));
+            assert_ne!(secret, new_secret(kind).unwrap());
+        }
     }
 }

@@ -13,13 +13,13 @@ use warren_store::Store;
 
 use crate::boundaries::Boundaries;
 use crate::config::ApiConfig;
+use crate::credentials::Credentials;
 use crate::error::ApiError;
 use crate::host::Host;
-use crate::keys::KeyCache;
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::policies::PolicyCache;
-use crate::{guard, keys, outer, sweep, table};
+use crate::{cors, guard, outer, sweep, table};
 
 pub(crate) type Shared = Arc<Api>;
 
@@ -32,7 +32,7 @@ pub(crate) struct Api {
     pub boundaries: Arc<dyn Boundaries>,
     pub audits: Arc<dyn Audits>,
     pub policies: PolicyCache,
-    pub keys: Arc<KeyCache>,
+    pub credentials: Credentials,
     pub requests: Arc<Places>,
     pub streams: Arc<Places>,
     pub metrics: Metrics,
@@ -57,8 +57,8 @@ impl Turns {
     }
 }
 
-/// The whole API as one service. Has to be called inside a tokio runtime: it starts the tasks that keep the key cache
-/// true and remove what has expired; they end with the router.
+/// The whole API as one service. Has to be called inside a tokio runtime: it starts the tasks that keep what
+/// is remembered true and remove what has expired; they end with the router.
 pub fn router(
     config: ApiConfig,
     store: Arc<dyn Store>,
@@ -69,8 +69,8 @@ pub fn router(
     audits: Arc<dyn Audits>,
 ) -> Router {
     let background = CancellationToken::new();
-    let keys = Arc::new(KeyCache::default());
-    tokio::spawn(background.clone().run_until_cancelled_owned(keys::follow(keys.clone(), store.clone())));
+    let credentials = Credentials::default();
+    credentials.follow(&store, &background);
     tokio::spawn(background.clone().run_until_cancelled_owned(sweep::run(store.clone(), config.keep_events)));
     let api: Shared = Arc::new(Api {
         requests: Places::new(config.max_requests),
@@ -83,12 +83,13 @@ pub fn router(
         boundaries,
         audits,
         policies: PolicyCache::default(),
-        keys,
+        credentials,
         metrics: Metrics::default(),
         turns: Turns::default(),
         _background: background.drop_guard(),
     });
 
+    let cors = cors::layer(&api.config.cors_origins);
     let mut router = Router::new();
     for route in table::all() {
         let state = (api.clone(), route.row);
@@ -96,11 +97,14 @@ pub fn router(
             .map(|handler| handler.route_layer(axum::middleware::from_fn_with_state(state, guard::guard)));
         router = router.route(route.row.path, handler);
     }
-    router
+    let router = router
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(axum::middleware::from_fn_with_state(api.clone(), outer::outer))
-        .with_state(api)
+        .layer(axum::middleware::from_fn_with_state(api.clone(), outer::outer));
+    match cors {
+        Some(cors) => router.layer(cors).with_state(api),
+        None => router.with_state(api),
+    }
 }
 
 async fn no_such_route() -> ApiError {

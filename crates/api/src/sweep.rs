@@ -1,11 +1,14 @@
-//! Removes what has had its time: idempotency records and old events.
+//! Removes what has had its time: idempotency records, old events and tokens, grants on what is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use warren_store::schema::{Prefix, Record};
-use warren_store::{Compare, Op, Store, StoreError, Txn, Typed, schema};
+use warren_model::grant::GrantTarget;
+use warren_store::{Compare, Op, Store, StoreError, Txn, TxnBuilder, Typed, schema};
+
+use crate::routes::tokens;
 
 const EVERY: Duration = Duration::from_secs(600);
 /// How many records one read and one transaction take.
@@ -24,7 +27,43 @@ pub(crate) async fn sweep(store: &dyn Store, keep_events: Duration, now: Timesta
     let keep = SignedDuration::try_from(keep_events).unwrap_or(SignedDuration::MAX);
     let oldest = now.saturating_sub(keep).unwrap_or(Timestamp::MIN);
     remove(store, &schema::events(), |event| event.time < oldest).await?;
-    remove(store, &schema::idempotencies(), |record| record.expires_at <= now).await
+    remove(store, &schema::idempotencies(), |record| record.expires_at <= now).await?;
+    remove_tokens(store, now).await?;
+    remove_grants(store).await
+}
+
+async fn remove_tokens(store: &dyn Store, now: Timestamp) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let (page, more) = store.list_page(&schema::tokens(), after, CHUNK).await?;
+        after = page.last().map(|last| last.key.clone());
+        for read in page.iter().filter(|read| tokens::is_forgotten(&read.record, now)) {
+            tokens::remove(TxnBuilder::new().unchanged(read), &read.record).commit(store).await?;
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+/// Grants on machines and networks that are gone.
+async fn remove_grants(store: &dyn Store) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let (page, more) = store.list_page(&schema::grants(), after, CHUNK).await?;
+        after = page.last().map(|last| last.key.clone());
+        for read in page {
+            let txn = TxnBuilder::new().unchanged(&read);
+            let txn = match read.record.target {
+                GrantTarget::Machine(id) => txn.absent(&schema::machine(id)),
+                GrantTarget::Network(id) => txn.absent(&schema::network(id)),
+            };
+            txn.delete(&schema::grant(read.record.identity, read.record.target)).commit(store).await?;
+        }
+        if !more {
+            return Ok(());
+        }
+    }
 }
 
 async fn remove<T: Record>(

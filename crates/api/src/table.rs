@@ -6,10 +6,12 @@
 use utoipa_axum::router::UtoipaMethodRouter;
 use utoipa_axum::routes;
 
+use warren_model::Verb;
+
 use crate::routes::policy::{apply, explain, history, reach};
 use crate::routes::{
-    accounts, audit, create, denials, events, exec, files, images, inside, keys, machines, networks, policy, power,
-    server, topology,
+    accounts, audit, create, denials, events, exec, files, grants, identities, images, inside, keys, machines, networks,
+    policy, power, server, tokens, topology,
 };
 use crate::state::Shared;
 
@@ -18,6 +20,8 @@ use crate::state::Shared;
 pub enum CallerKind {
     /// No key, or none that is valid.
     Nobody,
+    /// A token of an identity.
+    Token,
     /// A key of an account.
     Account,
     /// The root key.
@@ -44,6 +48,8 @@ pub struct Row {
     pub path: &'static str,
     pub class: Class,
     pub nobody: bool,
+    /// What a token's identity must have been granted on the machine in the path; `None` where no token will do.
+    pub token: Option<&'static [Verb]>,
     pub account: bool,
     pub root: bool,
 }
@@ -52,6 +58,7 @@ impl Row {
     pub fn allows(&self, caller: CallerKind) -> bool {
         match caller {
             CallerKind::Nobody => self.nobody,
+            CallerKind::Token => self.nobody || self.token.is_some(),
             CallerKind::Account => self.account,
             CallerKind::Root => self.root,
         }
@@ -67,6 +74,9 @@ macro_rules! who {
     (anyone) => {
         [true, true, true]
     };
+    (granted) => {
+        [false, true, true]
+    };
     (account) => {
         [false, true, true]
     };
@@ -75,8 +85,17 @@ macro_rules! who {
     };
 }
 
+macro_rules! needs {
+    () => {
+        None
+    };
+    (($($verb:ident),*)) => {
+        Some(&[$(Verb::$verb),*])
+    };
+}
+
 macro_rules! table {
-    ($($method:ident $path:literal $class:ident $who:ident => $module:ident :: $handler:ident;)*) => {
+    ($($method:ident $path:literal $class:ident $who:ident $(($($verb:ident),*))? => $module:ident :: $handler:ident;)*) => {
         const ROWS: &[Row] = &[$({
             const WHO: [bool; 3] = who!($who);
             Row {
@@ -84,6 +103,7 @@ macro_rules! table {
                 path: $path,
                 class: Class::$class,
                 nobody: WHO[0],
+                token: needs!($(($($verb),*))?),
                 account: WHO[1],
                 root: WHO[2],
             }
@@ -92,67 +112,81 @@ macro_rules! table {
     };
 }
 
-// Callers: `anyone` needs no key, `account` needs any valid key, `root` needs the root key.
+// Callers: `anyone` needs no key, `account` needs any valid key, `root` needs the root key. `granted` takes a token too,
+// whose identity was granted these verbs on the machine in the path.
 table! {
-    GET    "/healthz"                                      Free   anyone  => server::healthz;
-    GET    "/readyz"                                       Free   anyone  => server::readyz;
-    GET    "/openapi.json"                                 Free   anyone  => server::document;
-    GET    "/metrics"                                      Free   root    => server::metrics;
-    GET    "/v1/whoami"                                    Read   account => server::whoami;
-    GET    "/v1/accounts"                                  Read   root    => accounts::list;
-    POST   "/v1/accounts"                                  Write  root    => accounts::create;
-    GET    "/v1/accounts/{account}"                        Read   root    => accounts::show;
-    GET    "/v1/keys"                                      Read   account => keys::list;
-    POST   "/v1/keys"                                      Write  account => keys::create;
-    DELETE "/v1/keys/{key}"                                Write  account => keys::revoke;
-    GET    "/v1/networks"                                  Read   account => networks::list;
-    POST   "/v1/networks"                                  Write  account => networks::create;
-    GET    "/v1/networks/{network}"                        Read   account => networks::show;
-    PATCH  "/v1/networks/{network}"                        Write  account => networks::rename;
-    DELETE "/v1/networks/{network}"                        Write  account => networks::delete;
-    GET    "/v1/machines"                                  Read   account => machines::list;
-    POST   "/v1/machines"                                  Write  account => create::create;
-    GET    "/v1/machines/{machine}"                        Read   account => machines::show;
-    PATCH  "/v1/machines/{machine}"                        Write  account => machines::update;
-    DELETE "/v1/machines/{machine}"                        Write  account => power::delete;
-    POST   "/v1/machines/{machine}/start"                  Write  account => power::start;
-    POST   "/v1/machines/{machine}/stop"                   Write  account => power::stop;
-    POST   "/v1/machines/{machine}/restart"                Write  account => power::restart;
-    POST   "/v1/machines/{machine}/exec"                   Stream account => exec::run;
-    GET    "/v1/machines/{machine}/exec"                   Stream account => exec::stream;
-    GET    "/v1/machines/{machine}/files"                  Stream account => files::read;
-    PUT    "/v1/machines/{machine}/files"                  Stream account => files::write;
-    DELETE "/v1/machines/{machine}/files"                  Write  account => files::remove;
-    GET    "/v1/machines/{machine}/files/list"             Read   account => files::list;
-    GET    "/v1/machines/{machine}/files/stat"             Read   account => files::stat;
-    POST   "/v1/machines/{machine}/files/directories"      Write  account => files::make_directory;
-    GET    "/v1/machines/{machine}/ports"                  Read   account => inside::ports;
-    GET    "/v1/machines/{machine}/logs"                   Stream account => inside::logs;
-    GET    "/v1/machines/{machine}/traffic"                Read   account => inside::traffic;
-    GET    "/v1/images"                                    Read   account => images::list;
-    GET    "/v1/images/{image}"                            Read   account => images::show;
-    PUT    "/v1/images/{image}"                            Stream root    => images::import;
-    DELETE "/v1/images/{image}"                            Write  root    => images::remove;
-    POST   "/v1/images/{image}/build"                      Stream account => images::build;
-    POST   "/v1/images/{image}/pull"                       Stream root    => images::pull;
-    GET    "/v1/policy"                                    Read   account => policy::show;
-    PUT    "/v1/policy"                                    Write  account => apply::apply;
-    GET    "/v1/policy/versions"                           Read   account => history::list;
-    GET    "/v1/policy/versions/{version}"                 Read   account => history::show;
-    GET    "/v1/policy/diff"                               Read   account => history::diff;
-    POST   "/v1/policy/rollback"                           Write  account => apply::roll_back;
-    POST   "/v1/policy/test"                               Read   account => apply::test;
-    POST   "/v1/explain"                                   Read   account => explain::explain;
-    GET    "/v1/reach"                                     Read   account => reach::list;
-    GET    "/v1/denials"                                   Stream account => denials::list;
-    POST   "/v1/audit"                                     Stream account => audit::run;
-    GET    "/v1/audit/key"                                 Read   account => audit::key;
-    GET    "/v1/audit/schedule"                            Read   root    => audit::schedule;
-    PUT    "/v1/audit/schedule"                            Write  root    => audit::set_schedule;
-    DELETE "/v1/audit/schedule"                            Write  root    => audit::remove_schedule;
-    GET    "/v1/audit-log"                                 Stream root    => audit::log;
-    GET    "/v1/topology"                                  Read   account => topology::show;
-    GET    "/v1/events"                                    Stream account => events::follow;
+    GET    "/healthz"                                           Free   anyone                => server::healthz;
+    GET    "/readyz"                                            Free   anyone                => server::readyz;
+    GET    "/openapi.json"                                      Free   anyone                => server::document;
+    GET    "/metrics"                                           Free   root                  => server::metrics;
+    GET    "/v1/whoami"                                         Read   granted()             => server::whoami;
+    GET    "/v1/accounts"                                       Read   root                  => accounts::list;
+    POST   "/v1/accounts"                                       Write  root                  => accounts::create;
+    GET    "/v1/accounts/{account}"                             Read   root                  => accounts::show;
+    GET    "/v1/keys"                                           Read   account               => keys::list;
+    POST   "/v1/keys"                                           Write  account               => keys::create;
+    DELETE "/v1/keys/{key}"                                     Write  account               => keys::revoke;
+    GET    "/v1/identities"                                     Read   account               => identities::list;
+    POST   "/v1/identities"                                     Write  account               => identities::create;
+    GET    "/v1/identities/{identity}"                          Read   account               => identities::show;
+    PATCH  "/v1/identities/{identity}"                          Write  account               => identities::update;
+    DELETE "/v1/identities/{identity}"                          Write  account               => identities::delete;
+    GET    "/v1/identities/{identity}/grants"                   Read   account               => grants::list;
+    PUT    "/v1/identities/{identity}/machines/{machine}"       Write  account               => grants::grant_machine;
+    DELETE "/v1/identities/{identity}/machines/{machine}"       Write  account               => grants::revoke_machine;
+    PUT    "/v1/identities/{identity}/networks/{network}"       Write  account               => grants::grant_network;
+    DELETE "/v1/identities/{identity}/networks/{network}"       Write  account               => grants::revoke_network;
+    GET    "/v1/identities/{identity}/tokens"                   Read   account               => tokens::list;
+    POST   "/v1/identities/{identity}/tokens"                   Write  account               => tokens::create;
+    DELETE "/v1/tokens/{token}"                                 Write  account               => tokens::revoke;
+    GET    "/v1/networks"                                       Read   account               => networks::list;
+    POST   "/v1/networks"                                       Write  account               => networks::create;
+    GET    "/v1/networks/{network}"                             Read   account               => networks::show;
+    PATCH  "/v1/networks/{network}"                             Write  account               => networks::rename;
+    DELETE "/v1/networks/{network}"                             Write  account               => networks::delete;
+    GET    "/v1/machines"                                       Read   granted()             => machines::list;
+    POST   "/v1/machines"                                       Write  account               => create::create;
+    GET    "/v1/machines/{machine}"                             Read   granted(View)         => machines::show;
+    PATCH  "/v1/machines/{machine}"                             Write  account               => machines::update;
+    DELETE "/v1/machines/{machine}"                             Write  account               => power::delete;
+    POST   "/v1/machines/{machine}/start"                       Write  granted(Start)        => power::start;
+    POST   "/v1/machines/{machine}/stop"                        Write  granted(Stop)         => power::stop;
+    POST   "/v1/machines/{machine}/restart"                     Write  granted(Start, Stop)  => power::restart;
+    POST   "/v1/machines/{machine}/exec"                        Stream granted(Exec)         => exec::run;
+    GET    "/v1/machines/{machine}/exec"                        Stream granted()             => exec::stream;
+    GET    "/v1/machines/{machine}/files"                       Stream granted(Files)        => files::read;
+    PUT    "/v1/machines/{machine}/files"                       Stream granted(Files)        => files::write;
+    DELETE "/v1/machines/{machine}/files"                       Write  granted(Files)        => files::remove;
+    GET    "/v1/machines/{machine}/files/list"                  Read   granted(Files)        => files::list;
+    GET    "/v1/machines/{machine}/files/stat"                  Read   granted(Files)        => files::stat;
+    POST   "/v1/machines/{machine}/files/directories"           Write  granted(Files)        => files::make_directory;
+    GET    "/v1/machines/{machine}/ports"                       Read   granted(Ports)        => inside::ports;
+    GET    "/v1/machines/{machine}/logs"                        Stream granted(View)         => inside::logs;
+    GET    "/v1/machines/{machine}/traffic"                     Read   granted(View)         => inside::traffic;
+    GET    "/v1/images"                                         Read   account               => images::list;
+    GET    "/v1/images/{image}"                                 Read   account               => images::show;
+    PUT    "/v1/images/{image}"                                 Stream root                  => images::import;
+    DELETE "/v1/images/{image}"                                 Write  root                  => images::remove;
+    POST   "/v1/images/{image}/build"                           Stream account               => images::build;
+    POST   "/v1/images/{image}/pull"                            Stream root                  => images::pull;
+    GET    "/v1/policy"                                         Read   account               => policy::show;
+    PUT    "/v1/policy"                                         Write  account               => apply::apply;
+    GET    "/v1/policy/versions"                                Read   account               => history::list;
+    GET    "/v1/policy/versions/{version}"                      Read   account               => history::show;
+    GET    "/v1/policy/diff"                                    Read   account               => history::diff;
+    POST   "/v1/policy/rollback"                                Write  account               => apply::roll_back;
+    POST   "/v1/policy/test"                                    Read   account               => apply::test;
+    POST   "/v1/explain"                                        Read   account               => explain::explain;
+    GET    "/v1/reach"                                          Read   account               => reach::list;
+    GET    "/v1/denials"                                        Stream account               => denials::list;
+    POST   "/v1/audit"                                          Stream account               => audit::run;
+    GET    "/v1/audit/key"                                      Read   account               => audit::key;
+    GET    "/v1/audit/schedule"                                 Read   root                  => audit::schedule;
+    PUT    "/v1/audit/schedule"                                 Write  root                  => audit::set_schedule;
+    DELETE "/v1/audit/schedule"                                 Write  root                  => audit::remove_schedule;
+    GET    "/v1/audit-log"                                      Stream root                  => audit::log;
+    GET    "/v1/topology"                                       Read   account               => topology::show;
+    GET    "/v1/events"                                         Stream account               => events::follow;
 }
 
 /// Every row of the table.
@@ -194,6 +228,7 @@ mod tests {
         for row in rows() {
             assert!(row.root, "{} {}", row.method, row.path);
             assert!(row.account || !row.nobody, "{} {}", row.method, row.path);
+            assert!(row.account || row.token.is_none(), "{} {}", row.method, row.path);
         }
     }
 }

@@ -9,28 +9,91 @@ use serde_json::json;
 use warren_api::table::{self, CallerKind};
 use warren_model::Code;
 
+/// One caller of every kind, and what it gets of a route that its row opens or closes to it.
+struct Who {
+    name: &'static str,
+    kind: CallerKind,
+    secret: String,
+    /// Whether the machine `m` is there for it.
+    knows: bool,
+}
+
 #[tokio::test]
 async fn every_route_lets_in_whom_its_row_lets_in_and_nobody_else() {
     let lab = lab().await;
     let account = lab.account("other").await;
+    let token = async |key: &str, grant: Option<&str>| {
+        let identity = lab.post(key, "/v1/identities", json!({})).await.expect(201).at("/id");
+        if let Some(machine) = grant {
+            let path = format!("/v1/identities/{identity}/machines/{machine}");
+            lab.put(key, &path, json!({ "verbs": ["view", "exec", "shell", "files", "start", "stop", "ports"] })).await.expect(200);
+        }
+        lab.post(key, &format!("/v1/identities/{identity}/tokens"), json!({})).await.expect(201)
+    };
+    lab.post(&lab.root, "/v1/machines", json!({ "name": "m" })).await.expect(201);
+    lab.post(&account, "/v1/machines", json!({ "name": "theirs" })).await.expect(201);
+    let granted = token(&lab.root, Some("m")).await.at("/token");
+    let ungranted = token(&lab.root, None).await.at("/token");
+    let foreign = token(&account, Some("theirs")).await.at("/token");
+    let revoked = token(&lab.root, Some("m")).await;
+    lab.delete(&lab.root, &format!("/v1/tokens/{}", revoked.at("/id"))).await.expect(204);
+    let expired = token(&lab.root, Some("m")).await.at("/token");
+    expire(&lab, &expired).await;
+    let who = |name, kind, secret: &str, knows| Who { name, kind, secret: secret.to_owned(), knows };
+    let callers = [
+        who("none", CallerKind::Nobody, "", false),
+        who("a forged token", CallerKind::Nobody, &format!("wt_{}", "A".repeat(43)), false),
+        who("an expired token", CallerKind::Nobody, &expired, false),
+        who("a revoked token", CallerKind::Nobody, &revoked.at("/token"), false),
+        who("an ungranted token", CallerKind::Token, &ungranted, false),
+        who("a token of another account", CallerKind::Token, &foreign, false),
+        who("a granted token", CallerKind::Token, &granted, true),
+        who("another account", CallerKind::Account, &account, false),
+        who("root", CallerKind::Root, &lab.root, true),
+    ];
     assert!(table::rows().len() > 50);
     for row in table::rows() {
-        let path = row.path.replace("{machine}", "none").replace("{network}", "none").replace("{key}", "none");
+        let path = row.path.replace("{network}", "none").replace("{key}", "none").replace("{token}", "none");
         let path = path.replace("{account}", "none").replace("{image}", "none").replace("{version}", "9");
-        for (kind, key) in
-            [(CallerKind::Nobody, ""), (CallerKind::Account, account.as_str()), (CallerKind::Root, lab.root.as_str())]
-        {
-            let response = lab.send(request(row.method, &path, key, None)).await;
+        let path = path.replace("{identity}", "none");
+        // A machine that is there shows that a token gets through; whatever would change it gets one that is not.
+        let about_machine = path.starts_with("/v1/machines/{machine}") && row.token.is_some();
+        let mut path = path.replace("{machine}", if about_machine { "m" } else { "none" });
+        // What a route refuses before it looks for the machine.
+        if about_machine && path.contains("/files") && !path.ends_with("/directories") {
+            path += "?path=/a";
+        }
+        let body = match (about_machine, path.rsplit('/').next(), row.method) {
+            (true, Some("exec"), "POST") => Some(json!({ "command": ["env"] }).to_string()),
+            (true, Some("directories"), _) => Some(json!({ "path": "/a" }).to_string()),
+            _ => None,
+        };
+        for caller in &callers {
+            let request = request(row.method, &path, &caller.secret, body.clone());
+            let response = lab.send(request).await;
             let code = response.extensions().get::<warren_model::Problem>().map(|problem| problem.code);
-            let expected = match (row.allows(kind), kind) {
+            let expected = match (row.allows(caller.kind), caller.kind) {
                 (true, _) => None,
                 (false, CallerKind::Nobody) => Some(Code::Unauthorized),
                 (false, _) => Some(Code::Forbidden),
             };
             let found = code.filter(|code| matches!(code, Code::Unauthorized | Code::Forbidden));
-            assert_eq!(found, expected, "{} {} as {kind:?}: {}", row.method, row.path, response.status());
+            assert_eq!(found, expected, "{} {} as {}: {}", row.method, row.path, caller.name, response.status());
+            if about_machine && row.allows(caller.kind) && caller.kind != CallerKind::Nobody {
+                let absent = code == Some(Code::NotFound);
+                assert_eq!(absent, !caller.knows, "{} {} as {}: {code:?}", row.method, row.path, caller.name);
+            }
         }
     }
+}
+
+/// Time passes in the record instead of on the clock; the watch brings it to the cache.
+async fn expire(lab: &common::Lab, token: &str) {
+    use warren_store::{TxnBuilder, Typed, schema};
+    let hash = blake3::hash(token.as_bytes()).to_hex().to_string();
+    let mut read = lab.store.read(&schema::token(&hash)).await.unwrap().unwrap();
+    read.record.expires_at = jiff::Timestamp::now();
+    TxnBuilder::new().put(&schema::token(&hash), &read.record).unwrap().commit(&*lab.store).await.unwrap();
 }
 
 #[tokio::test]

@@ -99,6 +99,14 @@ typed_id!(
     MachineId, "mch", "a machine id"
 );
 typed_id!(
+    /// Somebody who may operate machines that were granted to them.
+    IdentityId, "idn", "an identity id"
+);
+typed_id!(
+    /// A token of an identity; the id is no secret.
+    TokenId, "tok", "a token id"
+);
+typed_id!(
     /// A refusal by policy.
     DenialId, "dny", "a denial id"
 );

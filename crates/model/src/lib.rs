@@ -17,6 +17,7 @@
 //! | [`access`] | what may be done inside a machine |
 //! | [`policy`] | what may talk to what |
 //! | [`denial`] | what a refusal by policy says |
+//! | [`grant`] | what an identity may do with a machine |
 //! | [`audit`], [`probe`] | the proof that policy holds: what is asked for, and what a probe in a machine says |
 
 pub mod access;
@@ -25,6 +26,7 @@ pub mod allocate;
 pub mod audit;
 pub mod cidr;
 pub mod denial;
+pub mod grant;
 pub mod id;
 pub mod name;
 pub mod policy;
@@ -36,7 +38,8 @@ pub mod wire;
 
 pub use address::{MacAddress, MemberAddress, MemberNumber, NetworkNumber};
 pub use cidr::{NetworkCidr, UlaPrefix};
-pub use id::{AccountId, DenialId, EventId, InstallationId, KeyId, MachineId, NetworkId};
-pub use name::{ImageName, Label, LabelKey, LabelValue, Tag};
+pub use grant::Verb;
+pub use id::{AccountId, DenialId, EventId, IdentityId, InstallationId, KeyId, MachineId, NetworkId, TokenId};
+pub use name::{ImageName, Label, LabelKey, LabelValue, LinuxUser, Tag};
 pub use problem::{Code, Problem};
 pub use reference::ImageReference;

@@ -122,6 +122,20 @@ name_type!(
     |text| in_set(text, 128, |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.:".contains(&b))
         && !text.contains("..")
 );
+name_type!(
+    /// The name of a user in a machine, as `useradd` takes it: 1 to 32 of `a-z 0-9 - _`, starting with a letter or `_`.
+    LinuxUser,
+    "user name",
+    "use 1 to 32 of a-z, 0-9, '-' and '_', starting with a letter or '_'",
+    |text| (1..=32).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
+        && text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+);
+
+impl LinuxUser {
+    /// Whom commands run as when nobody is named.
+    pub const ROOT: &'static str = "root";
+}
 
 impl ImageName {
     /// The image that a machine gets when none is named.
@@ -155,6 +169,16 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a_b", "a.b", "ü", "a b", &"x".repeat(64), "a\n"] {
             assert!(bad.parse::<Label>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_user_is_named_and_not_numbered() {
+        for good in ["root", "_apt", "www-data", "a1"] {
+            assert!(good.parse::<LinuxUser>().is_ok(), "{good}");
+        }
+        for bad in ["", "0", "1000", "Bob", "a:b", "a b", "-a", &"x".repeat(33)] {
+            assert!(bad.parse::<LinuxUser>().is_err(), "{bad}");
         }
     }
 

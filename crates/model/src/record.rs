@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::address::{MemberAddress, MemberNumber, NetworkNumber};
 use crate::allocate::{Hold, MemberKind};
 use crate::cidr::{NetworkCidr, UlaPrefix};
-use crate::id::{AccountId, EventId, InstallationId, KeyId, MachineId, NetworkId};
+use crate::grant::{GrantTarget, Permission};
+use crate::id::{AccountId, EventId, IdentityId, InstallationId, KeyId, MachineId, NetworkId, TokenId};
 use crate::name::{ImageName, Label, LabelKey, LabelValue, Tag};
 use crate::policy::Policy;
 use crate::problem::Code;
@@ -42,6 +43,40 @@ pub struct ApiKey {
     pub hash: String,
     pub created_at: Timestamp,
     pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Somebody who may operate machines that are granted to them, and nothing else: an end user, a browser, an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub id: IdentityId,
+    pub account: AccountId,
+    pub name: Option<Label>,
+    pub metadata: BTreeMap<LabelKey, LabelValue>,
+    pub created_at: Timestamp,
+}
+
+/// What an identity may do with a machine, or with every machine of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub identity: IdentityId,
+    pub target: GrantTarget,
+    pub permission: Permission,
+    pub granted_at: Timestamp,
+    /// The key that granted it.
+    pub granted_by: KeyId,
+}
+
+/// Proves that a client is an identity. The secret itself is nowhere; its blake3 hash is the record's key in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    pub id: TokenId,
+    pub account: AccountId,
+    pub identity: IdentityId,
+    /// blake3 of the secret, in hex.
+    pub hash: String,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
     pub revoked_at: Option<Timestamp>,
 }
 
@@ -245,6 +280,13 @@ pub enum EventKind {
     AccountCreated,
     KeyCreated,
     KeyRevoked,
+    IdentityCreated,
+    IdentityDeleted,
+    /// An identity may do something with a machine or network, or something else than before.
+    AccessGranted,
+    AccessRevoked,
+    TokenCreated,
+    TokenRevoked,
     NetworkCreated,
     NetworkRenamed,
     NetworkDeleted,
@@ -290,7 +332,11 @@ pub struct AuditEntry {
     /// The account that was acted in.
     pub account: AccountId,
     /// The key that acted.
-    pub key: KeyId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyId>,
+    /// The token that acted, where it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenId>,
     /// `machine.create`
     pub action: String,
     /// The id of the thing.

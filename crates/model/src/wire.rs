@@ -21,8 +21,12 @@ macro_rules! shape {
     };
 }
 
+mod access;
 mod policy;
 
+pub use access::{
+    CreateIdentity, CreateToken, Grant, GrantAccess, Identity, Token, UpdateIdentity,
+};
 pub use policy::{
     AppliedPolicy, ApplyPolicy, BuiltinRule, ChangedNetwork, ChangedRule, Denial, Explain, Explanation, LiveFlow,
     Passage, Passages, PolicyChange, PolicyDiff, PolicyInForce, PolicyRule, PolicySummary, Reach, ReachedMachine,
@@ -437,10 +441,17 @@ shape! {
     pub struct ServerInfo {
         pub version: String,
         pub installation: String,
-        /// The account and key that ask.
         pub account: Reference,
-        pub key: String,
+        /// The key that asks; absent for a token.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub key: Option<String>,
         pub root: bool,
+        /// Whose token asks.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub identity: Option<String>,
+        /// The token that asks.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub token: Option<String>,
     }
 }
 

@@ -5,6 +5,9 @@
 //! | `installation` | [`Installation`] |
 //! | `account/{id}`, `account-name/{name}` | [`Account`], its id |
 //! | `key/{hash}`, `key-id/{account}/{id}`, `key-used/{id}` | [`ApiKey`], its hash, when it was last used |
+//! | `identity/{id}`, `identity-of/{account}/{id}`, `identity-name/{account}/{name}` | [`Identity`], empty, its id |
+//! | `grant/{identity}/{machine or network}` | [`Grant`] |
+//! | `token/{hash}`, `token-id/{account}/{id}`, `token-of/{identity}/{id}`, `token-used/{id}` | [`Token`], its hash, its hash, when it was last used |
 //! | `network/{id}`, `network-name/{account}/{name}`, `network-number/{number}` | [`Network`], its id, its id |
 //! | `network-problem/{id}` | [`NetworkProblem`], while there is one |
 //! | `next-network` , `next-member/{network}` | the next number |
@@ -25,10 +28,13 @@ use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
 use warren_model::audit::AuditSchedule;
 use warren_model::record::{
-    Account, AddressHold, ApiKey, AuditEntry, Event, IdempotencyRecord, Installation, Machine, MachineStatus, Network,
-    NetworkProblem, PolicyVersion,
+    Account, AddressHold, ApiKey, AuditEntry, Event, Grant, IdempotencyRecord, Identity, Installation, Machine,
+    MachineStatus, Network, NetworkProblem, PolicyVersion, Token,
 };
-use warren_model::{AccountId, EventId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber};
+use warren_model::grant::GrantTarget;
+use warren_model::{
+    AccountId, EventId, IdentityId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber, TokenId,
+};
 
 /// A key and the type of the record behind it.
 pub struct Key<T> {
@@ -101,6 +107,77 @@ pub fn api_key_hashes(account: AccountId) -> Prefix<String> {
 
 pub fn api_key_used(id: KeyId) -> Key<jiff::Timestamp> {
     Key::new(format!("key-used/{id}"))
+}
+
+pub fn identity(id: IdentityId) -> Key<Identity> {
+    Key::new(format!("identity/{id}"))
+}
+
+/// Every identity, of every account.
+pub fn identities() -> Prefix<Identity> {
+    Prefix::new("identity/".into())
+}
+
+pub fn identity_of(account: AccountId, id: IdentityId) -> Key<()> {
+    Key::new(format!("identity-of/{account}/{id}"))
+}
+
+/// Every identity of one account, the oldest first.
+pub fn identities_of(account: AccountId) -> Prefix<()> {
+    Prefix::new(format!("identity-of/{account}/"))
+}
+
+/// The identity in a key made by [`identity_of`].
+pub fn identity_in(key: &str) -> Option<IdentityId> {
+    key.rsplit('/').next()?.parse().ok()
+}
+
+pub fn identity_name(account: AccountId, name: &Label) -> Key<IdentityId> {
+    Key::new(format!("identity-name/{account}/{name}"))
+}
+
+pub fn grant(identity: IdentityId, target: GrantTarget) -> Key<Grant> {
+    Key::new(format!("grant/{identity}/{target}"))
+}
+
+pub fn grants_of(identity: IdentityId) -> Prefix<Grant> {
+    Prefix::new(format!("grant/{identity}/"))
+}
+
+/// Every grant, of every identity.
+pub fn grants() -> Prefix<Grant> {
+    Prefix::new("grant/".into())
+}
+
+/// The identity in a key made by [`grant`].
+pub fn identity_of_grant(key: &str) -> Option<IdentityId> {
+    key.strip_prefix("grant/")?.split('/').next()?.parse().ok()
+}
+
+/// By the blake3 hash of its secret, in hex.
+pub fn token(hash: &str) -> Key<Token> {
+    Key::new(format!("token/{hash}"))
+}
+
+pub fn tokens() -> Prefix<Token> {
+    Prefix::new("token/".into())
+}
+
+pub fn token_hash(account: AccountId, id: TokenId) -> Key<String> {
+    Key::new(format!("token-id/{account}/{id}"))
+}
+
+pub fn token_of(identity: IdentityId, id: TokenId) -> Key<String> {
+    Key::new(format!("token-of/{identity}/{id}"))
+}
+
+/// The hashes of every token of one identity, the oldest first.
+pub fn tokens_of(identity: IdentityId) -> Prefix<String> {
+    Prefix::new(format!("token-of/{identity}/"))
+}
+
+pub fn token_used(id: TokenId) -> Key<jiff::Timestamp> {
+    Key::new(format!("token-used/{id}"))
 }
 
 pub fn network(id: NetworkId) -> Key<Network> {

@@ -165,7 +165,9 @@ fn render_keys(keys: &[Key]) -> String {
 fn render_whoami(info: &ServerInfo) -> String {
     sheet(&[
         ("account", format!("{} ({})", info.account.name, info.account.id)),
-        ("key", format!("{}{}", info.key, if info.root { ", root" } else { "" })),
+        ("key", info.key.as_ref().map(|key| format!("{key}{}", if info.root { ", root" } else { "" })).unwrap_or_default()),
+        ("identity", info.identity.clone().unwrap_or_default()),
+        ("token", info.token.clone().unwrap_or_default()),
         ("installation", info.installation.clone()),
         ("server", format!("warren {}", info.version)),
     ])
@@ -245,8 +247,10 @@ mod tests {
             version: "0.1.0".into(),
             installation: "abcde".into(),
             account: Reference { id: "acc_01".into(), name: "default".into() },
-            key: "key_01".into(),
+            key: Some("key_01".into()),
             root: true,
+            identity: None,
+            token: None,
         };
         insta::assert_snapshot!(render_whoami(&info), @r"
         account       default (acc_01)

@@ -32,6 +32,8 @@ pub struct UpArgs {
     pub resolvers: Vec<SocketAddr>,
     /// Private ranges that policies may open.
     pub private_ranges: Vec<IpNet>,
+    /// Origins whose pages may call the API from a browser: `https://app.example`, or `*` for all.
+    pub cors_origins: Vec<String>,
     /// End the machines when the server is told to end.
     pub stop_machines: bool,
     /// How many machines an account may have.
@@ -80,6 +82,11 @@ pub struct UpFlags {
     #[arg(long = "private-range", value_name = "CIDR", env = "WARREN_PRIVATE_RANGES", value_delimiter = ',',
           value_parser = range)]
     pub private_ranges: Vec<IpNet>,
+    /// An origin whose pages may call the API from a browser, such as https://app.example, again for more; or * for
+    /// every one [default: none]
+    #[arg(long = "cors-origin", value_name = "ORIGIN", env = "WARREN_CORS_ORIGINS", value_delimiter = ',',
+          value_parser = origin)]
+    pub cors_origins: Vec<String>,
     /// A file with settings; every setting is explained in docs/warren.toml
     #[arg(long, value_name = "FILE", env = "WARREN_CONFIG")]
     pub config: Option<PathBuf>,
@@ -112,6 +119,7 @@ struct File {
     runtime: Option<String>,
     resolvers: Option<Vec<String>>,
     private_ranges: Option<Vec<String>>,
+    cors_origins: Option<Vec<String>>,
     stop_machines: Option<bool>,
     machines_per_account: Option<usize>,
     networks_per_account: Option<usize>,
@@ -138,6 +146,8 @@ pub enum ConfigError {
     Resolver(String),
     #[error("private_ranges: {0}")]
     PrivateRange(String),
+    #[error("cors_origins: {0}")]
+    CorsOrigin(String),
     #[error("{setting} must not be empty; leave it out for {default}")]
     Empty { setting: &'static str, default: &'static str },
     #[error("there is no current directory to start {path} from: {source}")]
@@ -191,6 +201,13 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
             named.iter().map(|text| range(text)).collect::<Result<_, _>>().map_err(ConfigError::PrivateRange)?
         }
     };
+    let cors_origins = match flags.cors_origins {
+        given if !given.is_empty() => given,
+        _ => {
+            let named = file.cors_origins.unwrap_or_default();
+            named.iter().map(|text| origin(text)).collect::<Result<_, _>>().map_err(ConfigError::CorsOrigin)?
+        }
+    };
     Ok(UpArgs {
         pool_dir: absolute("pool_dir", "DIR/pool", pool_dir)?,
         data_dir,
@@ -199,6 +216,7 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
         runtime,
         resolvers,
         private_ranges,
+        cors_origins,
         stop_machines: flags.stop_machines.or(file.stop_machines).unwrap_or(false),
         machines_per_account: flags.machines_per_account.or(file.machines_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
         networks_per_account: flags.networks_per_account.or(file.networks_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
@@ -225,6 +243,22 @@ fn range(text: &str) -> Result<IpNet, String> {
     }
 }
 
+/// `scheme://host[:port]` as browsers send it (RFC 6454 §6.2), or `*`.
+fn origin(text: &str) -> Result<String, String> {
+    let bad = || format!("{text:?} is no origin; write one such as https://app.example or http://localhost:3000, or *");
+    if text == "*" {
+        return Ok(text.to_owned());
+    }
+    let uri: http::Uri = text.parse().map_err(|_| bad())?;
+    let authority = uri.authority().ok_or_else(bad)?.as_str();
+    let scheme = uri.scheme_str().ok_or_else(bad)?;
+    if text == format!("{scheme}://{authority}") && !authority.contains('@') && text == text.to_ascii_lowercase() {
+        Ok(text.to_owned())
+    } else {
+        Err(bad())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +280,7 @@ mod tests {
             runtime: "runc".into(),
             resolvers: vec![],
             private_ranges: vec![],
+            cors_origins: vec![],
             stop_machines: false,
             machines_per_account: 1000,
             networks_per_account: 1000,
@@ -328,12 +363,22 @@ mod tests {
         let File { data_dir, listen, pool_dir, forwarding, runtime, resolvers, .. } = &documented;
         let File { stop_machines, machines_per_account, networks_per_account, log_format, log, .. } = &documented;
         assert!(data_dir.is_some() && listen.is_some() && pool_dir.is_some() && forwarding.is_some());
-        assert!(resolvers.is_some() && documented.private_ranges.is_some());
+        assert!(resolvers.is_some() && documented.private_ranges.is_some() && documented.cors_origins.is_some());
         assert!(runtime.is_some() && stop_machines.is_some() && log_format.is_some() && log.is_some());
         assert!(machines_per_account.is_some() && networks_per_account.is_some());
         let defaults = merge(UpFlags::default(), File::default()).unwrap();
         assert_eq!(merge(UpFlags::default(), documented).unwrap(), defaults);
         assert_eq!(file(DOCUMENTED).unwrap(), File::default(), "as committed, it changes nothing");
+    }
+
+    #[test]
+    fn an_origin_is_written_as_browsers_send_it() {
+        for good in ["*", "https://app.example", "http://localhost:3000", "http://[::1]:8080"] {
+            assert_eq!(origin(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "app.example", "https://app.example/", "https://App.example", "https://a@b", "null", "/x"] {
+            assert!(origin(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`account`], [`network`], [`machine`], [`image`] | the commands named so |
+//! | [`account`], [`identity`], [`network`], [`machine`], [`image`] | the commands named so |
 //! | [`exec`] | `exec` and `shell`: a command's streams, signals and status |
 //! | [`copy`] | `cp` |
 //! | [`policy`], [`explain`], [`denials`] | `policy`; `explain` and `reach`; `denials` |
@@ -24,6 +24,7 @@ pub mod failure;
 pub mod follow;
 #[cfg(feature = "server")]
 pub mod host;
+pub mod identity;
 pub mod image;
 pub mod machine;
 pub mod network;
@@ -120,6 +121,12 @@ Examples:
     /// API keys of the account
     #[command(subcommand)]
     Key(account::KeyCommand),
+    /// Identities: who may operate machines without a key of the account
+    #[command(subcommand)]
+    Identity(identity::IdentityCommand),
+    /// Tokens of identities
+    #[command(subcommand)]
+    Token(identity::TokenCommand),
     /// Private networks
     #[command(subcommand)]
     Network(network::NetworkCommand),
@@ -265,6 +272,8 @@ fn with_server(globals: Globals, command: Command) -> Result<i32, Failure> {
         match command {
             Command::Account(command) => account::account(&context, command).await?,
             Command::Key(command) => account::key(&context, command).await?,
+            Command::Identity(command) => identity::identity(&context, command).await?,
+            Command::Token(command) => identity::token(&context, command).await?,
             Command::Whoami => account::whoami(&context).await?,
             Command::Version => account::version(&context).await?,
             Command::Network(command) => network::run(&context, command).await?,

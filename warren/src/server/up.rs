@@ -154,6 +154,7 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
     config.machines_per_account = args.machines_per_account;
     config.networks_per_account = args.networks_per_account;
     config.private_ranges = private_ranges;
+    config.cors_origins = args.cors_origins.clone();
     let access: Arc<dyn MachineAccess> = Arc::new(agents);
     let host = Arc::new(LiveHost::new(Arc::clone(&world), forwarding));
     let boundaries = Arc::new(LiveBoundaries::new(Arc::clone(&world)));

@@ -12,7 +12,7 @@ use super::{ListQuery, SECRET_NOT_REPEATED, created, replayed};
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::idempotency::{self, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::Shared;

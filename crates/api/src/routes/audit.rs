@@ -16,7 +16,7 @@ use warren_store::{TxnBuilder, Typed, schema};
 
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Query};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::mutation::Deed;
 use crate::resolve;
 use crate::state::{Api, Shared};
@@ -47,7 +47,7 @@ pub(crate) async fn run(
     let place = api.audits.place(caller.account)?;
     note(&api, &caller, "audit.run", &value).await?;
     let scope =
-        AuditScope { account: caller.account, network, across_accounts: caller.root, by: caller.key.to_string() };
+        AuditScope { account: caller.account, network, across_accounts: caller.root, by: caller.must_be_key()?.to_string() };
     let (lines, told) = mpsc::channel(BEHIND);
     tokio::spawn(async move {
         let (progress, mut made) = mpsc::channel(16);

@@ -18,7 +18,7 @@ use super::wanted::{self, Wanted};
 use super::{created, power, replayed, views};
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::idempotency::{self, Claim, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::policies::{self, InForce};
@@ -395,7 +395,7 @@ async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Response> {
     let deadline = Instant::now() + api.config.operation_deadline;
     let since = api.store.revision().await?;
     let gone = |_| idempotency::gone("machine");
-    let machine = resolve::machine(api, caller.account, id).await.map_err(gone)?.record;
+    let machine = resolve::machine(api, caller, id).await.map_err(gone)?.record;
     let settled = wait::machine(api, machine.id, since, deadline, |seen| match seen.status {
         Some(status) if status.record.state == MachineState::Creating => None,
         _ => Some(()),
@@ -409,7 +409,7 @@ async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Response> {
             ),
         ));
     }
-    let machine = resolve::machine(api, caller.account, id).await.map_err(gone)?.record;
+    let machine = resolve::machine(api, caller, id).await.map_err(gone)?.record;
     Ok(replayed(&views::read_machine(api, &machine).await?))
 }
 

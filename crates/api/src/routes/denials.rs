@@ -19,7 +19,7 @@ use crate::boundaries::DenialFilter;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::Query;
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::resolve;
 use crate::state::{Api, Shared};
 
@@ -58,7 +58,7 @@ pub(crate) async fn list(
     Query(query): Query<DenialQuery>,
 ) -> Answer<Response> {
     let machine = match &query.machine {
-        Some(given) => Some(resolve::machine(&api, caller.account, given).await?.record.id),
+        Some(given) => Some(resolve::machine(&api, &caller, given).await?.record.id),
         None => None,
     };
     let after = query.after.as_deref().map(|after| id("after", after)).transpose()?;

@@ -18,7 +18,7 @@ use warren_store::{Change, Revision, StoreError, Typed, Watch, schema};
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::Query;
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::state::{Api, Shared};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

@@ -14,13 +14,15 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use warren_model::access::{ExecCommand, ExecExit, ExecInput, ExecOutput, ExecSession, LONGEST_EXEC, is_variable_name};
 use warren_model::wire::{Denial, Exec, ExecControl, ExecEvent, ExecResult};
-use warren_model::{Code, MachineId, Problem};
+use warren_model::record::Machine;
+use warren_model::{Code, MachineId, Problem, Verb};
 
 use super::denials::views;
 use super::inside::running;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named};
-use crate::guard::{Caller, StreamPlace};
+use crate::caller::Caller;
+use crate::guard::{PROTOCOL, StreamPlace};
 use crate::state::{Api, Shared};
 
 /// Bytes of stdout and of stderr, each, that an answer holds.
@@ -67,6 +69,7 @@ pub(crate) async fn run(
     let stdin = Bytes::from(value.stdin.clone().unwrap_or_default());
     let command = ExecCommand { timeout_ms: Some(timeout_ms), ..command(value)? };
     let machine = running(&api, &caller, &given).await?;
+    let command = ExecCommand { user: caller.act_as(&machine, Verb::Exec, command.user)?, ..command };
     let limit = Duration::from_millis(timeout_ms) + GRACE;
     let since = Timestamp::now();
     let whole = async {
@@ -196,12 +199,16 @@ pub(crate) async fn stream(
     place: StreamPlace,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Answer<Response> {
-    let machine = running(&api, &caller, &given).await?.id;
+    let machine = running(&api, &caller, &given).await?;
     let upgrade = upgrade.map_err(|_| {
         ApiError::invalid("this route is a WebSocket: send the upgrade headers, or POST to it to wait for the end")
     })?;
-    Ok(upgrade.max_message_size(LARGEST_MESSAGE).on_upgrade(move |mut socket| async move {
-        if let Some(event) = converse(&api, machine, &mut socket).await {
+    Ok(upgrade.protocols([PROTOCOL]).max_message_size(LARGEST_MESSAGE).on_upgrade(move |mut socket| async move {
+        let last = tokio::select! {
+            last = converse(&api, &caller, &machine, &mut socket) => last,
+            () = caller.over(&api) => Some(ExecEvent::Failed { problem: *ApiError::unauthorized().problem }),
+        };
+        if let Some(event) = last {
             let text = serde_json::to_string(&event).unwrap_or_default();
             let _ = socket.send(Message::text(text)).await;
             let _ = socket.send(Message::Close(None)).await;
@@ -213,14 +220,17 @@ pub(crate) async fn stream(
 }
 
 /// The last event for the client; `None` when it has gone.
-async fn converse(api: &Api, machine: MachineId, socket: &mut WebSocket) -> Option<ExecEvent> {
+async fn converse(api: &Api, caller: &Caller, machine: &Machine, socket: &mut WebSocket) -> Option<ExecEvent> {
     let failed = |problem: Problem| Some(ExecEvent::Failed { problem });
     let first = tokio::time::timeout(START_LIMIT, next_message(socket)).await;
     let Ok(first) = first else {
         return failed(Problem::new(Code::RequestTimeout, "send the start frame within ten seconds"));
     };
     let command = match control(&first?) {
-        Ok(ExecControl::Start { exec }) => command(exec),
+        Ok(ExecControl::Start { exec }) => command(exec).and_then(|command| {
+            let verb = if command.terminal.is_some() { Verb::Shell } else { Verb::Exec };
+            Ok(ExecCommand { user: caller.act_as(machine, verb, command.user)?, ..command })
+        }),
         Ok(_) => Err(ApiError::invalid("the first frame has to be of type start")),
         Err(problem) => Err(problem.into()),
     };
@@ -231,11 +241,11 @@ async fn converse(api: &Api, machine: MachineId, socket: &mut WebSocket) -> Opti
         Err(error) => return failed(*error.problem),
     };
     let since = Timestamp::now();
-    match api.access.exec(machine, command).await {
+    match api.access.exec(machine.id, command).await {
         Ok(session) => {
             let end = relay(api, session, socket).await?;
             if matches!(end, ExecEvent::Exit { .. }) {
-                let denials = refused(api, machine, since).await;
+                let denials = refused(api, machine.id, since).await;
                 if !denials.is_empty() {
                     let text = serde_json::to_string(&ExecEvent::Denials { denials }).unwrap_or_default();
                     socket.send(Message::text(text)).await.ok()?;

@@ -17,7 +17,7 @@ use warren_model::{Code, wire};
 use super::inside::running;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::state::{Api, Shared};
 
 /// PATH_MAX of Linux (`include/uapi/linux/limits.h`), less its final zero.

@@ -23,7 +23,7 @@ use super::files;
 use super::wanted::bad_name;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::mutation::Deed;
 use crate::state::{Api, Shared};
 

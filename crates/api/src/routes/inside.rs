@@ -15,7 +15,7 @@ use warren_store::{Typed, schema};
 use super::views;
 use crate::error::{Answer, ApiError};
 use crate::extract::{Named, Query};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::resolve;
 use crate::state::{Api, Shared};
 
@@ -25,7 +25,7 @@ const LONGEST_TAIL: u64 = 16 * 1024 * 1024;
 
 /// The caller's machine, if commands can be run in it.
 pub(super) async fn running(api: &Api, caller: &Caller, given: &str) -> Answer<Machine> {
-    let machine = resolve::machine(api, caller.account, given).await?.record;
+    let machine = resolve::machine(api, caller, given).await?.record;
     let status = api.store.read(&schema::status(machine.id)).await?.map(|read| read.record);
     let state = views::state(&machine, status.as_ref());
     if state == MachineState::Running && machine.power == Power::On {
@@ -79,7 +79,7 @@ pub(crate) async fn logs(
     if tail > LONGEST_TAIL {
         return Err(ApiError::new(Code::InvalidQuery, format!("tail is at most {LONGEST_TAIL} bytes, not {tail}")));
     }
-    let machine = resolve::machine(&api, caller.account, &given).await?.record;
+    let machine = resolve::machine(&api, &caller, &given).await?.record;
     let stream = api.access.logs(machine.id, tail, query.follow.unwrap_or(false)).await?;
     let stream = stream.take_until(api.config.shutdown.clone().cancelled_owned());
     let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];

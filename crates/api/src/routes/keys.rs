@@ -14,7 +14,7 @@ use crate::bootstrap;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::idempotency::{self, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::{Api, Shared};
@@ -135,7 +135,7 @@ pub(crate) async fn revoke(State(api): State<Shared>, caller: Caller, Named(give
         let deed = Deed { caller: &caller, now, action: "key.revoke" };
         let txn = deed.record(txn, key.id, &(), [news(&key, EventKind::KeyRevoked, "was revoked")])?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
-            api.keys.forget(&key.hash);
+            api.credentials.forget_key(&key.hash);
             return Ok(StatusCode::NO_CONTENT);
         }
     }

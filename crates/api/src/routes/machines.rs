@@ -12,7 +12,7 @@ use super::{power, views, wanted};
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::Shared;
 use crate::{policies, resolve};
@@ -48,8 +48,9 @@ pub(crate) async fn list(
     let scope = format!("machines {}", serde_json::to_string(&filters).unwrap_or_default());
     let paging = Paging::parse(&scope, caller.account, query.limit, query.cursor.as_deref())?;
     let network = match &query.network {
-        Some(given) => Some(resolve::network(&api, caller.account, given).await?.record.id),
-        None => None,
+        // A token learns of a network only from a machine in it.
+        Some(given) if caller.key().is_some() => Some(resolve::network(&api, caller.account, given).await?.record.id),
+        _ => None,
     };
     let bad_filter = |error: warren_model::name::InvalidName| ApiError::new(Code::InvalidQuery, error.to_string());
     let tags = query.tag.iter().flat_map(|tags| tags.split(',')).map(str::parse::<Tag>);
@@ -70,7 +71,8 @@ pub(crate) async fn list(
         for (index, name) in page.into_iter().enumerate() {
             let Some(read) = api.store.read(&schema::machine(name.record)).await? else { continue };
             let machine = read.record;
-            let fits = network.is_none_or(|network| machine.network == network)
+            let fits = caller.sees(&machine)
+                && network.is_none_or(|network| machine.network == network)
                 && tags.iter().all(|tag| machine.tags.contains(tag))
                 && label.as_ref().is_none_or(|(key, value)| {
                     let found = machine.labels.get(key);
@@ -80,7 +82,8 @@ pub(crate) async fn list(
                 continue;
             }
             let Some(view) = networks.machine(&api, &machine).await? else { continue };
-            if query.state.is_none_or(|state| view.state == state) {
+            let named = |given: &String| *given == view.network.id || *given == view.network.name;
+            if query.state.is_none_or(|state| view.state == state) && query.network.as_ref().is_none_or(named) {
                 items.push(view);
             }
             if items.len() == paging.limit {
@@ -103,7 +106,7 @@ pub(crate) async fn show(
     caller: Caller,
     Named(given): Named,
 ) -> Answer<Json<wire::Machine>> {
-    let machine = resolve::machine(&api, caller.account, &given).await?;
+    let machine = resolve::machine(&api, &caller, &given).await?;
     Ok(Json(views::read_machine(&api, &machine.record).await?))
 }
 
@@ -121,10 +124,10 @@ pub(crate) async fn update(
     let ports = value.ports.as_deref().map(wanted::ports).transpose()?;
     let tags = value.tags.as_deref().map(wanted::tags).transpose()?;
     let labels = value.labels.as_ref().map(wanted::labels).transpose()?;
-    let id = resolve::machine(&api, caller.account, &given).await?.record.id.to_string();
+    let id = resolve::machine(&api, &caller, &given).await?.record.id.to_string();
     for _ in 0..ATTEMPTS {
         let now = Timestamp::now();
-        let read = resolve::machine(&api, caller.account, &id).await?;
+        let read = resolve::machine(&api, &caller, &id).await?;
         if read.record.power == Power::Gone {
             return Err(power::being_deleted(&read.record));
         }

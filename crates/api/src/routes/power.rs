@@ -12,7 +12,7 @@ use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 use super::views;
 use crate::error::{Answer, ApiError};
 use crate::extract::Named;
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::resolve;
 use crate::state::{Api, Shared};
@@ -72,7 +72,7 @@ pub(crate) async fn restart(
     responses((status = 204, description = "Deleted")))]
 pub(crate) async fn delete(State(api): State<Shared>, caller: Caller, Named(given): Named) -> Answer<StatusCode> {
     let deadline = Instant::now() + api.config.operation_deadline;
-    let machine = resolve::machine(&api, caller.account, &given).await?.record;
+    let machine = resolve::machine(&api, &caller, &given).await?.record;
     let Some(since) = ask_to_delete(&api, &caller, machine.id).await? else { return Ok(StatusCode::NO_CONTENT) };
     match wait_until_gone(&api, machine.id, since, deadline).await? {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
@@ -128,7 +128,7 @@ pub(super) async fn wait_until_gone(
 
 async fn fulfil(api: &Api, caller: &Caller, given: &str, wish: Wish) -> Answer<Json<wire::Machine>> {
     let deadline = Instant::now() + api.config.operation_deadline;
-    let id = resolve::machine(api, caller.account, given).await?.record.id;
+    let id = resolve::machine(api, caller, given).await?.record.id;
     let (machine, since) = ask(api, caller, id, wish).await?;
     let (boot, off) = (machine.boot, matches!(wish, Wish::Stop));
     let end = wait::machine(api, id, since, deadline, |seen| {
@@ -166,7 +166,7 @@ async fn fulfil(api: &Api, caller: &Caller, given: &str, wish: Wish) -> Answer<J
 async fn ask(api: &Api, caller: &Caller, id: MachineId, wish: Wish) -> Answer<(Machine, Revision)> {
     for _ in 0..ATTEMPTS {
         let since = api.store.revision().await?;
-        let read = resolve::machine(api, caller.account, &id.to_string()).await?;
+        let read = resolve::machine(api, caller, &id.to_string()).await?;
         let status = api.store.read(&schema::status(id)).await?.map(|status| status.record);
         let mut machine = read.record.clone();
         let failed =

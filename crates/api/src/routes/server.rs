@@ -9,7 +9,7 @@ use warren_model::{Code, wire};
 use warren_store::{Typed, schema};
 
 use crate::error::{Answer, ApiError};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::state::Shared;
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -66,7 +66,9 @@ pub(crate) async fn whoami(State(api): State<Shared>, caller: Caller) -> Answer<
         version: api.config.version.clone(),
         installation: api.config.installation.id.to_string(),
         account: wire::Reference { id: account.id.to_string(), name: account.name.to_string() },
-        key: caller.key.to_string(),
+        key: caller.key().map(|key| key.to_string()),
         root: caller.root,
+        identity: caller.token().map(|(_, identity)| identity.to_string()),
+        token: caller.token().map(|(token, _)| token.to_string()),
     }))
 }

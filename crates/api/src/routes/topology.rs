@@ -9,7 +9,7 @@ use super::{ListQuery, networks, views};
 use crate::cursor::Paging;
 use crate::error::Answer;
 use crate::extract::Query;
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::state::Shared;
 
 /// Show every network with what is in it

@@ -155,7 +155,7 @@ impl Lab {
             after = page.entries.last().map(|entry| entry.key.clone());
             all.extend(page.entries.into_iter().map(|entry| (entry.key, entry.value)));
             if !page.more {
-                all.retain(|(key, _)| !key.starts_with("key-used/"));
+                all.retain(|(key, _)| !key.starts_with("key-used/") && !key.starts_with("token-used/"));
                 return all;
             }
         }

@@ -19,7 +19,7 @@ use super::{apart, change, enforce, warnings};
 use crate::directory::{self, Census};
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::policies::{self, Edition};
 use crate::state::{Api, Shared};
@@ -168,7 +168,7 @@ async fn put(api: &Shared, caller: &Caller, asked: Asked) -> Answer<Json<wire::A
                 text: asked.text.clone(),
                 policy: policy.clone(),
                 applied_at: now,
-                key: caller.key,
+                key: caller.must_be_key()?,
                 rolled_back_from: asked.rolled_back_from,
             };
             let mut txn = before

@@ -16,7 +16,7 @@ use super::{Limit, TooLong, apart, change, scene};
 use crate::directory::Census;
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::state::Shared;
 
 /// Ask what the policy in force says about a flow

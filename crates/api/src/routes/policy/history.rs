@@ -18,7 +18,7 @@ use crate::cursor::Paging;
 use crate::directory::{self, Census};
 use crate::error::{Answer, ApiError};
 use crate::extract::{Named, Query};
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::policies::{self, Edition};
 use crate::routes::ListQuery;
 use crate::state::{Api, Shared};

@@ -23,7 +23,7 @@ use warren_model::{Code, Label, wire};
 use crate::directory::{self, Census};
 use crate::error::{Answer, ApiError};
 use crate::extract::Query;
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::policies::{self, Edition};
 use crate::state::Shared;
 

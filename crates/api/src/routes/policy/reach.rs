@@ -19,7 +19,7 @@ use crate::cursor::Paging;
 use crate::directory::Census;
 use crate::error::Answer;
 use crate::extract::Query;
-use crate::guard::Caller;
+use crate::caller::Caller;
 use crate::resolve;
 use crate::state::Shared;
 
