@@ -24,6 +24,11 @@ for package in $wanted; do
         missing="$missing $package"
     fi
 done
+# Node may come from elsewhere than Debian, and then has npm in one package.
+if [ "${1:-test}" != run ]; then
+    command -v node >/dev/null || missing="$missing nodejs"
+    command -v npm >/dev/null || missing="$missing npm"
+fi
 [ -z "$missing" ] && exit 0
 
 if [ "$(id -u)" -ne 0 ]; then

@@ -59,9 +59,22 @@ impl Client {
         Ok(String::from_utf8(self.send(Method::GET, path, None)?.into())?)
     }
 
+    /// How a GET is answered, whether it is refused or not.
+    pub fn status(&mut self, path: &str) -> anyhow::Result<StatusCode> {
+        Ok(self.exchange(Method::GET, path, None)?.0)
+    }
+
     fn send(&mut self, method: Method, path: &str, body: Option<Vec<u8>>) -> anyhow::Result<Bytes> {
+        let (status, answer) = self.exchange(method.clone(), path, body)?;
+        if !status.is_success() || status == StatusCode::ACCEPTED {
+            bail!("{method} {path} answered {status}: {}", String::from_utf8_lossy(&answer));
+        }
+        Ok(answer)
+    }
+
+    fn exchange(&mut self, method: Method, path: &str, body: Option<Vec<u8>>) -> anyhow::Result<(StatusCode, Bytes)> {
         let mut request = Request::builder()
-            .method(&method)
+            .method(method)
             .uri(path)
             .header(header::HOST, "warren")
             .header(header::AUTHORIZATION, &self.authorization);
@@ -69,15 +82,11 @@ impl Client {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         let request = request.body(Full::from(body.unwrap_or_default()))?;
-        let (status, answer) = self.runtime.block_on(async {
+        self.runtime.block_on(async {
             self.requests.ready().await?;
             let answer = self.requests.send_request(request).await?;
             let status = answer.status();
-            anyhow::Ok((status, answer.into_body().collect().await?.to_bytes()))
-        })?;
-        if !status.is_success() || status == StatusCode::ACCEPTED {
-            bail!("{method} {path} answered {status}: {}", String::from_utf8_lossy(&answer));
-        }
-        Ok(answer)
+            Ok((status, answer.into_body().collect().await?.to_bytes()))
+        })
     }
 }

@@ -54,6 +54,7 @@ pub enum Name {
     RoundTrip1000,
     Create,
     Exec,
+    Token,
     AddMember,
     Names,
     PolicyThroughput,

@@ -83,7 +83,12 @@ impl Server {
 
     pub fn client(&self) -> anyhow::Result<Client> {
         let key = std::fs::read_to_string(self.data().join("root.key")).context("the root key cannot be read")?;
-        Client::connect(&self.data().join("api.sock"), key.trim())
+        self.client_with(key.trim())
+    }
+
+    /// One that sends this secret.
+    pub fn client_with(&self, secret: &str) -> anyhow::Result<Client> {
+        Client::connect(&self.data().join("api.sock"), secret)
     }
 
     fn uninstall(&mut self) -> anyhow::Result<()> {

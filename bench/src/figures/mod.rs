@@ -9,6 +9,7 @@ mod policy;
 mod proxy;
 mod round_trip;
 mod throughput;
+mod token;
 mod tunnel;
 
 use crate::interrupt;
@@ -27,7 +28,7 @@ pub fn measure(options: &Options, report: &mut Report) {
     let wants = |names: &[Name]| names.iter().any(|name| options.wants(*name));
     // The large network comes last: its removal keeps the kernel busy for seconds.
     let parts: [(&str, &[Name], Part); 7] = [
-        ("machines", &[Name::Create, Name::Exec], machines),
+        ("machines", &[Name::Create, Name::Exec, Name::Token], machines),
         ("two members", &[Name::Throughput1, Name::Throughput4, Name::RoundTrip], two_members),
         (
             "the proxy",
@@ -68,6 +69,9 @@ fn machines(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     }
     if options.wants(Name::Exec) {
         add(report, "exec of true", exec::measure(options, &mut client));
+    }
+    if options.wants(Name::Token) {
+        add(report, "checking a token", token::measure(options, &server, &mut client));
     }
     Ok(())
 }

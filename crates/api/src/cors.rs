@@ -6,9 +6,11 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use crate::compat::freestyle;
 use crate::guard::{ACCOUNT_HEADER, API_KEY_HEADER};
 use crate::idempotency::{IDEMPOTENCY_KEY, REPLAYED};
 use crate::outer::REQUEST_ID;
+use crate::routes::files::{FILE_MODE, FILE_SIZE};
 
 /// How long a browser may remember an answer.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -25,20 +27,31 @@ pub(crate) fn layer(origins: &[String]) -> Option<CorsLayer> {
     };
     let own = HeaderName::from_static;
     let methods = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+    let asked = [
+        AUTHORIZATION,
+        CONTENT_TYPE,
+        REQUEST_ID,
+        own(API_KEY_HEADER),
+        own(ACCOUNT_HEADER),
+        own(IDEMPOTENCY_KEY),
+        own("last-event-id"),
+        own(freestyle::TOKEN_HEADER),
+        own(freestyle::USER_HEADER),
+    ];
     Some(
         CorsLayer::new()
             .allow_origin(allowed)
             .allow_methods(methods)
-            .allow_headers([
-                AUTHORIZATION,
-                CONTENT_TYPE,
+            .allow_headers(asked.into_iter().chain(freestyle::SDK_HEADERS.map(own)).collect::<Vec<_>>())
+            .expose_headers([
+                LOCATION,
+                RETRY_AFTER,
                 REQUEST_ID,
-                own(API_KEY_HEADER),
-                own(ACCOUNT_HEADER),
-                own(IDEMPOTENCY_KEY),
-                own("last-event-id"),
+                own(REPLAYED),
+                own(FILE_MODE),
+                own(FILE_SIZE),
+                own(freestyle::TRACE_HEADER),
             ])
-            .expose_headers([LOCATION, RETRY_AFTER, REQUEST_ID, own(REPLAYED)])
             .max_age(REMEMBERED),
     )
 }

@@ -1,15 +1,20 @@
 //! Who a secret belongs to, and what a token's identity may do. All of it is answered from memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use warren_model::IdentityId;
 use warren_model::record::{ApiKey, Grant, Token};
+use warren_store::schema::{Key, Record};
 use warren_store::{Store, StoreError, Typed, schema};
 
 use crate::followed::{Followed, Known, follow};
 use crate::secret;
+
+/// How long a stream goes on without a look at the clock.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// A secret that is known, valid when it was looked up.
 #[derive(Debug, Clone)]
@@ -52,12 +57,22 @@ impl Credentials {
     }
 
     /// Whose secret this is; `None` for one that is not known or not valid.
-    pub async fn find(&self, store: &dyn Store, secret: &str, now: Timestamp) -> Result<Option<Credential>, StoreError> {
+    pub async fn find(
+        &self,
+        store: &dyn Store,
+        secret: &str,
+        now: Timestamp,
+    ) -> Result<Option<Credential>, StoreError> {
         self.find_hash(store, secret.starts_with(secret::TOKEN), &secret::hash(secret), now).await
     }
 
     /// The same credential as it is now; `None` once it is not valid.
-    pub async fn renew(&self, store: &dyn Store, old: &Credential, now: Timestamp) -> Result<Option<Credential>, StoreError> {
+    pub async fn renew(
+        &self,
+        store: &dyn Store,
+        old: &Credential,
+        now: Timestamp,
+    ) -> Result<Option<Credential>, StoreError> {
         match old {
             Credential::Key(key) => self.find_hash(store, false, &key.value.hash, now).await,
             Credential::Token { token, .. } => self.find_hash(store, true, &token.value.hash, now).await,
@@ -72,15 +87,11 @@ impl Credentials {
         now: Timestamp,
     ) -> Result<Option<Credential>, StoreError> {
         if !is_token {
-            let read = async { Ok(store.read(&schema::api_key(hash)).await?.map(|read| read.record)) };
-            let found = self.keys.find(hash, read).await?;
-            return Ok(found.filter(|key| is_valid(&key.value, now)).map(Credential::Key));
+            let found = self.keys.find(hash, record(store, schema::api_key(hash))).await?;
+            return Ok(found.filter(|key| key.value.is_valid(now)).map(Credential::Key));
         }
-        let read = async { Ok(store.read(&schema::token(hash)).await?.map(|read| read.record)) };
-        let found = self.tokens.find(hash, read).await?;
-        let Some(token) = found.filter(|token| token.value.revoked_at.is_none() && now < token.value.expires_at) else {
-            return Ok(None);
-        };
+        let found = self.tokens.find(hash, record(store, schema::token(hash))).await?;
+        let Some(token) = found.filter(|token| token.value.is_valid(now)) else { return Ok(None) };
         let grants = self.grants(store, token.value.identity).await?;
         Ok(Some(Credential::Token { token, grants }))
     }
@@ -112,8 +123,22 @@ impl Credential {
     /// Writes that it was used, at most once a minute.
     pub fn note_use(&self, store: &Arc<dyn Store>, now: Timestamp) {
         match self {
-            Self::Key(key) => key.note_use(store, schema::api_key_used(key.value.id), now),
-            Self::Token { token, .. } => token.note_use(store, schema::token_used(token.value.id), now),
+            Self::Key(key) => {
+                let ApiKey { hash, id, .. } = &key.value;
+                key.note_use(store, schema::api_key(hash), schema::api_key_used(*id), now);
+            }
+            Self::Token { token, .. } => {
+                let Token { hash, id, .. } = &token.value;
+                token.note_use(store, schema::token(hash), schema::token_used(*id), now);
+            }
+        }
+    }
+
+    /// Whether it has to be looked up again.
+    pub fn is_stale(&self, now: Timestamp) -> bool {
+        match self {
+            Self::Key(key) => key.is_stale() || !key.value.is_valid(now),
+            Self::Token { token, grants } => token.is_stale() || grants.is_stale() || !token.value.is_valid(now),
         }
     }
 
@@ -137,12 +162,13 @@ async fn until(instant: Option<Timestamp>) {
     match instant {
         None => std::future::pending().await,
         Some(instant) => {
-            let left = instant.duration_since(Timestamp::now());
-            tokio::time::sleep(left.try_into().unwrap_or_default()).await;
+            // The clock may be set, or the host have slept: to look too early costs nothing.
+            let left = instant.duration_since(Timestamp::now()).try_into().unwrap_or_default();
+            tokio::time::sleep(LONGEST_SLEEP.min(left)).await;
         }
     }
 }
 
-fn is_valid(key: &ApiKey, now: Timestamp) -> bool {
-    key.revoked_at.is_none() && key.expires_at.is_none_or(|until| now < until)
+async fn record<T: Record>(store: &dyn Store, key: Key<T>) -> Result<Option<T>, StoreError> {
+    Ok(store.read(&key).await?.map(|read| read.record))
 }

@@ -32,8 +32,10 @@ impl ApiError {
     }
 
     pub fn unauthorized() -> Self {
-        let mut error =
-            Self::new(Code::Unauthorized, "send a valid key as 'Authorization: Bearer wk_...' or 'X-API-Key: wk_...'");
+        let mut error = Self::new(
+            Code::Unauthorized,
+            "send a valid key or token as 'Authorization: Bearer wk_...' or 'X-API-Key: wk_...'",
+        );
         error.headers.push((http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
         error
     }

@@ -9,8 +9,9 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use warren_model::Code;
 
+use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
-use crate::state::Shared;
+use crate::state::{Api, Shared};
 
 /// A JSON object, and the bytes it came in. No body at all counts as `{}`. It may be so many times as large as bodies
 /// usually are.
@@ -25,24 +26,14 @@ impl<T: DeserializeOwned, const TIMES: usize> FromRequest<Shared> for JsonBody<T
     async fn from_request(request: Request, api: &Shared) -> Answer<Self> {
         let media_type = request.headers().get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?").to_owned());
         let limit = api.config.body_limit * TIMES;
-        let announced =
-            request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > limit as u64) {
-            return Err(too_large(limit));
-        }
+        refuse_announced(&request, limit)?;
         if media_type.as_deref().is_some_and(|given| !is_json(given)) {
             return Err(ApiError::new(
                 Code::UnsupportedMediaType,
                 "send the body as JSON, with 'Content-Type: application/json'",
             ));
         }
-        let collected = Limited::new(request.into_body(), limit).collect();
-        let bytes = match tokio::time::timeout(api.config.request_timeout, collected).await {
-            Ok(Ok(collected)) => collected.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large(limit)),
-            Ok(Err(_)) => return Err(ApiError::new(Code::InvalidJson, "the body broke off: send all of it")),
-            Err(_) => return Err(ApiError::new(Code::RequestTimeout, "the body came too slowly: send it again")),
-        };
+        let bytes = collect(request, api, limit).await?;
         if !bytes.is_empty() && media_type.is_none() {
             return Err(ApiError::new(
                 Code::UnsupportedMediaType,
@@ -50,6 +41,34 @@ impl<T: DeserializeOwned, const TIMES: usize> FromRequest<Shared> for JsonBody<T
             ));
         }
         Ok(Self { value: parse(&bytes)?, bytes })
+    }
+}
+
+/// A whole body of at most so many bytes.
+///
+/// Whoever sent it may have been refused meanwhile.
+pub(crate) async fn collect(request: Request, api: &Api, limit: usize) -> Answer<Bytes> {
+    refuse_announced(&request, limit)?;
+    let caller = request.extensions().get::<Caller>().cloned();
+    let collected = Limited::new(request.into_body(), limit).collect();
+    let bytes = match tokio::time::timeout(api.config.request_timeout, collected).await {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large(limit)),
+        Ok(Err(_)) => return Err(ApiError::new(Code::InvalidJson, "the body broke off: send all of it")),
+        Err(_) => return Err(ApiError::new(Code::RequestTimeout, "the body came too slowly: send it again")),
+    };
+    if let Some(caller) = caller {
+        caller.look_again(api).await?;
+    }
+    Ok(bytes)
+}
+
+/// Refuses a body that is said to be too large, before any of it is read.
+fn refuse_announced(request: &Request, limit: usize) -> Answer<()> {
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match announced {
+        Some(length) if length > limit as u64 => Err(too_large(limit)),
+        _ => Ok(()),
     }
 }
 
@@ -62,7 +81,8 @@ fn too_large(limit: usize) -> ApiError {
     ApiError::new(Code::BodyTooLarge, format!("a JSON body has at most {limit} bytes: send less"))
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
+/// A JSON object; no bytes at all count as `{}`.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
     let bytes = if bytes.is_empty() { b"{}" } else { bytes };
     // serde takes an array for a struct; the contract does not.
     if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {

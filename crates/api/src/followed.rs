@@ -32,6 +32,17 @@ impl<V> Known<V> {
         Arc::new(Self { value, changed, used: AtomicI64::new(0) })
     }
 
+    /// Whoever holds on to it has to look again.
+    fn tell(&self) {
+        if let Some(changed) = &self.changed {
+            changed.cancel();
+        }
+    }
+
+    pub fn is_stale(&self) -> bool {
+        self.changed.as_ref().is_none_or(CancellationToken::is_cancelled)
+    }
+
     /// Until it may be out of date.
     pub async fn stale(&self) {
         match &self.changed {
@@ -40,8 +51,11 @@ impl<V> Known<V> {
         }
     }
 
-    /// Writes that it was used, off the request's path and at most once a minute.
-    pub fn note_use(&self, store: &Arc<dyn Store>, key: Key<Timestamp>, now: Timestamp) {
+    /// Writes that it was used, off the request's path and at most once a minute, as long as `of` is there.
+    pub fn note_use<T>(&self, store: &Arc<dyn Store>, of: Key<T>, key: Key<Timestamp>, now: Timestamp)
+    where
+        T: Send + 'static,
+    {
         let (before, second) = (self.used.load(Ordering::Relaxed), now.as_second());
         if second - before < USED_EVERY_SECONDS
             || self.used.compare_exchange(before, second, Ordering::Relaxed, Ordering::Relaxed).is_err()
@@ -50,7 +64,7 @@ impl<V> Known<V> {
         }
         let store = store.clone();
         tokio::spawn(async move {
-            let written = match TxnBuilder::new().put(&key, &now) {
+            let written = match TxnBuilder::new().exists(&of).put(&key, &now) {
                 Ok(txn) => txn.commit(&*store).await.map(drop),
                 Err(error) => Err(error),
             };
@@ -97,8 +111,14 @@ impl<V> Followed<V> {
         if !inner.followed || inner.generation != generation {
             return Ok(Some(Known::new(value, None)));
         }
-        if inner.known.len() >= REMEMBERED {
-            inner.forget_everything();
+        // Somebody else read it at the same time; whoever holds on to that is told of a change.
+        if let Some(known) = inner.known.get(name) {
+            return Ok(Some(known.clone()));
+        }
+        if inner.known.len() >= REMEMBERED
+            && let Some(other) = inner.known.keys().next().cloned()
+        {
+            inner.forget(&other);
         }
         let known = Known::new(value, Some(CancellationToken::new()));
         inner.known.insert(name.to_owned(), known.clone());
@@ -108,26 +128,21 @@ impl<V> Followed<V> {
     pub fn forget(&self, name: &str) {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
         inner.generation += 1;
-        if let Some(changed) = inner.known.remove(name).and_then(|known| known.changed.clone()) {
-            changed.cancel();
-        }
+        inner.forget(name);
     }
 
     fn forget_all(&self, followed: bool) {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
         inner.generation += 1;
         inner.followed = followed;
-        inner.forget_everything();
+        inner.known.drain().for_each(|(_, known)| known.tell());
     }
 }
 
 impl<V> Inner<V> {
-    /// Whoever holds on to something is told to look again.
-    fn forget_everything(&mut self) {
-        for (_, known) in self.known.drain() {
-            if let Some(changed) = &known.changed {
-                changed.cancel();
-            }
+    fn forget(&mut self, name: &str) {
+        if let Some(known) = self.known.remove(name) {
+            known.tell();
         }
     }
 }

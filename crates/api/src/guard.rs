@@ -17,10 +17,11 @@ use warren_model::{AccountId, Code};
 use warren_store::{Typed, schema};
 
 use crate::caller::Caller;
+use crate::compat::freestyle;
 use crate::credentials::Credential;
 use crate::error::{Answer, ApiError};
 use crate::outer::RequestId;
-use crate::places::{Place, Places};
+use crate::places::{Holder, Place, Places};
 use crate::resolve;
 use crate::state::{Api, Shared};
 use crate::table::{CallerKind, Class, Row};
@@ -61,7 +62,9 @@ async fn admit(api: Shared, row: &'static Row, mut request: Request, next: Next)
         let request_id = request.extensions().get::<RequestId>().cloned().ok_or_else(ApiError::internal)?;
         let caller = identify(&api, row, request.headers(), request_id).await?;
         // The operator's own key is bounded by what is free only.
-        if !caller.root && place.as_mut().is_some_and(|place| !place.assign(caller.account)) {
+        if let Some(place) = place.as_mut().filter(|_| !caller.root)
+            && !shares(&caller).all(|holder| place.assign(holder))
+        {
             return Err(ApiError::busy());
         }
         if row.class == Class::Stream {
@@ -99,13 +102,19 @@ async fn admit(api: Shared, row: &'static Row, mut request: Request, next: Next)
     }
 }
 
+/// A token takes of its identity's share and of its account's.
+pub(crate) fn shares(caller: &Caller) -> impl Iterator<Item = Holder> {
+    let identity = caller.token().map(|(_, identity)| Holder::Identity(identity));
+    identity.into_iter().chain([Holder::Account(caller.account)])
+}
+
 fn place(places: &Arc<Places>) -> Answer<Place> {
     places.take().ok_or_else(ApiError::busy)
 }
 
 async fn identify(api: &Api, row: &'static Row, headers: &HeaderMap, request_id: RequestId) -> Answer<Caller> {
     let now = Timestamp::now();
-    let found = api.credentials.find(&*api.store, presented(headers)?, now).await?;
+    let found = api.credentials.find(&*api.store, presented(row, headers)?, now).await?;
     let credential = found.ok_or_else(ApiError::unauthorized)?;
     credential.note_use(&api.store, now);
     let (kind, own) = match &credential {
@@ -132,7 +141,7 @@ async fn identify(api: &Api, row: &'static Row, headers: &HeaderMap, request_id:
 }
 
 /// The secret that was sent. No secret, two different ones and an unreadable one get the same answer as a wrong one.
-fn presented(headers: &HeaderMap) -> Answer<&str> {
+fn presented<'a>(row: &Row, headers: &'a HeaderMap) -> Answer<&'a str> {
     let mut found = None;
     for (name, value) in headers {
         let secret = match name.as_str() {
@@ -141,11 +150,14 @@ fn presented(headers: &HeaderMap) -> Answer<&str> {
                 scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
             }),
             API_KEY_HEADER => value.to_str().ok(),
+            freestyle::TOKEN_HEADER if !row.is_native() => value.to_str().ok(),
             "sec-websocket-protocol" => {
-                let mut protocols = value.to_str().unwrap_or_default().split(',').map(str::trim);
-                match protocols.find_map(|protocol| protocol.strip_prefix(SECRET_PROTOCOL)) {
-                    Some(secret) => Some(secret),
-                    None => continue,
+                let protocols = value.to_str().unwrap_or_default().split(',').map(str::trim);
+                let mut secrets = protocols.filter_map(|protocol| protocol.strip_prefix(SECRET_PROTOCOL));
+                match (secrets.next(), secrets.next()) {
+                    (Some(secret), None) => Some(secret),
+                    (Some(_), Some(_)) => None,
+                    (None, _) => continue,
                 }
             }
             _ => continue,

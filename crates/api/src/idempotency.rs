@@ -8,8 +8,8 @@ use warren_model::record::IdempotencyRecord;
 use warren_store::schema::{self, Key};
 use warren_store::{TxnBuilder, Typed, Versioned};
 
-use crate::error::{Answer, ApiError};
 use crate::caller::Caller;
+use crate::error::{Answer, ApiError};
 use crate::state::{Api, Shared};
 
 /// How long a key is remembered.
@@ -72,6 +72,11 @@ fn invalid() -> ApiError {
 }
 
 impl Idempotency {
+    /// Of a request that has no key.
+    pub fn none() -> Self {
+        Self { key: None, place: String::new() }
+    }
+
     pub async fn look(&self, api: &Api, caller: &Caller, body: &[u8], now: Timestamp) -> Answer<Seen> {
         let Some(text) = &self.key else { return Ok(Seen::New(Claim(None))) };
         let mut hasher = blake3::Hasher::new();

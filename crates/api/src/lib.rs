@@ -46,6 +46,7 @@
 //! | `POST /v1/audit`, `GET /v1/audit/key` | NDJSON of `AuditEvent`; the key of reports |
 //! | `GET PUT DELETE /v1/audit/schedule`, `GET /v1/audit-log?after=` | root key only |
 //! | `GET /v1/topology` | every network with what is in it |
+//! | everything below `/compat/freestyle` | the calls of npm `freestyle@0.1.63`; their own form of bodies and refusals (`compat/freestyle`) |
 //! | `GET /v1/events?after=REVISION` | SSE, resumable with `Last-Event-ID`; `?follow=false` gives a JSON page |
 //!
 //! # What the reconciler owes the API
@@ -76,6 +77,7 @@
 pub mod bootstrap;
 mod boundaries;
 mod caller;
+mod compat;
 mod config;
 mod cors;
 mod credentials;

@@ -6,8 +6,8 @@ use warren_model::record::{AuditEntry, Event, EventKind};
 use warren_model::{AccountId, EventId, MachineId, NetworkId};
 use warren_store::{TxnBuilder, schema};
 
-use crate::error::{Answer, ApiError};
 use crate::caller::Caller;
+use crate::error::{Answer, ApiError};
 use crate::secret;
 
 /// How often a mutation is tried again when something else changed what it read.

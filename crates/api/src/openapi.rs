@@ -50,11 +50,11 @@ const BODY_OPTIONAL: [&str; 10] = [
     "grant_network",
 ];
 
-/// The document of the whole API.
+/// The document of the whole API. What speaks like other products is described by them.
 pub fn openapi() -> OpenApi {
     let mut document = Base::openapi();
     let mut components = document.components.take().unwrap_or_default();
-    for route in table::all() {
+    for route in table::all().filter(|route| route.row.is_native()) {
         let (schemas, paths, _) = (route.handler)();
         components.schemas.extend(schemas);
         for (path, mut item) in paths.paths {

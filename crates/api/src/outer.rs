@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use jiff::Timestamp;
 use warren_model::{Code, Problem};
 
+use crate::compat::{Dialect, freestyle};
 use crate::error::ApiError;
 use crate::secret;
 use crate::state::Shared;
@@ -52,11 +53,12 @@ pub(crate) async fn outer(State(api): State<Shared>, mut request: Request, next:
     let id = RequestId::of(request.headers());
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched".into(), |path| Arc::from(path.as_str()));
+    let dialect = Dialect::of(&method, request.uri().path());
     request.extensions_mut().insert(id.clone());
 
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let response = answered.unwrap_or_else(|_| ApiError::internal().into_response());
-    let response = render(response, &id);
+    let response = render(response, &id, dialect);
 
     let (status, took) = (response.status().as_u16(), started.elapsed());
     api.metrics.observe(&method, &route, status, took);
@@ -69,8 +71,11 @@ pub(crate) async fn outer(State(api): State<Shared>, mut request: Request, next:
     response
 }
 
-fn render(mut response: Response, id: &RequestId) -> Response {
+fn render(mut response: Response, id: &RequestId, dialect: Dialect) -> Response {
     if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        if matches!(dialect, Dialect::Freestyle(_)) {
+            response.headers_mut().insert(freestyle::TRACE_HEADER, value.clone());
+        }
         response.headers_mut().insert(REQUEST_ID, value);
     }
     let failed = response.status().is_client_error() || response.status().is_server_error();
@@ -80,13 +85,24 @@ fn render(mut response: Response, id: &RequestId) -> Response {
         None => return response,
     };
     problem.request_id = Some(id.as_str().to_owned());
-    let body = serde_json::to_vec(&problem).unwrap_or_default();
-    *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
+    let (status, body) = match dialect {
+        Dialect::Native => native(&problem, response.headers_mut()),
+        Dialect::Freestyle(place) => {
+            let said = response.extensions_mut().remove();
+            freestyle::error::render(&problem, said, place, response.headers_mut())
+        }
+    };
+    *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     *response.body_mut() = Body::from(body);
     response.extensions_mut().insert(problem);
     response
+}
+
+fn native(problem: &Problem, headers: &mut HeaderMap) -> (StatusCode, Vec<u8>) {
+    headers.insert(CONTENT_TYPE, PROBLEM_JSON);
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, serde_json::to_vec(problem).unwrap_or_default())
 }
 
 /// A refusal that a library made up, said as Warren says it.

@@ -9,8 +9,8 @@ use warren_model::record::PolicyVersion;
 use warren_model::{AccountId, Code, KeyId, Label, Tag};
 use warren_store::{StoreError, TxnBuilder, Typed, Versioned, schema};
 
-use crate::error::{Answer, ApiError};
 use crate::caller::Caller;
+use crate::error::{Answer, ApiError};
 use crate::state::Api;
 
 /// The text of version 0.

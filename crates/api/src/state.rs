@@ -12,6 +12,7 @@ use warren_model::{AccountId, Code};
 use warren_store::Store;
 
 use crate::boundaries::Boundaries;
+use crate::compat::freestyle;
 use crate::config::ApiConfig;
 use crate::credentials::Credentials;
 use crate::error::ApiError;
@@ -37,6 +38,7 @@ pub(crate) struct Api {
     pub streams: Arc<Places>,
     pub metrics: Metrics,
     pub turns: Turns,
+    pub freestyle: freestyle::State,
     /// Ends the background tasks with the router.
     _background: DropGuard,
 }
@@ -86,6 +88,7 @@ pub fn router(
         credentials,
         metrics: Metrics::default(),
         turns: Turns::default(),
+        freestyle: freestyle::State::default(),
         _background: background.drop_guard(),
     });
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use warren_store::schema::{Prefix, Record};
 use warren_model::grant::GrantTarget;
+use warren_store::schema::{Prefix, Record};
 use warren_store::{Compare, Op, Store, StoreError, Txn, TxnBuilder, Typed, schema};
 
 use crate::routes::tokens;
@@ -53,12 +53,15 @@ async fn remove_grants(store: &dyn Store) -> Result<(), StoreError> {
         let (page, more) = store.list_page(&schema::grants(), after, CHUNK).await?;
         after = page.last().map(|last| last.key.clone());
         for read in page {
-            let txn = TxnBuilder::new().unchanged(&read);
-            let txn = match read.record.target {
-                GrantTarget::Machine(id) => txn.absent(&schema::machine(id)),
-                GrantTarget::Network(id) => txn.absent(&schema::network(id)),
+            // Neither comes back: an id is never given out twice.
+            let gone = match read.record.target {
+                GrantTarget::Machine(id) => store.get(schema::machine(id).as_str()).await?.is_none(),
+                GrantTarget::Network(id) => store.get(schema::network(id).as_str()).await?.is_none(),
             };
-            txn.delete(&schema::grant(read.record.identity, read.record.target)).commit(store).await?;
+            if gone {
+                let txn = TxnBuilder::new().unchanged(&read);
+                txn.delete(&schema::grant(read.record.identity, read.record.target)).commit(store).await?;
+            }
         }
         if !more {
             return Ok(());
@@ -94,8 +97,9 @@ async fn remove<T: Record>(
 mod tests {
     use super::*;
     use ulid::Ulid;
-    use warren_model::record::{Event, EventKind, IdempotencyRecord};
-    use warren_model::{AccountId, EventId};
+    use warren_model::grant::{Permission, Verb};
+    use warren_model::record::{Event, EventKind, Grant, IdempotencyRecord, Token};
+    use warren_model::{AccountId, EventId, IdentityId, KeyId, MachineId, NetworkId, NetworkNumber, TokenId};
     use warren_store::{SqliteStore, TxnBuilder};
 
     #[tokio::test]
@@ -126,5 +130,46 @@ mod tests {
         let (records, _) = store.list_all(&schema::idempotencies()).await.unwrap();
         assert_eq!(records.len(), 1);
         assert!(records[0].key.ends_with("/future"));
+    }
+
+    #[tokio::test]
+    async fn tokens_go_a_day_after_their_end_and_grants_with_what_they_are_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let ulid = |n| Ulid::from_parts(n, 1);
+        let (account, identity) = (AccountId::from_ulid(ulid(1)), IdentityId::from_ulid(ulid(1)));
+        let mut txn = TxnBuilder::new();
+        let day = SignedDuration::from_hours(24);
+        for (n, ended) in [(1, day), (2, day - SignedDuration::from_secs(1))] {
+            let (id, hash) = (TokenId::from_ulid(ulid(n)), n.to_string());
+            let (expires_at, revoked_at) = (now - ended, None);
+            let token = Token { id, account, identity, hash, created_at: now - day - day, expires_at, revoked_at };
+            txn = txn.put(&schema::token(&token.hash), &token).unwrap();
+            txn = txn.put(&schema::token_of(identity, id), &token.hash).unwrap();
+            txn = txn.put(&schema::token_used(id), &now).unwrap();
+        }
+        let (network, machine) = (NetworkId::from_ulid(ulid(1)), MachineId::from_ulid(ulid(1)));
+        let network = crate::bootstrap::default_network(account, NetworkNumber::FIRST, now)
+            .map(|made| warren_model::record::Network { id: network, ..made })
+            .unwrap();
+        txn = txn.put(&schema::network(network.id), &network).unwrap();
+        for target in [GrantTarget::Network(network.id), GrantTarget::Machine(machine)] {
+            let permission = Permission::new(Verb::usual(), None).unwrap();
+            let granted_by = KeyId::from_ulid(ulid(1));
+            let grant = Grant { identity, target, permission, granted_at: now, granted_by };
+            txn = txn.put(&schema::grant(identity, target), &grant).unwrap();
+        }
+        txn.commit(&store).await.unwrap();
+
+        sweep(&store, Duration::from_secs(3600), now).await.unwrap();
+
+        let (tokens, _) = store.list_all(&schema::tokens()).await.unwrap();
+        assert_eq!(tokens.iter().map(|read| read.record.hash.as_str()).collect::<Vec<_>>(), ["2"]);
+        let page = store.list(warren_store::Range { prefix: "token-".into(), after: None, limit: 10 }).await.unwrap();
+        assert!(page.entries.iter().all(|entry| entry.key.contains(&TokenId::from_ulid(ulid(2)).to_string())));
+        let (grants, _) = store.list_all(&schema::grants()).await.unwrap();
+        assert_eq!(grants.len(), 1);
+        assert_eq!(grants[0].record.target, GrantTarget::Network(network.id));
     }
 }

@@ -8,10 +8,11 @@ use utoipa_axum::routes;
 
 use warren_model::Verb;
 
+use crate::compat::{Dialect, freestyle};
 use crate::routes::policy::{apply, explain, history, reach};
 use crate::routes::{
-    accounts, audit, create, denials, events, exec, files, grants, identities, images, inside, keys, machines, networks,
-    policy, power, server, tokens, topology,
+    accounts, audit, create, denials, events, exec, files, grants, identities, images, inside, keys, machines,
+    networks, policy, power, server, tokens, topology,
 };
 use crate::state::Shared;
 
@@ -55,6 +56,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Whether it is Warren's own, and no other product's.
+    pub fn is_native(&self) -> bool {
+        Dialect::is_native(self.path)
+    }
+
     pub fn allows(&self, caller: CallerKind) -> bool {
         match caller {
             CallerKind::Nobody => self.nobody,
@@ -95,7 +101,7 @@ macro_rules! needs {
 }
 
 macro_rules! table {
-    ($($method:ident $path:literal $class:ident $who:ident $(($($verb:ident),*))? => $module:ident :: $handler:ident;)*) => {
+    ($($method:ident $path:literal $class:ident $who:ident $(($($verb:ident),*))? => $($handler:ident)::+;)*) => {
         const ROWS: &[Row] = &[$({
             const WHO: [bool; 3] = who!($who);
             Row {
@@ -108,7 +114,7 @@ macro_rules! table {
                 root: WHO[2],
             }
         }),*];
-        const HANDLERS: &[fn() -> UtoipaMethodRouter<Shared>] = &[$(|| routes!($module::$handler)),*];
+        const HANDLERS: &[fn() -> UtoipaMethodRouter<Shared>] = &[$(|| routes!($($handler)::+)),*];
     };
 }
 
@@ -187,6 +193,59 @@ table! {
     GET    "/v1/audit-log"                                      Stream root                  => audit::log;
     GET    "/v1/topology"                                       Read   account               => topology::show;
     GET    "/v1/events"                                         Stream account               => events::follow;
+
+    GET    "/compat/freestyle/auth/v1/whoami"                                Read   granted()      => freestyle::account::whoami;
+    GET    "/compat/freestyle/auth/v1/background-requests/{request}"         Read   account        => freestyle::account::background;
+    GET    "/compat/freestyle/observability/v1/logs"                         Read   account        => freestyle::account::logs;
+    POST   "/compat/freestyle/v1/vpcs"                                       Write  account        => freestyle::vpcs::create;
+    POST   "/compat/freestyle/v1/vpcs/{network}/wireguard/ephemeral"         Write  account        => freestyle::vpcs::open_session;
+    DELETE "/compat/freestyle/v1/vpcs/{network}/wireguard/ephemeral"         Write  account        => freestyle::vpcs::close_session;
+    POST   "/compat/freestyle/v1/vpcs/{network}/wireguard/peers"             Write  account        => freestyle::vpcs::add_peer;
+    GET    "/compat/freestyle/v1/vms"                                        Read   account        => freestyle::machines::list;
+    POST   "/compat/freestyle/v1/vms"                                        Write  account        => freestyle::create::create;
+    GET    "/compat/freestyle/v1/vms/snapshots"                              Read   account        => freestyle::snapshots::list;
+    POST   "/compat/freestyle/v1/vms/snapshots"                              Read   account        => freestyle::snapshots::create;
+    GET    "/compat/freestyle/v1/vms/snapshots/{snapshot}"                   Read   account        => freestyle::snapshots::show;
+    PATCH  "/compat/freestyle/v1/vms/snapshots/{snapshot}"                   Read   account        => freestyle::snapshots::rename;
+    DELETE "/compat/freestyle/v1/vms/snapshots/{snapshot}"                   Read   account        => freestyle::snapshots::delete;
+    GET    "/compat/freestyle/v1/vms/{machine}"                              Read   granted(View)  => freestyle::machines::show;
+    DELETE "/compat/freestyle/v1/vms/{machine}"                              Write  account        => freestyle::machines::delete;
+    POST   "/compat/freestyle/v1/vms/{machine}/start"                        Write  granted(Start) => freestyle::machines::start;
+    POST   "/compat/freestyle/v1/vms/{machine}/stop"                         Write  account        => freestyle::machines::stop;
+    POST   "/compat/freestyle/v1/vms/{machine}/kill"                         Write  account        => freestyle::machines::kill;
+    POST   "/compat/freestyle/v1/vms/{machine}/await"                        Stream account        => freestyle::machines::wait_for_exit;
+    POST   "/compat/freestyle/v1/vms/{machine}/optimize"                     Read   account        => freestyle::machines::optimize;
+    POST   "/compat/freestyle/v1/vms/{machine}/suspend"                      Read   account        => freestyle::machines::suspend;
+    POST   "/compat/freestyle/v1/vms/{machine}/resize"                       Read   account        => freestyle::machines::resize;
+    POST   "/compat/freestyle/v1/vms/{machine}/fork"                         Read   account        => freestyle::machines::fork;
+    POST   "/compat/freestyle/v1/vms/{machine}/snapshot"                     Read   account        => freestyle::snapshots::of_machine;
+    POST   "/compat/freestyle/v1/vms/{machine}/exec-await"                   Stream granted(Exec)  => freestyle::exec::run;
+    GET    "/compat/freestyle/v1/vms/{machine}/files/{filepath}"             Stream granted(Files) => freestyle::files::read;
+    PUT    "/compat/freestyle/v1/vms/{machine}/files/{filepath}"             Stream granted(Files) => freestyle::files::write;
+    GET    "/compat/freestyle/v1/vms/{machine}/pty"                          Stream granted(Shell) => freestyle::pty::open;
+    GET    "/compat/freestyle/v1/vms/{machine}/pty/sessions"                 Read   granted(Shell) => freestyle::pty::list;
+    GET    "/compat/freestyle/v1/vms/{machine}/pty/sessions/{session}"       Stream granted(Shell) => freestyle::pty::attach;
+    DELETE "/compat/freestyle/v1/vms/{machine}/pty/sessions/{session}"       Write  granted(Shell) => freestyle::pty::close;
+    GET    "/compat/freestyle/identity/v1/identities"                        Read   account        => freestyle::identities::list;
+    POST   "/compat/freestyle/identity/v1/identities"                        Write  account        => freestyle::identities::create;
+    DELETE "/compat/freestyle/identity/v1/identities/{identity}"             Write  account        => freestyle::identities::delete;
+    GET    "/compat/freestyle/identity/v1/identities/{identity}/permissions/vm"           Read  account => freestyle::permissions::list;
+    GET    "/compat/freestyle/identity/v1/identities/{identity}/permissions/vm/{machine}" Read  account => freestyle::permissions::show;
+    POST   "/compat/freestyle/identity/v1/identities/{identity}/permissions/vm/{machine}" Write account => freestyle::permissions::grant;
+    PUT    "/compat/freestyle/identity/v1/identities/{identity}/permissions/vm/{machine}" Write account => freestyle::permissions::update;
+    DELETE "/compat/freestyle/identity/v1/identities/{identity}/permissions/vm/{machine}" Write account => freestyle::permissions::revoke;
+    GET    "/compat/freestyle/identity/v1/identities/{identity}/tokens"                   Read  account => freestyle::tokens::list;
+    POST   "/compat/freestyle/identity/v1/identities/{identity}/tokens"                   Write account => freestyle::tokens::create;
+    DELETE "/compat/freestyle/identity/v1/identities/{identity}/tokens/{token}"           Write account => freestyle::tokens::revoke;
+    GET    "/compat/freestyle/domains/v1/domains"                            Read   account        => freestyle::domains::list;
+    GET    "/compat/freestyle/domains/v1/mappings"                           Read   account        => freestyle::domains::list_mappings;
+    POST   "/compat/freestyle/domains/v1/mappings/{domain}"                  Read   account        => freestyle::domains::map;
+    DELETE "/compat/freestyle/domains/v1/mappings/{domain}"                  Read   account        => freestyle::domains::unmap;
+    GET    "/compat/freestyle/domains/v1/verifications"                      Read   account        => freestyle::domains::list_verifications;
+    POST   "/compat/freestyle/domains/v1/verifications"                      Read   account        => freestyle::domains::begin_verification;
+    PUT    "/compat/freestyle/domains/v1/verifications"                      Read   account        => freestyle::domains::verify;
+    DELETE "/compat/freestyle/domains/v1/verifications"                      Read   account        => freestyle::domains::end_verification;
+    POST   "/compat/freestyle/domains/v1/certs/{domain}/wildcard"            Read   account        => freestyle::domains::certify;
 }
 
 /// Every row of the table.

@@ -7,7 +7,7 @@ use common::{lab, request, with_header};
 use http::Request;
 use serde_json::json;
 use warren_api::table::{self, CallerKind};
-use warren_model::Code;
+use warren_model::{Code, Verb};
 
 /// One caller of every kind, and what it gets of a route that its row opens or closes to it.
 struct Who {
@@ -26,7 +26,9 @@ async fn every_route_lets_in_whom_its_row_lets_in_and_nobody_else() {
         let identity = lab.post(key, "/v1/identities", json!({})).await.expect(201).at("/id");
         if let Some(machine) = grant {
             let path = format!("/v1/identities/{identity}/machines/{machine}");
-            lab.put(key, &path, json!({ "verbs": ["view", "exec", "shell", "files", "start", "stop", "ports"] })).await.expect(200);
+            lab.put(key, &path, json!({ "verbs": ["view", "exec", "shell", "files", "start", "stop", "ports"] }))
+                .await
+                .expect(200);
         }
         lab.post(key, &format!("/v1/identities/{identity}/tokens"), json!({})).await.expect(201)
     };
@@ -55,23 +57,22 @@ async fn every_route_lets_in_whom_its_row_lets_in_and_nobody_else() {
     for row in table::rows() {
         let path = row.path.replace("{network}", "none").replace("{key}", "none").replace("{token}", "none");
         let path = path.replace("{account}", "none").replace("{image}", "none").replace("{version}", "9");
-        let path = path.replace("{identity}", "none");
+        let path = path.replace("{identity}", "none").replace("{snapshot}", "none").replace("{request}", "none");
+        let path = path.replace("{domain}", "none").replace("{filepath}", "%2Fa");
         // A machine that is there shows that a token gets through; whatever would change it gets one that is not.
-        let about_machine = path.starts_with("/v1/machines/{machine}") && row.token.is_some();
-        let mut path = path.replace("{machine}", if about_machine { "m" } else { "none" });
-        // What a route refuses before it looks for the machine.
-        if about_machine && path.contains("/files") && !path.ends_with("/directories") {
-            path += "?path=/a";
-        }
-        let body = match (about_machine, path.rsplit('/').next(), row.method) {
-            (true, Some("exec"), "POST") => Some(json!({ "command": ["env"] }).to_string()),
-            (true, Some("directories"), _) => Some(json!({ "path": "/a" }).to_string()),
-            _ => None,
-        };
+        let about_machine = path.contains("/{machine}") && !path.contains("{session}") && row.token.is_some();
+        let path = path.replace("{session}", "none");
+        let path = path.replace("{machine}", "none");
+        let (path, body) = if about_machine { about(row, "m") } else { (path, None) };
         for caller in &callers {
             let request = request(row.method, &path, &caller.secret, body.clone());
             let response = lab.send(request).await;
             let code = response.extensions().get::<warren_model::Problem>().map(|problem| problem.code);
+            let media_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
+            if code.is_some() {
+                let own = if row.is_native() { "application/problem+json" } else { "application/json" };
+                assert_eq!(media_type, Some(own), "{} {} as {}", row.method, row.path, caller.name);
+            }
             let expected = match (row.allows(caller.kind), caller.kind) {
                 (true, _) => None,
                 (false, CallerKind::Nobody) => Some(Code::Unauthorized),
@@ -85,6 +86,46 @@ async fn every_route_lets_in_whom_its_row_lets_in_and_nobody_else() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn every_verb_that_a_row_names_counts() {
+    let lab = lab().await;
+    lab.post(&lab.root, "/v1/machines", json!({ "name": "m" })).await.expect(201);
+    lab.post(&lab.root, "/v1/identities", json!({ "name": "alice" })).await.expect(201);
+    let token = lab.post(&lab.root, "/v1/identities/alice/tokens", json!({})).await.expect(201).at("/token");
+    let mut tried = 0;
+    for row in table::rows().iter().filter(|row| !row.path.contains("{session}")) {
+        for verb in row.token.unwrap_or_default() {
+            // Whoever may start or stop may view.
+            let others = Verb::ALL.into_iter().filter(|other| other != verb);
+            let others: Vec<_> =
+                others.filter(|other| *verb != Verb::View || ![Verb::Start, Verb::Stop].contains(other)).collect();
+            lab.put(&lab.root, "/v1/identities/alice/machines/m", json!({ "verbs": others })).await.expect(200);
+            let (path, body) = about(row, "m");
+            let answer = lab.send(request(row.method, &path, &token, body)).await;
+            let code = answer.extensions().get::<warren_model::Problem>().map(|problem| problem.code);
+            assert_eq!(code, Some(Code::Forbidden), "{} {} without {verb}", row.method, row.path);
+            tried += 1;
+        }
+    }
+    assert!(tried >= 15);
+}
+
+/// A request for what the row does to this machine, which nothing refuses before the machine is looked for.
+fn about(row: &table::Row, machine: &str) -> (String, Option<String>) {
+    let mut path = row.path.replace("{machine}", machine).replace("{filepath}", "%2Fa");
+    if row.is_native() && path.contains("/files") && !path.ends_with("/directories") {
+        path += "?path=/a";
+    }
+    let body = match (path.rsplit('/').next(), row.method) {
+        (Some("exec"), "POST") => Some(json!({ "command": ["env"] })),
+        (Some("exec-await"), _) => Some(json!({ "command": "true" })),
+        (Some("%2Fa"), "PUT") => Some(json!({ "content": "" })),
+        (Some("directories"), _) => Some(json!({ "path": "/a" })),
+        _ => None,
+    };
+    (path, body.map(|body| body.to_string()))
 }
 
 /// Time passes in the record instead of on the clock; the watch brings it to the cache.

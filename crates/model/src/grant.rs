@@ -22,16 +22,16 @@ pub enum Verb {
     Shell,
     /// Read and write its files, as root in the machine.
     Files,
+    /// Goes with [`Verb::View`].
     Start,
-    /// With [`Verb::Start`] also restart.
+    /// With [`Verb::Start`] also restart. Goes with [`Verb::View`].
     Stop,
     /// See which ports are listened on.
     Ports,
 }
 
 impl Verb {
-    pub const ALL: [Self; 7] =
-        [Self::View, Self::Exec, Self::Shell, Self::Files, Self::Start, Self::Stop, Self::Ports];
+    pub const ALL: [Self; 7] = [Self::View, Self::Exec, Self::Shell, Self::Files, Self::Start, Self::Stop, Self::Ports];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -135,7 +135,11 @@ impl Permission {
         if users.as_ref().is_some_and(BTreeSet::is_empty) {
             return Err(InvalidGrant::NoUser);
         }
-        let permission = Self { verbs, users };
+        let mut permission = Self { verbs, users };
+        // Whoever changes its state is told of it.
+        if permission.verbs.contains(&Verb::Start) || permission.verbs.contains(&Verb::Stop) {
+            permission.verbs.insert(Verb::View);
+        }
         if permission.verbs.contains(&Verb::Files) && !permission.takes_user(LinuxUser::ROOT) {
             return Err(InvalidGrant::FilesNeedRoot);
         }
@@ -185,6 +189,14 @@ mod tests {
         assert!(!bob.allows(Verb::Exec, "root"));
         assert!(bob.allows(Verb::Start, "root"));
         assert!(!bob.allows(Verb::Stop, "bob"));
+    }
+
+    #[test]
+    fn whoever_may_change_a_machines_state_may_see_it() {
+        for verb in [Verb::Start, Verb::Stop] {
+            assert!(Permission::new(BTreeSet::from([verb]), None).unwrap().allows(Verb::View, "root"));
+        }
+        assert!(!Permission::new(BTreeSet::from([Verb::Exec]), None).unwrap().allows(Verb::View, "root"));
     }
 
     #[test]

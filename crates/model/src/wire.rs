@@ -24,9 +24,7 @@ macro_rules! shape {
 mod access;
 mod policy;
 
-pub use access::{
-    CreateIdentity, CreateToken, Grant, GrantAccess, Identity, Token, UpdateIdentity,
-};
+pub use access::{CreateIdentity, CreateToken, Grant, GrantAccess, Identity, Token, UpdateIdentity};
 pub use policy::{
     AppliedPolicy, ApplyPolicy, BuiltinRule, ChangedNetwork, ChangedRule, Denial, Explain, Explanation, LiveFlow,
     Passage, Passages, PolicyChange, PolicyDiff, PolicyInForce, PolicyRule, PolicySummary, Reach, ReachedMachine,

@@ -27,11 +27,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
 use warren_model::audit::AuditSchedule;
+use warren_model::grant::GrantTarget;
 use warren_model::record::{
     Account, AddressHold, ApiKey, AuditEntry, Event, Grant, IdempotencyRecord, Identity, Installation, Machine,
     MachineStatus, Network, NetworkProblem, PolicyVersion, Token,
 };
-use warren_model::grant::GrantTarget;
 use warren_model::{
     AccountId, EventId, IdentityId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber, TokenId,
 };
@@ -113,11 +113,6 @@ pub fn identity(id: IdentityId) -> Key<Identity> {
     Key::new(format!("identity/{id}"))
 }
 
-/// Every identity, of every account.
-pub fn identities() -> Prefix<Identity> {
-    Prefix::new("identity/".into())
-}
-
 pub fn identity_of(account: AccountId, id: IdentityId) -> Key<()> {
     Key::new(format!("identity-of/{account}/{id}"))
 }
@@ -147,11 +142,6 @@ pub fn grants_of(identity: IdentityId) -> Prefix<Grant> {
 /// Every grant, of every identity.
 pub fn grants() -> Prefix<Grant> {
     Prefix::new("grant/".into())
-}
-
-/// The identity in a key made by [`grant`].
-pub fn identity_of_grant(key: &str) -> Option<IdentityId> {
-    key.strip_prefix("grant/")?.split('/').next()?.parse().ok()
 }
 
 /// By the blake3 hash of its secret, in hex.

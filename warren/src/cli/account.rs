@@ -165,7 +165,10 @@ fn render_keys(keys: &[Key]) -> String {
 fn render_whoami(info: &ServerInfo) -> String {
     sheet(&[
         ("account", format!("{} ({})", info.account.name, info.account.id)),
-        ("key", info.key.as_ref().map(|key| format!("{key}{}", if info.root { ", root" } else { "" })).unwrap_or_default()),
+        (
+            "key",
+            info.key.as_ref().map(|key| format!("{key}{}", if info.root { ", root" } else { "" })).unwrap_or_default(),
+        ),
         ("identity", info.identity.clone().unwrap_or_default()),
         ("token", info.token.clone().unwrap_or_default()),
         ("installation", info.installation.clone()),

@@ -40,7 +40,9 @@ Examples:
         identity: String,
     },
     /// Rename an identity, or replace its metadata
-    #[command(after_help = "Examples:\n  warren identity set alice --name bob\n  warren identity set alice --metadata plan=free")]
+    #[command(
+        after_help = "Examples:\n  warren identity set alice --name bob\n  warren identity set alice --metadata plan=free"
+    )]
     Set {
         /// Its name or id
         identity: String,
@@ -68,13 +70,18 @@ Examples:
   warren identity grant alice --network agents --verbs view")]
     Grant(GrantArgs),
     /// Take back what was granted, at once and in open streams too
-    #[command(after_help = "Examples:\n  warren identity revoke alice worker\n  warren identity revoke alice --network agents")]
+    #[command(
+        after_help = "Examples:\n  warren identity revoke alice worker\n  warren identity revoke alice --network agents"
+    )]
     Revoke(TargetArgs),
     /// List what was granted to an identity
     #[command(after_help = "Examples:\n  warren identity grants alice")]
     Grants {
         /// Its name or id
         identity: String,
+        /// Show at most so many
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: Option<u32>,
     },
 }
 
@@ -168,7 +175,11 @@ pub async fn identity(context: &Context, command: IdentityCommand) -> Result<(),
         }
         IdentityCommand::Show { identity } => {
             let answer = client.get(&Route::new(&["identities", &identity])).await?;
-            output.object(answer, render_identity)
+            output.object(answer, render_identity)?;
+            if output.json {
+                return Ok(());
+            }
+            grants(context, &identity, None).await
         }
         IdentityCommand::Set { identity, name, metadata } => {
             let metadata: BTreeMap<_, _> = metadata.into_iter().collect();
@@ -192,13 +203,16 @@ pub async fn identity(context: &Context, command: IdentityCommand) -> Result<(),
         }
         IdentityCommand::Revoke(target) => {
             let answer = client.delete(&target.route()).await?;
-            output.done(answer, &format!("{} may do nothing any more that was granted on {}", target.identity, target.called()))
+            output.done(answer, &format!("{} lost what was granted on {}", target.identity, target.called()))
         }
-        IdentityCommand::Grants { identity } => {
-            let page = client.list(&Route::new(&["identities", &identity, "grants"]), None).await?;
-            output.list(page, "Nothing was granted; `warren identity grant` does.", render_grants)
-        }
+        IdentityCommand::Grants { identity, limit } => grants(context, &identity, limit).await,
     }
+}
+
+async fn grants(context: &Context, identity: &str, limit: Option<u32>) -> Result<(), Failure> {
+    let route = Route::new(&["identities", identity, "grants"]);
+    let page = context.client.list(&route, limit.map(|limit| limit as usize)).await?;
+    context.output.list(page, "Nothing was granted; `warren identity grant` does.", render_grants)
 }
 
 pub async fn token(context: &Context, command: TokenCommand) -> Result<(), Failure> {
@@ -267,12 +281,7 @@ fn render_tokens(tokens: &[Token]) -> String {
             Some(at) => format!("revoked {}", time(at)),
             None => time(token.expires_at),
         };
-        vec![
-            token.id.clone(),
-            time(token.created_at),
-            token.last_used_at.map_or_else(|| "never".to_owned(), time),
-            end,
-        ]
+        vec![token.id.clone(), time(token.created_at), token.last_used_at.map_or_else(|| "never".to_owned(), time), end]
     };
     table(&["id", "created", "last used", "ends"], &[], tokens.iter().map(row))
 }

@@ -9,10 +9,10 @@ use warren_model::{AccountId, Code, Label, wire};
 use warren_store::{TxnBuilder, TxnOutcome, Typed, schema};
 
 use super::{ListQuery, SECRET_NOT_REPEATED, created, replayed};
+use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::caller::Caller;
 use crate::idempotency::{self, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::Shared;

@@ -14,9 +14,9 @@ use warren_model::audit::{AuditEvent, AuditKey, AuditSchedule, AuditScope};
 use warren_model::{Code, wire};
 use warren_store::{TxnBuilder, Typed, schema};
 
+use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Query};
-use crate::caller::Caller;
 use crate::mutation::Deed;
 use crate::resolve;
 use crate::state::{Api, Shared};
@@ -46,8 +46,12 @@ pub(crate) async fn run(
     };
     let place = api.audits.place(caller.account)?;
     note(&api, &caller, "audit.run", &value).await?;
-    let scope =
-        AuditScope { account: caller.account, network, across_accounts: caller.root, by: caller.must_be_key()?.to_string() };
+    let scope = AuditScope {
+        account: caller.account,
+        network,
+        across_accounts: caller.root,
+        by: caller.must_be_key()?.to_string(),
+    };
     let (lines, told) = mpsc::channel(BEHIND);
     tokio::spawn(async move {
         let (progress, mut made) = mpsc::channel(16);

@@ -15,10 +15,10 @@ use warren_model::{AccountId, Code, Label, MachineId, MemberNumber, wire};
 use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
 use super::wanted::{self, Wanted};
-use super::{created, power, replayed, views};
+use super::{Made, power, views};
+use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
-use crate::caller::Caller;
 use crate::idempotency::{self, Claim, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::policies::{self, InForce};
@@ -47,44 +47,55 @@ pub(crate) async fn create(
     idempotency: Idempotency,
     JsonBody { value, bytes }: JsonBody<wire::CreateMachine>,
 ) -> Answer<Response> {
-    let wanted = Wanted::parse(&value)?;
-    if let Seen::Before(id) = idempotency.look(&api, &caller, &bytes, Timestamp::now()).await? {
-        return again(&api, &caller, &id).await;
+    let made = make(&api, &caller, &idempotency, &value, &bytes).await?;
+    Ok(made.respond(|machine| format!("/v1/machines/{}", machine.id)))
+}
+
+/// Makes a machine and waits until it runs, unless the request's idempotency key has made one already.
+pub(crate) async fn make(
+    api: &Api,
+    caller: &Caller,
+    idempotency: &Idempotency,
+    value: &wire::CreateMachine,
+    bytes: &[u8],
+) -> Answer<Made<wire::Machine>> {
+    let wanted = Wanted::parse(value)?;
+    if let Seen::Before(id) = idempotency.look(api, caller, bytes, Timestamp::now()).await? {
+        return again(api, caller, &id).await;
     }
-    let limits = wanted::limits(&value, api.images.capacity().await)?;
+    let limits = wanted::limits(value, api.images.capacity().await)?;
     if api.images.get(&wanted.image).await?.is_none() {
-        refuse_unknown_image(&api, &wanted)?;
+        refuse_unknown_image(api, &wanted)?;
         // Everything else that can be refused is refused before an image is built for it.
         let turn = api.turns.take(caller.account).await;
         let now = Timestamp::now();
-        if let Seen::Before(id) = idempotency.look(&api, &caller, &bytes, now).await? {
+        if let Seen::Before(id) = idempotency.look(api, caller, bytes, now).await? {
             drop(turn);
-            return again(&api, &caller, &id).await;
+            return again(api, caller, &id).await;
         }
-        choose(&api, &caller, &wanted, limits, now).await?;
+        choose(api, caller, &wanted, limits, now).await?;
         drop(turn);
-        build_image(&api, &wanted).await?;
+        build_image(api, &wanted).await?;
     }
 
     let deadline = Instant::now() + api.config.operation_deadline;
     let turn = api.turns.take(caller.account).await;
     for _ in 0..ATTEMPTS {
         let now = Timestamp::now();
-        let claim = match idempotency.look(&api, &caller, &bytes, now).await? {
+        let claim = match idempotency.look(api, caller, bytes, now).await? {
             Seen::New(claim) => claim,
             Seen::Before(id) => {
                 drop(turn);
-                return again(&api, &caller, &id).await;
+                return again(api, caller, &id).await;
             }
         };
-        let choice = choose(&api, &caller, &wanted, limits, now).await?;
+        let choice = choose(api, caller, &wanted, limits, now).await?;
         let txn = claim.put(choice.put()?, choice.machine.id)?;
-        let deed = Deed { caller: &caller, now, action: "machine.create" };
-        let txn = deed.record(txn, choice.machine.id, &value, [choice.news()])?;
+        let deed = Deed { caller, now, action: "machine.create" };
+        let txn = deed.record(txn, choice.machine.id, value, [choice.news()])?;
         if let TxnOutcome::Committed(revision) = txn.commit(&*api.store).await? {
             drop(turn);
-            let answer = wait_until_running(&api, &caller, &choice.machine, &claim, revision, deadline).await?;
-            return Ok(created(format!("/v1/machines/{}", answer.id), &answer));
+            return Ok(Made::Now(wait_until_running(api, caller, &choice.machine, &claim, revision, deadline).await?));
         }
     }
     Err(contended())
@@ -391,7 +402,7 @@ async fn undo(api: &Api, caller: &Caller, id: MachineId, claim: &Claim) -> Answe
 }
 
 /// The answer to a create that was made before: the machine as it is, once it is no longer being created.
-async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Response> {
+pub(crate) async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Made<wire::Machine>> {
     let deadline = Instant::now() + api.config.operation_deadline;
     let since = api.store.revision().await?;
     let gone = |_| idempotency::gone("machine");
@@ -410,7 +421,7 @@ async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Response> {
         ));
     }
     let machine = resolve::machine(api, caller, id).await.map_err(gone)?.record;
-    Ok(replayed(&views::read_machine(api, &machine).await?))
+    Ok(Made::Before(views::read_machine(api, &machine).await?))
 }
 
 #[cfg(test)]

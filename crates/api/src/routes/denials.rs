@@ -16,10 +16,10 @@ use warren_model::{Code, DenialId, MachineId, wire};
 use warren_store::{Typed, schema};
 
 use crate::boundaries::DenialFilter;
+use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::Query;
-use crate::caller::Caller;
 use crate::resolve;
 use crate::state::{Api, Shared};
 

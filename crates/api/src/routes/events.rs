@@ -15,10 +15,10 @@ use warren_model::record::Event;
 use warren_model::{Code, Problem, wire};
 use warren_store::{Change, Revision, StoreError, Typed, Watch, schema};
 
+use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::Query;
-use crate::caller::Caller;
 use crate::state::{Api, Shared};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

@@ -13,31 +13,32 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use warren_model::access::{ExecCommand, ExecExit, ExecInput, ExecOutput, ExecSession, LONGEST_EXEC, is_variable_name};
-use warren_model::wire::{Denial, Exec, ExecControl, ExecEvent, ExecResult};
 use warren_model::record::Machine;
+use warren_model::wire::{Denial, Exec, ExecControl, ExecEvent, ExecResult};
 use warren_model::{Code, MachineId, Problem, Verb};
 
 use super::denials::views;
 use super::inside::running;
+use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named};
-use crate::caller::Caller;
 use crate::guard::{PROTOCOL, StreamPlace};
+use crate::resolve;
 use crate::state::{Api, Shared};
 
 /// Bytes of stdout and of stderr, each, that an answer holds.
 const HELD: usize = 1024 * 1024;
 /// Bytes of stdin that are handed over at once.
-const PIECE: usize = 32 * 1024;
+pub(crate) const PIECE: usize = 32 * 1024;
 /// How long after its time limit a command is still waited for.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a client may take to say what to run.
-const START_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(10);
 /// How often a streaming client is asked whether it is there, and how long it may be silent.
-const PING_EVERY: Duration = Duration::from_secs(20);
-const SILENT_LIMIT: Duration = Duration::from_secs(65);
+pub(crate) const PING_EVERY: Duration = Duration::from_secs(20);
+pub(crate) const SILENT_LIMIT: Duration = Duration::from_secs(65);
 /// The largest WebSocket message that a client may send.
-const LARGEST_MESSAGE: usize = 1024 * 1024;
+pub(crate) const LARGEST_MESSAGE: usize = 1024 * 1024;
 /// How long a command's answer waits for what was refused to it.
 const GATHER_LIMIT: Duration = Duration::from_secs(1);
 /// How many denials an answer holds.
@@ -139,14 +140,16 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-fn lost() -> Problem {
+/// The agent went away.
+pub(crate) fn lost() -> Problem {
     Problem::new(
         Code::AgentUnavailable,
         "the machine's agent went away before the command had ended: see whether the machine runs, and try again",
     )
 }
 
-fn command(asked: Exec) -> Answer<ExecCommand> {
+/// What the runtime is asked to run.
+pub(crate) fn command(asked: Exec) -> Answer<ExecCommand> {
     let zero = |text: &String| text.contains('\0');
     if asked.command.first().is_none_or(String::is_empty) {
         return Err(ApiError::invalid("command is the program and its arguments: give at least the program"));
@@ -199,6 +202,13 @@ pub(crate) async fn stream(
     place: StreamPlace,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Answer<Response> {
+    let known = resolve::machine(&api, &caller, &given).await?.record;
+    if !caller.may_any(&known, &[Verb::Exec, Verb::Shell]) {
+        return Err(ApiError::new(
+            Code::Forbidden,
+            format!("this token's identity was granted neither 'exec' nor 'shell' on machine {}", known.name),
+        ));
+    }
     let machine = running(&api, &caller, &given).await?;
     let upgrade = upgrade.map_err(|_| {
         ApiError::invalid("this route is a WebSocket: send the upgrade headers, or POST to it to wait for the end")
@@ -300,7 +310,7 @@ async fn relay(api: &Api, session: ExecSession, socket: &mut WebSocket) -> Optio
 }
 
 /// `None` when the client has gone.
-async fn next_message(socket: &mut WebSocket) -> Option<Message> {
+pub(crate) async fn next_message(socket: &mut WebSocket) -> Option<Message> {
     socket.next().await?.ok().filter(|message| !matches!(message, Message::Close(_)))
 }
 

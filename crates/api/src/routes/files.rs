@@ -15,10 +15,14 @@ use warren_model::access::{AccessError, ByteStream, FileInfo, WriteOptions};
 use warren_model::{Code, wire};
 
 use super::inside::running;
+use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::caller::Caller;
 use crate::state::{Api, Shared};
+
+/// The permission bits in octal, and the size when a file was opened.
+pub(crate) const FILE_MODE: &str = "x-file-mode";
+pub(crate) const FILE_SIZE: &str = "x-file-size";
 
 /// PATH_MAX of Linux (`include/uapi/linux/limits.h`), less its final zero.
 const LONGEST_PATH: usize = 4095;
@@ -180,7 +184,8 @@ async fn bounded<T>(api: &Api, work: impl Future<Output = Result<T, AccessError>
     .map_err(ApiError::from)
 }
 
-fn check_path(path: &str) -> Answer<()> {
+/// Refuses what no file can be called.
+pub(crate) fn check_path(path: &str) -> Answer<()> {
     if path.starts_with('/') && path.len() <= LONGEST_PATH && !path.contains('\0') {
         return Ok(());
     }

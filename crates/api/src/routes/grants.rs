@@ -60,7 +60,8 @@ pub(crate) async fn grant_machine(
     JsonBody { value, .. }: JsonBody<wire::GrantAccess>,
 ) -> Answer<Json<wire::Grant>> {
     let about = About::machine(&api, &caller, &machine).await?;
-    grant(&api, &caller, &identity, about, value).await
+    let granted = grant(&api, &caller, &identity, about, value, Expect::Anything).await?;
+    granted.map(Json).ok_or_else(ApiError::internal)
 }
 
 /// Take back what was granted on a machine
@@ -76,7 +77,8 @@ pub(crate) async fn revoke_machine(
     NamedPair(identity, machine): NamedPair,
 ) -> Answer<StatusCode> {
     let about = About::machine(&api, &caller, &machine).await?;
-    take_back(&api, &caller, &identity, about).await
+    take_back(&api, &caller, &identity, about).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Grant an identity something on every machine of a network
@@ -93,7 +95,8 @@ pub(crate) async fn grant_network(
     JsonBody { value, .. }: JsonBody<wire::GrantAccess>,
 ) -> Answer<Json<wire::Grant>> {
     let about = About::network(&api, &caller, &network).await?;
-    grant(&api, &caller, &identity, about, value).await
+    let granted = grant(&api, &caller, &identity, about, value, Expect::Anything).await?;
+    granted.map(Json).ok_or_else(ApiError::internal)
 }
 
 /// Take back what was granted on a network
@@ -109,17 +112,18 @@ pub(crate) async fn revoke_network(
     NamedPair(identity, network): NamedPair,
 ) -> Answer<StatusCode> {
     let about = About::network(&api, &caller, &network).await?;
-    take_back(&api, &caller, &identity, about).await
+    take_back(&api, &caller, &identity, about).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// What a grant is about, and how a message calls it.
-struct About {
-    target: GrantTarget,
+pub(crate) struct About {
+    pub target: GrantTarget,
     called: String,
 }
 
 impl About {
-    async fn machine(api: &Api, caller: &Caller, given: &str) -> Answer<Self> {
+    pub async fn machine(api: &Api, caller: &Caller, given: &str) -> Answer<Self> {
         let machine = resolve::machine(api, caller, given).await?.record;
         Ok(Self { target: GrantTarget::Machine(machine.id), called: format!("machine {}", machine.name) })
     }
@@ -139,21 +143,36 @@ impl About {
     }
 }
 
-async fn grant(
+/// What has to have been granted before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expect {
+    Anything,
+    Nothing,
+    Something,
+}
+
+/// `None` when something else had been granted before than was expected.
+pub(crate) async fn grant(
     api: &Api,
     caller: &Caller,
     identity: &str,
     about: About,
     asked: wire::GrantAccess,
-) -> Answer<Json<wire::Grant>> {
+    expected: Expect,
+) -> Answer<Option<wire::Grant>> {
     let permission = permission(&asked)?;
     for _ in 0..ATTEMPTS {
         let now = Timestamp::now();
-        let identity = resolve::identity(api, caller.account, identity).await?.record;
+        let read = resolve::identity(api, caller.account, identity).await?;
+        let identity = &read.record;
         let key = schema::grant(identity.id, about.target);
         let before = api.store.read(&key).await?;
+        match (expected, &before) {
+            (Expect::Nothing, Some(_)) | (Expect::Something, None) => return Ok(None),
+            _ => {}
+        }
         if let Some(same) = before.as_ref().filter(|before| before.record.permission == permission) {
-            return answer(api, &same.record).await;
+            return answer(api, &same.record).await.map(Some);
         }
         if before.is_none() && views::count(&*api.store, schema::grants_of(identity.id).as_str()).await? >= GRANTS {
             return Err(ApiError::new(
@@ -168,36 +187,39 @@ async fn grant(
             granted_at: now,
             granted_by: caller.must_be_key()?,
         };
-        let txn = TxnBuilder::new().exists(&schema::identity(identity.id)).same(&key, before.as_ref());
+        // Written as it was, so that it cannot be deleted, or granted something else, at the same time.
+        let txn = TxnBuilder::new().unchanged(&read).put(&schema::identity(identity.id), identity)?;
+        let txn = txn.same(&key, before.as_ref());
         let txn = match about.target {
             GrantTarget::Machine(id) => txn.exists(&schema::machine(id)),
             GrantTarget::Network(id) => txn.exists(&schema::network(id)),
         };
         let verbs: Vec<_> = permission.verbs().iter().map(|verb| verb.as_str()).collect();
-        let news = about.news(&identity, EventKind::AccessGranted, &format!("was granted {}", verbs.join(", ")));
+        let news = about.news(identity, EventKind::AccessGranted, &format!("was granted {}", verbs.join(", ")));
         let deed = Deed { caller, now, action: "identity.grant" };
         let target = format!("{}/{}", identity.id, about.target);
         let txn = deed.record(txn.put(&key, &grant)?, target, &asked, [news])?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
             api.credentials.forget_grants(identity.id);
-            return answer(api, &grant).await;
+            return answer(api, &grant).await.map(Some);
         }
     }
     Err(contended())
 }
 
-async fn take_back(api: &Api, caller: &Caller, identity: &str, about: About) -> Answer<StatusCode> {
+/// Whether there was something to take back.
+pub(crate) async fn take_back(api: &Api, caller: &Caller, identity: &str, about: About) -> Answer<bool> {
     for _ in 0..ATTEMPTS {
         let identity = resolve::identity(api, caller.account, identity).await?.record;
         let key = schema::grant(identity.id, about.target);
-        let Some(read) = api.store.read(&key).await? else { return Ok(StatusCode::NO_CONTENT) };
-        let news = about.news(&identity, EventKind::AccessRevoked, "may do nothing any more that was granted");
+        let Some(read) = api.store.read(&key).await? else { return Ok(false) };
+        let news = about.news(&identity, EventKind::AccessRevoked, "lost what was granted");
         let deed = Deed { caller, now: Timestamp::now(), action: "identity.revoke" };
         let target = format!("{}/{}", identity.id, about.target);
         let txn = deed.record(TxnBuilder::new().unchanged(&read).delete(&key), target, &(), [news])?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
             api.credentials.forget_grants(identity.id);
-            return Ok(StatusCode::NO_CONTENT);
+            return Ok(true);
         }
     }
     Err(contended())
@@ -212,7 +234,8 @@ fn permission(asked: &wire::GrantAccess) -> Answer<Permission> {
     let verbs = asked.verbs.clone().unwrap_or_else(|| {
         let mut usual = Verb::usual();
         // What is not asked for by name is left out where the users do not allow it.
-        if users.as_ref().is_some_and(|users: &std::collections::BTreeSet<LinuxUser>| !users.contains(LinuxUser::ROOT)) {
+        if users.as_ref().is_some_and(|users: &std::collections::BTreeSet<LinuxUser>| !users.contains(LinuxUser::ROOT))
+        {
             usual.remove(&Verb::Files);
         }
         usual
@@ -220,9 +243,9 @@ fn permission(asked: &wire::GrantAccess) -> Answer<Permission> {
     Permission::new(verbs, users).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
-async fn answer(api: &Api, grant: &Grant) -> Answer<Json<wire::Grant>> {
+async fn answer(api: &Api, grant: &Grant) -> Answer<wire::Grant> {
     let gone = || ApiError::new(Code::NotFound, "what the grant is about was deleted meanwhile");
-    Ok(Json(view(api, grant).await?.ok_or_else(gone)?))
+    view(api, grant).await?.ok_or_else(gone)
 }
 
 /// `None` when what it is about is gone.

@@ -11,7 +11,7 @@ use warren_model::record::{EventKind, Identity};
 use warren_model::{Code, IdentityId, Label, LabelKey, LabelValue, wire};
 use warren_store::{TxnBuilder, TxnOutcome, Typed, schema};
 
-use super::{ListQuery, created, replayed, tokens, views, wanted};
+use super::{ListQuery, Made, tokens, views, wanted};
 use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
@@ -58,16 +58,28 @@ pub(crate) async fn create(
     idempotency: Idempotency,
     JsonBody { value, bytes }: JsonBody<wire::CreateIdentity>,
 ) -> Answer<Response> {
+    let made = make(&api, &caller, &idempotency, &value, &bytes).await?;
+    Ok(made.respond(|identity| format!("/v1/identities/{}", identity.id)))
+}
+
+/// Makes an identity, unless the request's idempotency key has made one already.
+pub(crate) async fn make(
+    api: &Api,
+    caller: &Caller,
+    idempotency: &Idempotency,
+    value: &wire::CreateIdentity,
+    bytes: &[u8],
+) -> Answer<Made<wire::Identity>> {
     let name = value.name.as_deref().map(str::parse::<Label>).transpose().map_err(wanted::bad_name)?;
     let metadata = metadata(&value.metadata)?;
     let _turn = api.turns.take(caller.account).await;
     for _ in 0..ATTEMPTS {
         let now = Timestamp::now();
-        let claim = match idempotency.look(&api, &caller, &bytes, now).await? {
+        let claim = match idempotency.look(api, caller, bytes, now).await? {
             Seen::New(claim) => claim,
             Seen::Before(id) => {
-                let found = resolve::identity(&api, caller.account, &id).await;
-                return Ok(replayed(&view(found.map_err(|_| idempotency::gone("identity"))?.record)));
+                let found = resolve::identity(api, caller.account, &id).await;
+                return Ok(Made::Before(view(found.map_err(|_| idempotency::gone("identity"))?.record)));
             }
         };
         if views::count(&*api.store, schema::identities_of(caller.account).as_str()).await? >= IDENTITIES {
@@ -87,14 +99,13 @@ pub(crate) async fn create(
             .put(&schema::identity(identity.id), &identity)?
             .put(&schema::identity_of(caller.account, identity.id), &())?;
         if let Some(name) = &name {
-            txn = take_name(&api, txn, &identity, name).await?;
+            txn = take_name(api, txn, &identity, name).await?;
         }
-        let deed = Deed { caller: &caller, now, action: "identity.create" };
+        let deed = Deed { caller, now, action: "identity.create" };
         let news = [news(&identity, EventKind::IdentityCreated, "was created")];
-        let txn = deed.record(claim.put(txn, identity.id)?, identity.id, &value, news)?;
+        let txn = deed.record(claim.put(txn, identity.id)?, identity.id, value, news)?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
-            let answer = view(identity);
-            return Ok(created(format!("/v1/identities/{}", answer.id), &answer));
+            return Ok(Made::Now(view(identity)));
         }
     }
     Err(contended())

@@ -21,9 +21,9 @@ use warren_store::{TxnBuilder, Typed, schema};
 
 use super::files;
 use super::wanted::bad_name;
+use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named};
-use crate::caller::Caller;
 use crate::mutation::Deed;
 use crate::state::{Api, Shared};
 

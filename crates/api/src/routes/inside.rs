@@ -13,9 +13,9 @@ use warren_model::{Code, wire};
 use warren_store::{Typed, schema};
 
 use super::views;
+use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::{Named, Query};
-use crate::caller::Caller;
 use crate::resolve;
 use crate::state::{Api, Shared};
 
@@ -24,7 +24,7 @@ const DEFAULT_TAIL: u64 = 64 * 1024;
 const LONGEST_TAIL: u64 = 16 * 1024 * 1024;
 
 /// The caller's machine, if commands can be run in it.
-pub(super) async fn running(api: &Api, caller: &Caller, given: &str) -> Answer<Machine> {
+pub(crate) async fn running(api: &Api, caller: &Caller, given: &str) -> Answer<Machine> {
     let machine = resolve::machine(api, caller, given).await?.record;
     let status = api.store.read(&schema::status(machine.id)).await?.map(|read| read.record);
     let state = views::state(&machine, status.as_ref());

@@ -11,10 +11,10 @@ use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, 
 
 use super::{ListQuery, SECRET_NOT_REPEATED, created, replayed};
 use crate::bootstrap;
+use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::caller::Caller;
 use crate::idempotency::{self, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::{Api, Shared};

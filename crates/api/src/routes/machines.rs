@@ -1,39 +1,43 @@
 //! Machines: list, show, and change what is only written down.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
 use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
 use serde::Deserialize;
-use warren_model::record::{EventKind, MachineState, Power};
-use warren_model::{Code, Label, LabelKey, Tag, wire};
+use warren_model::grant::GrantTarget;
+use warren_model::record::{EventKind, Machine, MachineState, Power};
+use warren_model::{Code, Label, LabelKey, Tag, Verb, wire};
 use warren_store::{TxnBuilder, TxnOutcome, Typed, schema};
 
 use super::{power, views, wanted};
+use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::caller::Caller;
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
-use crate::state::Shared;
+use crate::state::{Api, Shared};
 use crate::{policies, resolve};
 
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct MachineQuery {
     /// Items on a page, 1 to 1000; 100 when absent.
     #[param(minimum = 1, maximum = 1000)]
-    limit: Option<usize>,
+    pub limit: Option<usize>,
     /// `next` of the page before.
-    cursor: Option<String>,
+    pub cursor: Option<String>,
     /// Only machines in this network, by id or name.
-    network: Option<String>,
+    pub network: Option<String>,
     /// Only machines with this tag; several, separated by commas, have to be there all.
-    tag: Option<String>,
+    pub tag: Option<String>,
     /// Only machines with this label: `key=value`, or `key` for any value.
-    label: Option<String>,
+    pub label: Option<String>,
     /// Only machines in this state.
-    state: Option<MachineState>,
+    pub state: Option<MachineState>,
 }
 
 /// List machines
@@ -64,15 +68,12 @@ pub(crate) async fn list(
     let mut networks = views::Networks::default();
     let (mut items, mut after) = (Vec::new(), paging.after.clone());
     loop {
-        let names = schema::machine_names(caller.account);
-        let (page, more) = api.store.list_page(&names, after, paging.limit).await?;
-        let last = page.last().map(|last| last.key.clone());
+        let (page, more) = by_name(&api, &caller, after, paging.limit).await?;
+        let last = page.last().map(|(key, _)| key.clone());
         let length = page.len();
-        for (index, name) in page.into_iter().enumerate() {
-            let Some(read) = api.store.read(&schema::machine(name.record)).await? else { continue };
-            let machine = read.record;
-            let fits = caller.sees(&machine)
-                && network.is_none_or(|network| machine.network == network)
+        for (index, (key, machine)) in page.into_iter().enumerate() {
+            let Some(machine) = machine else { continue };
+            let fits = network.is_none_or(|network| machine.network == network)
                 && tags.iter().all(|tag| machine.tags.contains(tag))
                 && label.as_ref().is_none_or(|(key, value)| {
                     let found = machine.labels.get(key);
@@ -87,7 +88,7 @@ pub(crate) async fn list(
                 items.push(view);
             }
             if items.len() == paging.limit {
-                let next = (more || index + 1 < length).then(|| paging.next(&name.key));
+                let next = (more || index + 1 < length).then(|| paging.next(&key));
                 return Ok(Json(wire::Page { items, next }));
             }
         }
@@ -96,6 +97,47 @@ pub(crate) async fn list(
         }
         after = last;
     }
+}
+
+/// So many of the machines that the caller sees, by name, each with the key of its name; and whether there are more.
+/// `None` for one that is just being removed.
+async fn by_name(
+    api: &Api,
+    caller: &Caller,
+    after: Option<String>,
+    limit: usize,
+) -> Answer<(Vec<(String, Option<Machine>)>, bool)> {
+    let Some(targets) = caller.granted(Verb::View) else {
+        let (page, more) = api.store.list_page(&schema::machine_names(caller.account), after, limit).await?;
+        let mut machines = Vec::with_capacity(page.len());
+        for name in page {
+            let read = api.store.read(&schema::machine(name.record)).await?;
+            machines.push((name.key, read.map(|read| read.record)));
+        }
+        return Ok((machines, more));
+    };
+    // From what was granted, so that nothing depends on what was not.
+    let mut ids = BTreeSet::new();
+    for target in targets {
+        match target {
+            GrantTarget::Machine(id) => drop(ids.insert(id)),
+            GrantTarget::Network(id) => {
+                let (members, _) = api.store.list_all(&schema::members(id)).await?;
+                ids.extend(members.iter().filter_map(|member| schema::machine_of(&member.key)));
+            }
+        }
+    }
+    let mut machines = BTreeMap::new();
+    for id in ids {
+        let Some(read) = api.store.read(&schema::machine(id)).await? else { continue };
+        let name = schema::machine_name(read.record.account, &read.record.name);
+        machines.insert(name.as_str().to_owned(), Some(read.record));
+    }
+    let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut rest = machines.range((start, Bound::Unbounded)).map(|(key, machine)| (key.clone(), machine.clone()));
+    let page: Vec<_> = rest.by_ref().take(limit).collect();
+    let more = rest.next().is_some();
+    Ok((page, more))
 }
 
 /// Show a machine

@@ -41,6 +41,28 @@ pub(crate) struct ListQuery {
     pub cursor: Option<String>,
 }
 
+/// What a request created.
+pub(crate) enum Made<T> {
+    Now(T),
+    /// By an earlier request with the same idempotency key.
+    Before(T),
+}
+
+impl<T: Serialize> Made<T> {
+    pub fn respond(&self, location: impl FnOnce(&T) -> String) -> Response {
+        match self {
+            Self::Now(thing) => created(location(thing), thing),
+            Self::Before(thing) => replayed(thing),
+        }
+    }
+
+    pub fn thing(self) -> T {
+        match self {
+            Self::Now(thing) | Self::Before(thing) => thing,
+        }
+    }
+}
+
 /// 201, and where the new thing is.
 pub(crate) fn created(location: String, body: &impl Serialize) -> Response {
     let location = HeaderValue::from_str(&location).unwrap_or(HeaderValue::from_static("/"));
@@ -55,4 +77,4 @@ pub(crate) fn replayed(body: &impl Serialize) -> Response {
 
 /// Why an answer that is repeated has no secret in it.
 pub(crate) const SECRET_NOT_REPEATED: &str =
-    "the secret was shown once, in the first answer, and is not repeated: create another key if it was lost";
+    "the secret was shown once, in the first answer, and is not repeated: create another one if it was lost";

@@ -15,11 +15,11 @@ use warren_model::{AccountId, Code, Label, NetworkCidr, NetworkId, wire};
 use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
 use super::policy::enforce;
-use super::{ListQuery, created, replayed, views, wanted};
+use super::{ListQuery, Made, views, wanted};
+use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::caller::Caller;
 use crate::idempotency::{self, Idempotency, Seen};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::{Api, Shared};
@@ -66,6 +66,18 @@ pub(crate) async fn create(
     idempotency: Idempotency,
     JsonBody { value, bytes }: JsonBody<wire::CreateNetwork>,
 ) -> Answer<Response> {
+    let made = make(&api, &caller, &idempotency, &value, &bytes).await?;
+    Ok(made.respond(|network| format!("/v1/networks/{}", network.id)))
+}
+
+/// Makes a network, unless the request's idempotency key has made one already.
+pub(crate) async fn make(
+    api: &Api,
+    caller: &Caller,
+    idempotency: &Idempotency,
+    value: &wire::CreateNetwork,
+    bytes: &[u8],
+) -> Answer<Made<wire::Network>> {
     let name: Label = value.name.parse().map_err(wanted::bad_name)?;
     let cidr = value.cidr.as_deref().map(str::parse::<NetworkCidr>).transpose();
     let cidr = cidr.map_err(|error| ApiError::new(error.code(), error.to_string()))?;
@@ -73,15 +85,15 @@ pub(crate) async fn create(
     let _turn = api.turns.take(caller.account).await;
     for _ in 0..ATTEMPTS {
         let now = Timestamp::now();
-        let claim = match idempotency.look(&api, &caller, &bytes, now).await? {
+        let claim = match idempotency.look(api, caller, bytes, now).await? {
             Seen::New(claim) => claim,
             Seen::Before(id) => {
                 let network =
-                    resolve::network(&api, caller.account, &id).await.map_err(|_| idempotency::gone("network"))?;
-                return Ok(replayed(&views::network_with_warnings(&api, &network.record).await?));
+                    resolve::network(api, caller.account, &id).await.map_err(|_| idempotency::gone("network"))?;
+                return Ok(Made::Before(views::network_with_warnings(api, &network.record).await?));
             }
         };
-        refuse_taken_name(&api, caller.account, &name).await?;
+        refuse_taken_name(api, caller.account, &name).await?;
         let quota = api.config.networks_per_account;
         if views::count(&*api.store, schema::network_names(caller.account).as_str()).await? >= quota {
             return Err(ApiError::new(
@@ -100,9 +112,9 @@ pub(crate) async fn create(
             Some(cidr) => cidr,
             // The account's own one is the same whenever it is made.
             None if name.as_str() == bootstrap::DEFAULT => NetworkCidr::default_range(),
-            None => derive_cidr(&api, caller.account).await?,
+            None => derive_cidr(api, caller.account).await?,
         };
-        let number = numbers::choose(&api).await?;
+        let number = numbers::choose(api).await?;
         let network = Network {
             id: NetworkId::from_ulid(secret::ulid(now)?),
             account: caller.account,
@@ -113,17 +125,16 @@ pub(crate) async fn create(
             created_at: now,
             deleting: false,
         };
-        let policy = policies::in_force(&api, caller.account).await?;
-        refuse_unfit(&api, &policy.edition.policy, &network, now).await?;
+        let policy = policies::in_force(api, caller.account).await?;
+        refuse_unfit(api, &policy.edition.policy, &network, now).await?;
         let txn = policy.same(TxnBuilder::new(), caller.account);
         let mut txn = number.put(bootstrap::put_network(txn, &network)?)?;
         txn = claim.put(txn, network.id)?;
-        let deed = Deed { caller: &caller, now, action: "network.create" };
+        let deed = Deed { caller, now, action: "network.create" };
         let message = format!("network {name} was created with {cidr}");
-        txn = deed.record(txn, network.id, &value, [news(&network, EventKind::NetworkCreated, message)])?;
+        txn = deed.record(txn, network.id, value, [news(&network, EventKind::NetworkCreated, message)])?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
-            let answer = views::network_with_warnings(&api, &network).await?;
-            return Ok(created(format!("/v1/networks/{}", answer.id), &answer));
+            return Ok(Made::Now(views::network_with_warnings(api, &network).await?));
         }
     }
     Err(contended())

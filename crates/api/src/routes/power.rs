@@ -10,9 +10,9 @@ use warren_model::{AccountId, Code, Label, MachineId, wire};
 use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
 use super::views;
+use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::Named;
-use crate::caller::Caller;
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::resolve;
 use crate::state::{Api, Shared};

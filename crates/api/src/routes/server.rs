@@ -8,8 +8,8 @@ use serde::Serialize;
 use warren_model::{Code, wire};
 use warren_store::{Typed, schema};
 
-use crate::error::{Answer, ApiError};
 use crate::caller::Caller;
+use crate::error::{Answer, ApiError};
 use crate::state::Shared;
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]

@@ -9,7 +9,7 @@ use warren_model::record::{EventKind, Identity, Token};
 use warren_model::{Code, IdentityId, TokenId, wire};
 use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
-use super::{ListQuery, SECRET_NOT_REPEATED, created, identities, replayed};
+use super::{ListQuery, Made, SECRET_NOT_REPEATED, identities, views};
 use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
@@ -69,6 +69,19 @@ pub(crate) async fn create(
     idempotency: Idempotency,
     JsonBody { value, bytes }: JsonBody<wire::CreateToken>,
 ) -> Answer<Response> {
+    let made = make(&api, &caller, &given, &idempotency, &value, &bytes).await?;
+    Ok(made.respond(|token| format!("/v1/identities/{}/tokens", token.identity)))
+}
+
+/// Makes a token of an identity, unless the request's idempotency key has made one already.
+pub(crate) async fn make(
+    api: &Api,
+    caller: &Caller,
+    identity: &str,
+    idempotency: &Idempotency,
+    value: &wire::CreateToken,
+    bytes: &[u8],
+) -> Answer<Made<wire::Token>> {
     let seconds = value.expires_in_seconds.unwrap_or(USUAL_LIFETIME);
     if !LIFETIME.contains(&seconds) {
         return Err(ApiError::invalid(format!(
@@ -80,19 +93,12 @@ pub(crate) async fn create(
     let _turn = api.turns.take(caller.account).await;
     for _ in 0..ATTEMPTS {
         let now = Timestamp::now();
-        let identity = resolve::identity(&api, caller.account, &given).await?;
-        let claim = match idempotency.look(&api, &caller, &bytes, now).await? {
+        let identity = resolve::identity(api, caller.account, identity).await?;
+        let claim = match idempotency.look(api, caller, bytes, now).await? {
             Seen::New(claim) => claim,
-            Seen::Before(id) => return again(&api, &caller, &id).await,
+            Seen::Before(id) => return again(api, caller, &id).await,
         };
-        let tokens = of(&*api.store, identity.record.id).await?;
-        let (valid, over): (Vec<_>, Vec<_>) = tokens.iter().partition(|token| now < end(&token.record));
-        if valid.len() >= TOKENS {
-            return Err(ApiError::new(
-                Code::QuotaExceeded,
-                format!("an identity has at most {TOKENS} valid tokens: revoke one that is not needed"),
-            ));
-        }
+        let over = make_room(api, identity.record.id, now).await?;
         let expires_at = i64::try_from(seconds).ok().map(SignedDuration::from_secs);
         let expires_at = expires_at.and_then(|life| now.checked_add(life).ok()).ok_or_else(ApiError::internal)?;
         let secret = secret::new_secret(secret::TOKEN)?;
@@ -106,30 +112,49 @@ pub(crate) async fn create(
             revoked_at: None,
         };
         let mut txn = TxnBuilder::new()
-            .exists(&schema::identity(token.identity))
+            // Written as it was, so that it cannot be deleted at the same time.
+            .unchanged(&identity)
+            .put(&schema::identity(token.identity), &identity.record)?
             .put(&schema::token(&token.hash), &token)?
             .put(&schema::token_hash(token.account, token.id), &token.hash)?
             .put(&schema::token_of(token.identity, token.id), &token.hash)?;
-        for old in over.iter().take(tokens.len().saturating_sub(TOKENS)) {
-            txn = remove(txn, &old.record);
+        for old in over {
+            txn = remove(txn, &old);
         }
-        let deed = Deed { caller: &caller, now, action: "token.create" };
+        let deed = Deed { caller, now, action: "token.create" };
         let news = [news(&identity.record, &token, EventKind::TokenCreated, "was created")];
-        let txn = deed.record(claim.put(txn, token.id)?, token.id, &value, news)?;
+        let txn = deed.record(claim.put(txn, token.id)?, token.id, value, news)?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
             let mut answer = view(&*api.store, &token).await?;
             answer.token = Some(secret);
-            return Ok(created(format!("/v1/identities/{}/tokens", answer.identity), &answer));
+            return Ok(Made::Now(answer));
         }
     }
     Err(contended())
 }
 
-async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Response> {
+/// Tokens that are no longer valid and have to go for one more.
+async fn make_room(api: &Api, identity: IdentityId, now: Timestamp) -> Answer<Vec<Token>> {
+    let prefix = schema::tokens_of(identity);
+    let Some(too_many) = (views::count(&*api.store, prefix.as_str()).await? + 1).checked_sub(TOKENS) else {
+        return Ok(Vec::new());
+    };
+    let tokens = of(&*api.store, identity).await?.into_iter().map(|read| read.record);
+    let over: Vec<_> = tokens.filter(|token| !token.is_valid(now)).take(too_many).collect();
+    if over.len() < too_many {
+        return Err(ApiError::new(
+            Code::QuotaExceeded,
+            format!("an identity has at most {TOKENS} valid tokens: revoke one that is not needed"),
+        ));
+    }
+    Ok(over)
+}
+
+async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Made<wire::Token>> {
     let token = find(api, caller, id).await.map_err(|_| idempotency::gone("token"))?;
     let mut answer = view(&*api.store, &token.record).await?;
     answer.detail = Some(SECRET_NOT_REPEATED.to_owned());
-    Ok(replayed(&answer))
+    Ok(Made::Before(answer))
 }
 
 /// Revoke a token
@@ -158,7 +183,7 @@ pub(crate) async fn revoke(State(api): State<Shared>, caller: Caller, Named(give
     Err(contended())
 }
 
-async fn find(api: &Api, caller: &Caller, given: &str) -> Answer<Versioned<Token>> {
+pub(crate) async fn find(api: &Api, caller: &Caller, given: &str) -> Answer<Versioned<Token>> {
     let none = || ApiError::not_found("token", given, "/v1/identities/{identity}/tokens");
     let id = given.parse::<TokenId>().map_err(|_| none())?;
     let hash = api.store.read(&schema::token_hash(caller.account, id)).await?.ok_or_else(none)?;
@@ -166,7 +191,7 @@ async fn find(api: &Api, caller: &Caller, given: &str) -> Answer<Versioned<Token
 }
 
 /// Every token of an identity, the oldest first.
-pub(super) async fn of(store: &dyn Store, identity: IdentityId) -> Result<Vec<Versioned<Token>>, StoreError> {
+pub(crate) async fn of(store: &dyn Store, identity: IdentityId) -> Result<Vec<Versioned<Token>>, StoreError> {
     let (hashes, _) = store.list_all(&schema::tokens_of(identity)).await?;
     let mut tokens = Vec::with_capacity(hashes.len());
     for hash in hashes {
@@ -183,14 +208,9 @@ pub(crate) fn remove(txn: TxnBuilder, token: &Token) -> TxnBuilder {
         .delete(&schema::token_used(token.id))
 }
 
-/// Until when it is valid, or was.
-fn end(token: &Token) -> Timestamp {
-    token.revoked_at.map_or(token.expires_at, |revoked| revoked.min(token.expires_at))
-}
-
 /// Whether it has not been valid for so long that it is not listed any more.
 pub(crate) fn is_forgotten(token: &Token, now: Timestamp) -> bool {
-    end(token).saturating_add(KEPT).is_ok_and(|until| until <= now)
+    token.end().saturating_add(KEPT).is_ok_and(|until| until <= now)
 }
 
 fn news(identity: &Identity, token: &Token, kind: EventKind, what: &str) -> News {

@@ -6,10 +6,10 @@ use warren_model::wire;
 use warren_store::{Typed, schema};
 
 use super::{ListQuery, networks, views};
+use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::Answer;
 use crate::extract::Query;
-use crate::caller::Caller;
 use crate::state::Shared;
 
 /// Show every network with what is in it

@@ -163,7 +163,8 @@ impl Audits for FakeAudits {
     }
 }
 
-/// `cat` copies stdin, `hang` never ends, `env` says what it was given, everything else exits with 7.
+/// `cat` copies stdin, `hang` never ends, `env` says what it was given, `slow` takes too long, everything else exits
+/// with 7. A shell runs the last of its arguments.
 pub struct FakeMachines;
 
 #[async_trait]
@@ -176,7 +177,15 @@ impl MachineAccess for FakeMachines {
         let (send, output) = mpsc::channel(4);
         tokio::spawn(async move {
             let exit = |status| ExecOutput::Exit(ExecExit { status, signal: None, timed_out: false });
-            match command.argv[0].as_str() {
+            let program = match command.argv[0].as_str() {
+                "/bin/sh" => command.argv.last().unwrap().as_str(),
+                program => program,
+            };
+            match program {
+                "slow" => {
+                    let exit = ExecExit { status: 124, signal: None, timed_out: true };
+                    let _ = send.send(ExecOutput::Exit(exit)).await;
+                }
                 "cat" => {
                     while let Some(item) = given.recv().await {
                         match item {
@@ -207,6 +216,9 @@ impl MachineAccess for FakeMachines {
     }
 
     async fn read_file(&self, _: MachineId, path: &str) -> Result<(FileInfo, ByteStream), AccessError> {
+        if path == "/directory" || path == "/panic" {
+            return Err(AccessError::new(Code::PathConflict, format!("{path} is a directory")));
+        }
         if path == "/missing" {
             return Err(AccessError::new(Code::PathNotFound, "there is nothing at /missing"));
         }
@@ -221,6 +233,7 @@ impl MachineAccess for FakeMachines {
         options: WriteOptions,
         mut content: ByteStream,
     ) -> Result<FileInfo, AccessError> {
+        assert_ne!(path, "/panic", "the caller has to survive this");
         let mut size = 0;
         while let Some(piece) = content.next().await {
             let piece =
@@ -232,6 +245,9 @@ impl MachineAccess for FakeMachines {
 
     async fn list_directory(&self, _: MachineId, path: &str) -> Result<Vec<FileInfo>, AccessError> {
         assert_ne!(path, "/panic", "the caller has to survive this");
+        if path == "/directory" {
+            return Ok(vec![info("/a", 1), FileInfo { kind: FileKind::Directory, ..info("/b", 0) }]);
+        }
         Ok(vec![info("/a", 1), info("/b", 2)])
     }
 

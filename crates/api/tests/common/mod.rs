@@ -75,6 +75,21 @@ impl Answered {
         self
     }
 
+    /// The client of Freestyle's can read this refusal: a body with the code, and the status that it goes with.
+    #[track_caller]
+    pub fn said(self, code: &str) -> Self {
+        let known = include_str!("../freestyle/codes.json");
+        let known: Value = serde_json::from_str(known).unwrap();
+        assert_eq!(self.code(), code, "{} {}", self.status, self.text);
+        assert_eq!(known[code], self.status, "{code}");
+        assert_eq!(self.headers["content-type"], "application/json");
+        assert_eq!(self.headers["x-freestyle-trace-id"], self.headers["x-request-id"]);
+        assert_eq!(self.body["error"], code);
+        assert!(self.body["message"].as_str().is_some_and(|message| message.len() > 10), "{}", self.text);
+        assert_eq!(self.body["description"], self.body["message"]);
+        self
+    }
+
     /// The problem without what names the request.
     pub fn without_request_id(&self) -> Value {
         let mut body = self.body.clone();

@@ -16,10 +16,10 @@ use warren_model::{AccountId, Code, Problem, wire};
 use warren_store::{Range, StoreError, TxnBuilder, TxnOutcome, schema};
 
 use super::{apart, change, enforce, warnings};
+use crate::caller::Caller;
 use crate::directory::{self, Census};
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
-use crate::caller::Caller;
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::policies::{self, Edition};
 use crate::state::{Api, Shared};

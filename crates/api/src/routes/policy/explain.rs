@@ -13,10 +13,10 @@ use warren_model::wire;
 use super::pieces::{self, Piece, View};
 use super::places::{self, Goal, Meant};
 use super::{Limit, TooLong, apart, change, scene};
+use crate::caller::Caller;
 use crate::directory::Census;
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
-use crate::caller::Caller;
 use crate::state::Shared;
 
 /// Ask what the policy in force says about a flow

@@ -20,10 +20,10 @@ use jiff::Timestamp;
 use warren_model::policy::{Directory, Policy, Subject};
 use warren_model::{Code, Label, wire};
 
+use crate::caller::Caller;
 use crate::directory::{self, Census};
 use crate::error::{Answer, ApiError};
 use crate::extract::Query;
-use crate::caller::Caller;
 use crate::policies::{self, Edition};
 use crate::state::Shared;
 

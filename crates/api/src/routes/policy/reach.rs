@@ -15,11 +15,11 @@ use warren_model::wire;
 use super::change::{example, lone_address};
 use super::pieces::{self, View};
 use super::{Limit, apart, scene};
+use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::directory::Census;
 use crate::error::Answer;
 use crate::extract::Query;
-use crate::caller::Caller;
 use crate::resolve;
 use crate::state::Shared;
 

@@ -1,0 +1,157 @@
+//! The client that people already have: npm `freestyle@0.1.63` against a server, in a Node that has its WebSocket.
+//!
+//! The package is installed from npm once, below `target/`, at the versions of `tests/freestyle/package-lock.json`.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use common::{Server, eventually, text};
+use warren_lab::Namespace;
+
+/// A script that has not ended by then hangs: the client repeats for ever what it does not understand.
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/freestyle")
+}
+
+/// Where the package is installed; it is installed first where it is not, or not at these versions.
+fn installed() -> &'static Path {
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("freestyle");
+        std::fs::create_dir_all(&place).unwrap();
+        let lock = std::fs::read(sources().join("package-lock.json")).unwrap();
+        // Written last, so that an installation that broke off is made again.
+        let done = place.join("done");
+        if std::fs::read(&done).ok().as_ref() != Some(&lock) {
+            for file in ["package.json", "package-lock.json"] {
+                std::fs::copy(sources().join(file), place.join(file)).unwrap();
+            }
+            let output = Command::new("npm")
+                .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+                .current_dir(&place)
+                .stdin(Stdio::null())
+                .output()
+                .expect("npm is there: scripts/install-deps.sh");
+            assert!(output.status.success(), "npm ci: {}{}", text(&output.stdout), text(&output.stderr));
+            std::fs::write(done, lock).unwrap();
+        }
+        for file in std::fs::read_dir(sources()).unwrap() {
+            let file = file.unwrap();
+            if file.path().extension().is_some_and(|extension| extension == "mjs") {
+                std::fs::copy(file.path(), place.join(file.file_name())).unwrap();
+            }
+        }
+        place
+    })
+}
+
+/// Node 22, as the packages bring it for this kind of processor.
+fn node() -> PathBuf {
+    let found = ["x64", "arm64"].map(|kind| installed().join(format!("node_modules/node-linux-{kind}/bin/node")));
+    found.into_iter().find(|path| path.exists()).expect("npm brought a node for this machine")
+}
+
+/// Runs one of the scripts beside the server, as an owner of an account.
+fn run(server: &Server, script: &str, environment: &[(&str, &str)]) -> Output {
+    let Server { host, .. } = server;
+    let mut command = in_namespace(host);
+    command
+        .arg(node())
+        .arg(installed().join(script))
+        .current_dir(installed())
+        .env("FREESTYLE_API_URL", format!("{}/compat/freestyle", server.url()))
+        .env("FREESTYLE_API_KEY", server.key.as_deref().expect("an account"))
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    if !eventually(LIMIT, || child.try_wait().unwrap().is_some()) {
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        panic!("{script} hangs: {}{}\n{}", text(&output.stdout), text(&output.stderr), server.log());
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn in_namespace(host: &Namespace) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{}", host.name()));
+    command
+}
+
+#[track_caller]
+fn passes(server: &Server, script: &str) -> String {
+    let output = run(server, script, &[]);
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{script}: {said}{errors}\n{}", server.log());
+    // The client tells of what it is about to repeat for ever.
+    assert!(!errors.contains("retrying"), "{errors}");
+    said
+}
+
+fn server() -> Server {
+    let mut server = Server::start();
+    server.act_as_new("product");
+    server
+}
+
+#[test]
+fn the_first_example_of_the_article_prints_the_page() {
+    let server = server();
+    // The second run finds the names of the first one taken, and the range in use.
+    for _ in 0..2 {
+        let said = passes(&server, "article-1.mjs");
+        assert!(said.contains("Directory listing for"), "{said:?}");
+    }
+    assert_eq!(server.json(&["network", "ls"])["items"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn the_second_example_of_the_article_says_what_is_missing() {
+    let server = server();
+    let output = run(&server, "article-2.mjs", &[]);
+    assert!(!output.status.success());
+    let said = text(&output.stderr);
+    assert!(said.contains("Failed to create ephemeral VPC WireGuard connection: 400"), "{said}");
+    assert!(said.contains("this server has no WireGuard sessions"), "{said}");
+}
+
+#[test]
+fn the_third_example_of_the_article_hands_a_machine_to_a_client() {
+    let server = server();
+    let said = passes(&server, "article-3.mjs");
+    let made: serde_json::Value = serde_json::from_str(said.trim()).unwrap();
+    let (token, machine) = (made["token"].as_str().unwrap(), made["vmId"].as_str().unwrap());
+    let environment = [("TOKEN", token), ("VM_ID", machine)];
+    let output = run(&server, "article-3-client.mjs", &environment);
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    assert_eq!(text(&output.stdout).trim(), "/root");
+}
+
+#[test]
+fn the_example_of_the_documentation_runs_as_it_is_written() {
+    let page = include_str!("../docs/freestyle.md");
+    let example = page.split_once("```js\n").and_then(|(_, rest)| rest.split_once("```")).unwrap().0;
+    std::fs::write(installed().join("documented.mjs"), example).unwrap();
+    let said = passes(&server(), "documented.mjs");
+    assert!(said.contains("Directory listing for"), "{said:?}");
+}
+
+#[test]
+fn machines_files_identities_and_errors_are_what_the_client_knows() {
+    let server = server();
+    passes(&server, "calls.mjs");
+}
+
+#[test]
+fn a_terminal_is_opened_left_and_found_again_by_the_client() {
+    let server = server();
+    passes(&server, "pty.mjs");
+}
