@@ -1,5 +1,6 @@
 //! What follows from the records for names: the files in a machine and a network's DNS view. Pure.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
@@ -61,7 +62,7 @@ pub(crate) fn network_view(
     let rules = &sight.rules;
     let members: Vec<_> = policy.directory.members.iter().filter(|member| member.network == network.name).collect();
     let groups = members.iter().flat_map(|member| [IpAddr::V4(member.ipv4), IpAddr::V6(member.ipv6)]);
-    let mut view = NetworkView {
+    stamped(NetworkView {
         account: network.account,
         network: network.id,
         name: network.name.clone(),
@@ -80,7 +81,15 @@ pub(crate) fn network_view(
         rules: rules.names.clone(),
         resolvers: resolvers.to_vec(),
         policy: policy.hash.clone(),
-    };
+    })
+}
+
+/// The same, with nothing outside that anybody may reach by name.
+pub(crate) fn closed_view(view: &NetworkView) -> NetworkView {
+    stamped(NetworkView { generation: 0, rules: BTreeMap::new(), forward: Vec::new(), ..view.clone() })
+}
+
+fn stamped(mut view: NetworkView) -> NetworkView {
     let mut hasher = DefaultHasher::new();
     // Everything in a view can be written as JSON, and in one way only.
     serde_json::to_vec(&view).unwrap_or_default().hash(&mut hasher);

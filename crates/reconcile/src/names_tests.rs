@@ -1,5 +1,4 @@
 use super::*;
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -205,4 +204,17 @@ fn a_view_names_who_is_there_and_changes_its_generation_with_them() {
     let alone = view(Egress::Deny, &members, CLOSED);
     assert_eq!(alone.names[0].scope, Some(Group(0)));
     assert_ne!(alone.generation, sealed.generation);
+}
+
+#[test]
+fn a_closed_view_opens_nothing_outside_and_is_another_one() {
+    let network = network(Egress::Open);
+    let policy = AccountPolicy::of(&[&network], &four(), NAMES, ula());
+    let resolvers = ["192.0.2.53:53".parse().unwrap()];
+    let view = network_view(&network, ula(), &sight(&network, &four(), &policy), &policy, &resolvers);
+    assert!(view.rules.values().any(|rules| !rules.is_empty()) && !view.forward.is_empty());
+    let closed = closed_view(&view);
+    assert!(closed.rules.is_empty() && closed.forward.is_empty());
+    assert_eq!((&closed.names, &closed.members), (&view.names, &view.members));
+    assert_ne!(closed.generation, view.generation);
 }

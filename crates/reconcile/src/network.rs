@@ -12,6 +12,7 @@ use warren_store::{Range, TxnBuilder, TxnOutcome, Typed, schema};
 
 use crate::ReconcileError;
 use crate::crash;
+use crate::names;
 use crate::queue::Item;
 use crate::status;
 use crate::world::{KnownNetwork, World, blocking, member_of, member_specs};
@@ -53,6 +54,7 @@ pub(crate) async fn reconcile_locked(
         match execute(world, network, &desired, known, step).await {
             // What the edge does not take keeps nothing open in the kernel.
             Err(error) if *step == NetworkStep::Publish => {
+                close_names(world, network).await;
                 unpublished = Some(error);
                 continue;
             }
@@ -107,6 +109,19 @@ pub(crate) async fn publish(world: &World, network: &Network) -> Result<(), Reco
         }
     }
     publish_once(world, network).await
+}
+
+/// Closes every name outside at an edge that does not take what it should have: what it has from before may open more
+/// than the policy does now. Names of members are answered as before.
+async fn close_names(world: &World, network: &Network) {
+    let Some(answered) = world.edge.generation(network.number) else { return };
+    let closed = names::closed_view(&world.derived(network).view);
+    if answered == closed.generation || world.edge.put(&closed, None).await.is_ok() {
+        return;
+    }
+    if let Err(error) = world.edge.remove(network.number).await {
+        tracing::error!(network = %network.name, error = %error.chain(), "what the edge has of it could not be taken back");
+    }
 }
 
 async fn publish_once(world: &World, network: &Network) -> Result<(), ReconcileError> {
