@@ -4,9 +4,11 @@
 
 mod common;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::{Server, eventually, text};
@@ -21,34 +23,56 @@ fn sources() -> PathBuf {
 
 /// Where the package is installed; it is installed first where it is not, or not at these versions.
 fn installed() -> &'static Path {
-    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
-    INSTALLED.get_or_init(|| {
-        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("freestyle");
-        std::fs::create_dir_all(&place).unwrap();
-        let lock = std::fs::read(sources().join("package-lock.json")).unwrap();
-        // Written last, so that an installation that broke off is made again.
-        let done = place.join("done");
-        if std::fs::read(&done).ok().as_ref() != Some(&lock) {
-            for file in ["package.json", "package-lock.json"] {
-                std::fs::copy(sources().join(file), place.join(file)).unwrap();
-            }
-            let output = Command::new("npm")
-                .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-                .current_dir(&place)
-                .stdin(Stdio::null())
-                .output()
-                .expect("npm is there: scripts/install-deps.sh");
-            assert!(output.status.success(), "npm ci: {}{}", text(&output.stdout), text(&output.stderr));
-            std::fs::write(done, lock).unwrap();
+    static INSTALLED: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let installed = INSTALLED.get_or_init(|| {
+        install().map_err(|error| {
+            format!(
+                "these tests need npm (scripts/install-deps.sh), and once the npm registry, for the client: {error}"
+            )
+        })
+    });
+    installed.as_ref().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn install() -> Result<PathBuf, String> {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("freestyle");
+    std::fs::create_dir_all(&place).unwrap();
+    // Two processes may share a target directory; the lock goes with the file.
+    let turn = std::fs::File::create(place.join("turn")).unwrap();
+    turn.lock().unwrap();
+    let lock = std::fs::read(sources().join("package-lock.json")).unwrap();
+    // Written last, so that an installation that broke off is made again.
+    let done = place.join("done");
+    if std::fs::read(&done).ok().as_ref() != Some(&lock) {
+        for file in ["package.json", "package-lock.json"] {
+            std::fs::copy(sources().join(file), place.join(file)).unwrap();
         }
-        for file in std::fs::read_dir(sources()).unwrap() {
-            let file = file.unwrap();
-            if file.path().extension().is_some_and(|extension| extension == "mjs") {
-                std::fs::copy(file.path(), place.join(file.file_name())).unwrap();
-            }
+        let output = Command::new("timeout")
+            .args(["--kill-after=10", "300", "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+            .args(["--fetch-timeout=60000", "--fetch-retries=1"])
+            .current_dir(&place)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| format!("timeout: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("npm ci: {}: {}{}", output.status, text(&output.stdout), text(&output.stderr)));
         }
-        place
-    })
+        std::fs::write(done, lock).unwrap();
+    }
+    for file in std::fs::read_dir(sources()).unwrap() {
+        let file = file.unwrap();
+        if file.path().extension().is_some_and(|extension| extension == "mjs") {
+            place_file(&place.join(file.file_name()), &std::fs::read(file.path()).unwrap());
+        }
+    }
+    Ok(place)
+}
+
+/// Puts a script where it is run from, whole at any time: a script of another process may be about to read it.
+fn place_file(path: &Path, content: &[u8]) {
+    let part = path.with_extension(std::process::id().to_string());
+    std::fs::write(&part, content).unwrap();
+    std::fs::rename(part, path).unwrap();
 }
 
 /// Node 22, as the packages bring it for this kind of processor.
@@ -72,12 +96,27 @@ fn run(server: &Server, script: &str, environment: &[(&str, &str)]) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    if !eventually(LIMIT, || child.try_wait().unwrap().is_some()) {
+    // Read while it runs: one that has more to say than a pipe holds would wait for ever.
+    let stdout = drain(child.stdout.take().unwrap());
+    let stderr = drain(child.stderr.take().unwrap());
+    let ended = eventually(LIMIT, || child.try_wait().unwrap().is_some());
+    if !ended {
         child.kill().unwrap();
-        let output = child.wait_with_output().unwrap();
+    }
+    let status = child.wait().unwrap();
+    let output = Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() };
+    if !ended {
         panic!("{script} hangs: {}{}\n{}", text(&output.stdout), text(&output.stderr), server.log());
     }
-    child.wait_with_output().unwrap()
+    output
+}
+
+fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut all = Vec::new();
+        pipe.read_to_end(&mut all).unwrap();
+        all
+    })
 }
 
 fn in_namespace(host: &Namespace) -> Command {
@@ -139,7 +178,7 @@ fn the_third_example_of_the_article_hands_a_machine_to_a_client() {
 fn the_example_of_the_documentation_runs_as_it_is_written() {
     let page = include_str!("../docs/freestyle.md");
     let example = page.split_once("```js\n").and_then(|(_, rest)| rest.split_once("```")).unwrap().0;
-    std::fs::write(installed().join("documented.mjs"), example).unwrap();
+    place_file(&installed().join("documented.mjs"), example.as_bytes());
     let said = passes(&server(), "documented.mjs");
     assert!(said.contains("Directory listing for"), "{said:?}");
 }

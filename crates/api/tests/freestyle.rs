@@ -107,6 +107,11 @@ async fn a_create_that_is_repeated_answers_the_machine_that_it_made() {
     lab.post(&key, &at("/v1/vms"), body.clone()).await.said("CONFLICT");
     bare(&lab, "DELETE", &format!("/v1/vms/{}", one.at("/id"))).await.expect(200);
     assert_ne!(post(&lab, "/v1/vms", body).await.expect(200).at("/id"), one.at("/id"));
+    // One that does not run any more is no answer.
+    let body = nic(&vpc, "192.168.10.11");
+    let stopped = post(&lab, "/v1/vms", body.clone()).await.expect(200).at("/id");
+    bare(&lab, "POST", &format!("/v1/vms/{stopped}/stop")).await.expect(200);
+    post(&lab, "/v1/vms", body).await.said("VM_EXIT_DURING_START");
     // Without an address there is nothing to tell by.
     assert_ne!(vm(&lab).await, vm(&lab).await);
 }
@@ -119,6 +124,37 @@ async fn two_creates_at_once_that_are_one_make_one() {
     let (one, two) = tokio::join!(post(&lab, "/v1/vms", body.clone()), post(&lab, "/v1/vms", body));
     assert_eq!(one.expect(200).body, two.expect(200).body);
     assert_eq!(get(&lab, "/v1/vms").await.at("/totalCount"), "1");
+}
+
+#[tokio::test]
+async fn a_create_that_is_repeated_is_within_the_quota() {
+    let lab = lab_with(|config| config.machines_per_account = 1).await;
+    let vpc = post(&lab, "/v1/vpcs", json!({ "cidr": "192.168.10.0/24" })).await.expect(200).at("/vpcId");
+    let body = nic(&vpc, "192.168.10.10");
+    let (one, two) = tokio::join!(post(&lab, "/v1/vms", body.clone()), post(&lab, "/v1/vms", body.clone()));
+    let one = one.expect(200);
+    assert_eq!(one.body, two.expect(200).body);
+    assert_eq!(post(&lab, "/v1/vms", body).await.expect(200).body, one.body);
+    post(&lab, "/v1/vms", nic(&vpc, "192.168.10.11")).await.said("VM_LIMIT_EXCEEDED");
+}
+
+#[tokio::test]
+async fn a_create_that_is_repeated_answers_a_machine_with_its_files() {
+    let lab = lab().await;
+    let vpc = post(&lab, "/v1/vpcs", json!({ "cidr": "192.168.10.0/24" })).await.expect(200).at("/vpcId");
+    let mut body = nic(&vpc, "192.168.10.10");
+    body["additionalFiles"] = json!({ "/a": { "content": "a" } });
+    let one = post(&lab, "/v1/vms", body.clone()).await.expect(200);
+    let native = format!("/v1/machines/{}", one.at("/id"));
+    let labels = async || lab.get(&lab.root, &native).await.expect(200).body["labels"].clone();
+    let mut before = labels().await;
+    assert_eq!(before["freestyle/filled"], "true");
+    assert_eq!(post(&lab, "/v1/vms", body.clone()).await.expect(200).body, one.body);
+    // As one whose server ended while it was being filled.
+    before.as_object_mut().unwrap().remove("freestyle/filled");
+    lab.patch(&lab.root, &native, json!({ "labels": before })).await.expect(200);
+    assert_eq!(post(&lab, "/v1/vms", body).await.expect(200).body, one.body);
+    assert_eq!(labels().await["freestyle/filled"], "true");
 }
 
 #[tokio::test]
@@ -156,6 +192,8 @@ async fn every_failure_of_a_create_can_be_read() {
     create(nic("default", "nonsense")).await.said("CREATE_VM_BAD_REQUEST");
     create(json!({ "nonsense": 1 })).await.said("CREATE_VM_BAD_REQUEST");
     create(json!([])).await.said("CREATE_VM_BAD_REQUEST");
+    let files: serde_json::Map<_, _> = (0..1001).map(|n| (format!("/{n}"), json!({ "content": "" }))).collect();
+    create(json!({ "additionalFiles": files })).await.said("CREATE_VM_BAD_REQUEST");
     create(json!({ "snapshotId": "sc-1" })).await.said("SNAPSHOT_NOT_FOUND");
     create(json!({ "domains": [{ "domain": "a.example" }] })).await.said("INVALID_DOMAINS");
     create(json!({ "template": { "memSizeGb": 4096 } })).await.said("CUSTOM_SIZING_NOT_ALLOWED");
@@ -345,6 +383,14 @@ async fn a_token_operates_the_machine_that_it_was_granted_and_nothing_else() {
     let bob = json!({ "allowedUsers": ["bob"] });
     assert_eq!(lab.put(&lab.root, &at(&permission), bob).await.expect(200).body["allowedUsers"], json!(["bob"]));
     with_token("GET", &format!("/v1/vms/{id}/files/%2Fa"), None).await.said("VM_ACCESS_DENIED");
+    // What was granted natively does not grow when its users change.
+    let native = format!("/v1/identities/{}/machines/{id}", created.at("/id"));
+    lab.put(&lab.root, &native, json!({ "verbs": ["exec", "files"] })).await.expect(200);
+    for (users, verbs) in [(json!(["root"]), json!(["exec", "files"])), (json!(["bob"]), json!(["exec"]))] {
+        lab.put(&lab.root, &at(&permission), json!({ "allowedUsers": users })).await.expect(200);
+        let grants = lab.get(&lab.root, &format!("/v1/identities/{}/grants", created.at("/id"))).await.expect(200);
+        assert_eq!(grants.body["items"][0]["verbs"], verbs);
+    }
     assert_eq!(bare(&lab, "DELETE", &permission).await.expect(200).body, json!({}));
     bare(&lab, "DELETE", &permission).await.said("VM_PERMISSION_NOT_FOUND");
     with_token("POST", &format!("/v1/vms/{id}/exec-await"), command()).await.said("VM_NOT_FOUND");

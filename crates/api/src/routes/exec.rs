@@ -8,7 +8,7 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::StreamExt;
+use futures::{Sink, SinkExt, Stream, StreamExt};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -220,13 +220,25 @@ pub(crate) async fn stream(
         };
         if let Some(event) = last {
             let text = serde_json::to_string(&event).unwrap_or_default();
-            let _ = socket.send(Message::text(text)).await;
-            let _ = socket.send(Message::Close(None)).await;
-            // Until the client has closed too, or the bytes may be lost with the connection.
-            let _ = tokio::time::timeout(START_LIMIT, async { while let Some(Ok(_)) = socket.next().await {} }).await;
+            part(&mut socket, Some(Message::text(text)), START_LIMIT).await;
         }
         drop(place);
     }))
+}
+
+/// Says the last words and closes, within the limit, whether the client reads or not.
+pub(crate) async fn part<S>(socket: &mut S, last: Option<Message>, limit: Duration)
+where
+    S: Sink<Message> + Stream<Item = Result<Message, axum::Error>> + Unpin,
+{
+    let words = async {
+        for message in last.into_iter().chain([Message::Close(None)]) {
+            let _ = socket.send(message).await;
+        }
+        // Until the client has closed too, or the bytes may be lost with the connection.
+        while let Some(Ok(_)) = socket.next().await {}
+    };
+    let _ = tokio::time::timeout(limit, words).await;
 }
 
 /// The last event for the client; `None` when it has gone.
@@ -346,7 +358,41 @@ fn framed(stream: u8, piece: &Bytes) -> Message {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
     use super::*;
+
+    /// A client that neither reads nor writes.
+    struct Stuck;
+
+    impl Stream for Stuck {
+        type Item = Result<Message, axum::Error>;
+
+        fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            Poll::Pending
+        }
+    }
+
+    impl Sink<Message> for Stuck {
+        type Error = axum::Error;
+
+        fn poll_ready(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Pending
+        }
+
+        fn start_send(self: Pin<&mut Self>, _: Message) -> Result<(), Self::Error> {
+            unreachable!("it is never ready")
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Pending
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Pending
+        }
+    }
 
     fn refused(json: &str) -> bool {
         command(serde_json::from_str(json).unwrap()).is_err()
@@ -369,6 +415,13 @@ mod tests {
             assert!(refused(bad), "{bad}");
         }
         assert!(!refused(r#"{"command":["true"],"timeout_ms":86400000}"#));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_parted_from_in_time() {
+        let mut socket = Stuck;
+        let parted = part(&mut socket, Some(Message::text("last")), Duration::from_millis(20));
+        tokio::time::timeout(Duration::from_secs(5), parted).await.expect("it ends");
     }
 
     #[tokio::test]

@@ -2,9 +2,10 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use warren_model::Code;
 
@@ -19,6 +20,8 @@ use crate::state::Shared;
 
 /// Bytes of a console that are read.
 const TAIL: u64 = 64 * 1024;
+/// Lines that one answer holds.
+const MOST_LINES: usize = 1000;
 
 /// Show who asks
 #[utoipa::path(get, path = "/compat/freestyle/auth/v1/whoami", responses((status = 200)))]
@@ -50,20 +53,34 @@ pub(crate) struct LogQuery {
     end_time: Option<Timestamp>,
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Logs<'a> {
+    logs: Vec<Line<'a>>,
+    next_page_token: Option<()>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    timestamp: Timestamp,
+    message: &'a str,
+    resource_type: &'static str,
+    resource_id: &'a str,
+    source: &'static str,
+}
+
 /// Read a machine's console
 #[utoipa::path(get, path = "/compat/freestyle/observability/v1/logs", responses((status = 200)))]
-pub(crate) async fn logs(
-    State(api): State<Shared>,
-    caller: Caller,
-    Query(query): Query<LogQuery>,
-) -> Answer<Json<Value>> {
-    let Some(given) = &query.vm_id else { return Ok(Json(json!({ "logs": [], "nextPageToken": null }))) };
+pub(crate) async fn logs(State(api): State<Shared>, caller: Caller, Query(query): Query<LogQuery>) -> Answer<Response> {
+    let none = || Json(Logs { logs: Vec::new(), next_page_token: None }).into_response();
+    let Some(given) = &query.vm_id else { return Ok(none()) };
     let machine = resolve::machine(&api, &caller, given).await.not_found_as(Said::VmNotFound)?.record;
     // A console has no times: its lines are as old as the machine's boot, so that the same line is told once only.
     let view = views::read_machine(&api, &machine).await?;
     let time = view.started_at.unwrap_or(view.created_at);
     if query.start_time.is_some_and(|start| time < start) || query.end_time.is_some_and(|end| time > end) {
-        return Ok(Json(json!({ "logs": [], "nextPageToken": null })));
+        return Ok(none());
     }
     let mut console = Vec::new();
     let mut stream = api.access.logs(machine.id, TAIL, false).await.map_err(ApiError::from)?;
@@ -72,16 +89,36 @@ pub(crate) async fn logs(
     }
     let search = query.search.map(|search| search.to_lowercase());
     let id = machine.id.to_string();
-    let logs: Vec<Value> = String::from_utf8_lossy(&console)
-        .lines()
-        .filter(|line| search.as_ref().is_none_or(|search| line.to_lowercase().contains(search)))
-        .map(|line| {
-            json!({ "timestamp": time, "message": line, "resourceType": "vm", "resourceId": id, "source": "console" })
-        })
+    let console = String::from_utf8_lossy(&console);
+    let logs = last_lines(&console, search.as_deref())
+        .into_iter()
+        .map(|message| Line { timestamp: time, message, resource_type: "vm", resource_id: &id, source: "console" })
         .collect();
-    Ok(Json(json!({ "logs": logs, "nextPageToken": null })))
+    Ok(Json(Logs { logs, next_page_token: None }).into_response())
+}
+
+/// The last lines that are not empty and hold the text, which is in lower case.
+fn last_lines<'a>(console: &'a str, search: Option<&str>) -> Vec<&'a str> {
+    let holds = |line: &str| search.is_none_or(|search| line.to_lowercase().contains(search));
+    let mut lines: Vec<_> =
+        console.lines().rev().filter(|line| !line.is_empty() && holds(line)).take(MOST_LINES).collect();
+    lines.reverse();
+    lines
 }
 
 fn lost() -> ApiError {
     ApiError::new(Code::AgentUnavailable, "the console could not be read to its end: try again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_that_say_something_are_told() {
+        let console: String = (0..1200).map(|n| format!("Line {n}\n\n")).collect();
+        let lines = last_lines(&console, None);
+        assert_eq!((lines.len(), lines[0], lines[999]), (1000, "Line 200", "Line 1199"));
+        assert_eq!(last_lines(&console, Some("line 7")).len(), 111);
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use warren_model::record::MachineState;
@@ -96,10 +97,10 @@ pub(crate) async fn show(State(api): State<Shared>, caller: Caller, Named(given)
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "accepted, and without a meaning here")]
 pub(crate) struct Start {
-    idle_timeout_seconds: Option<Value>,
-    ready_signal_timeout_seconds: Option<Value>,
-    wait_for_ready_signal: Option<Value>,
-    activity_threshold_bytes: Option<Value>,
+    idle_timeout_seconds: Option<IgnoredAny>,
+    ready_signal_timeout_seconds: Option<IgnoredAny>,
+    wait_for_ready_signal: Option<IgnoredAny>,
+    activity_threshold_bytes: Option<IgnoredAny>,
 }
 
 /// Start a machine

@@ -17,6 +17,7 @@ pub(crate) mod exec;
 mod extract;
 pub(crate) mod files;
 pub(crate) mod identities;
+mod layer;
 pub(crate) mod machines;
 mod name;
 pub(crate) mod permissions;
@@ -52,10 +53,11 @@ const UPLOADS: usize = 16;
 pub(crate) struct State {
     pub terminals: pty::Sessions,
     pub uploads: Arc<Places>,
+    pub filling: create::Filling,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { terminals: pty::Sessions::default(), uploads: Places::new(UPLOADS) }
+        Self { terminals: pty::Sessions::default(), uploads: Places::new(UPLOADS), filling: create::Filling::default() }
     }
 }

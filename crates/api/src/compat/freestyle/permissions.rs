@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use warren_model::grant::GrantTarget;
 use warren_model::record::Grant;
-use warren_model::{Code, IdentityId, MachineId, wire};
+use warren_model::{Code, IdentityId, LinuxUser, MachineId, Verb, wire};
 use warren_store::{Typed, schema};
 
 use super::code::Said;
@@ -71,10 +71,13 @@ pub(crate) async fn grant(
             "the identity may operate this machine already: update or revoke that permission",
         )
     };
-    put(&api, &caller, &identity, &machine, value, Expect::Nothing).await?.ok_or_else(exists)
+    let about = both(&api, &caller, &identity, &machine).await?;
+    put(&api, &caller, about, value, None, Expect::Nothing).await?.ok_or_else(exists)
 }
 
 /// Change as whom an identity may operate a machine
+///
+/// What it may do stays as it was granted; but files go where `root` does.
 #[utoipa::path(put, path = "/compat/freestyle/identity/v1/identities/{identity}/permissions/vm/{machine}",
     responses((status = 200)))]
 pub(crate) async fn update(
@@ -83,7 +86,13 @@ pub(crate) async fn update(
     NamedPair(identity, machine): NamedPair,
     Body { value, .. }: Body<Permit>,
 ) -> Answer<Json<Value>> {
-    put(&api, &caller, &identity, &machine, value, Expect::Something).await?.ok_or_else(none)
+    let about = both(&api, &caller, &identity, &machine).await?;
+    let granted = api.store.read(&schema::grant(about.0, about.1.target)).await?.ok_or_else(none)?;
+    let mut verbs = granted.record.permission.verbs().clone();
+    if value.allowed_users.as_ref().is_some_and(|users| !users.contains(LinuxUser::ROOT)) {
+        verbs.remove(&Verb::Files);
+    }
+    put(&api, &caller, about, value, Some(verbs), Expect::Something).await?.ok_or_else(none)
 }
 
 /// Take a permission back
@@ -110,14 +119,13 @@ async fn both(api: &Api, caller: &Caller, identity: &str, machine: &str) -> Answ
 async fn put(
     api: &Api,
     caller: &Caller,
-    identity: &str,
-    machine: &str,
+    (identity, about): (IdentityId, About),
     asked: Permit,
+    verbs: Option<BTreeSet<Verb>>,
     expected: Expect,
 ) -> Answer<Option<Json<Value>>> {
-    let (identity, about) = both(api, caller, identity, machine).await?;
     let target = about.target;
-    let asked = wire::GrantAccess { verbs: None, users: asked.allowed_users };
+    let asked = wire::GrantAccess { verbs, users: asked.allowed_users };
     match grants::grant(api, caller, &identity.to_string(), about, asked, expected).await? {
         Some(_) => Ok(Some(read(api, identity, target).await?)),
         None => Ok(None),

@@ -6,34 +6,20 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
 use warren_model::record::Protocol;
 use warren_model::{Code, wire};
 
 use super::code::Said;
 use super::error::{Answer, Refusal};
+use super::layer::{Address, GivenFile, Layer, Port};
 use super::{name, snapshots};
 use crate::routes::files::check_path;
 
 /// Holds the name that was asked for, where the machine has another.
 pub(super) const NAME_LABEL: &str = "freestyle/name";
 
-/// A JSON object, field by field.
-pub(crate) type Fields = Map<String, Value>;
-
-/// What makes no difference: a machine that was created is ready, runs until it is stopped and keeps its disk.
-const PASSED_OVER: [&str; 8] = [
-    "activityThresholdBytes",
-    "discriminator",
-    "idleTimeoutSeconds",
-    "persistence",
-    "readySignalTimeoutSeconds",
-    "recreate",
-    "skipCache",
-    "waitForReadySignal",
-];
+/// Files that one create may have.
+const MOST_FILES: usize = 1000;
 
 /// What Warren cannot do, and what to do instead.
 const REFUSED: [(&str, Said, &str); 11] = [
@@ -50,46 +36,6 @@ const REFUSED: [(&str, Said, &str); 11] = [
     ("workdir", Said::CreateVmBadRequest, "commands start in the home of their user: change there with cd"),
 ];
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nic {
-    vpc: String,
-    mode: String,
-    ipv4: Option<Address>,
-    /// There is one interface, and it is the default one.
-    #[expect(dead_code, reason = "accepted, and without a meaning here")]
-    default: Option<bool>,
-    #[expect(dead_code, reason = "accepted, and without a meaning here")]
-    backend: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Address {
-    /// `true` for any.
-    Any(bool),
-    This(String),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Port {
-    target_port: u16,
-    /// Nothing is public because a port is named.
-    #[expect(dead_code, reason = "accepted, and without a meaning here")]
-    port: Option<u16>,
-    protocol: Option<Protocol>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GivenFile {
-    content: String,
-    encoding: Option<String>,
-    #[serde(default)]
-    executable: bool,
-}
-
 /// A file to be written into the new machine.
 pub(super) struct NewFile {
     pub path: String,
@@ -104,15 +50,15 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    pub fn parse(mut fields: Fields) -> Answer<Self> {
+    pub fn parse(mut outermost: Layer) -> Answer<Self> {
         let mut wanted = Self { machine: wire::CreateMachine::default(), files: Vec::new() };
-        if let Some(text) = take::<String>(&mut fields, "name")? {
+        if let Some(text) = outermost.name.take() {
             wanted.machine.name = name::nearest(&text).map(|name| name.to_string());
             if wanted.machine.name.as_ref() != Some(&text) {
                 wanted.machine.labels.insert(NAME_LABEL.to_owned(), text);
             }
         }
-        let mut nics = take::<Vec<Nic>>(&mut fields, "nics")?.unwrap_or_default().into_iter();
+        let mut nics = std::mem::take(&mut outermost.nics).into_iter();
         if let Some(nic) = nics.next() {
             if nic.mode != "routed" {
                 return Err(bad("the mode of a network interface is \"routed\""));
@@ -129,12 +75,14 @@ impl Wanted {
         }
         // The innermost layer is what the others build on, so the outermost that says something is right.
         let mut files = BTreeMap::new();
-        let mut layers = vec![fields];
+        let mut layers = vec![outermost];
         while let Some(mut layer) = layers.pop() {
-            for inner in ["snapshot", "template", "spec"] {
-                layers.extend(take::<Fields>(&mut layer, inner)?);
-            }
+            let inner = [layer.snapshot.take(), layer.template.take(), layer.spec.take()];
+            layers.extend(inner.into_iter().flatten().map(|inner| *inner));
             wanted.build_on(layer, &mut files)?;
+        }
+        if files.len() > MOST_FILES {
+            return Err(bad(format!("'additionalFiles' are at most {MOST_FILES}: write the others with vm.fs")));
         }
         for (path, file) in files {
             wanted.files.push(new_file(path, file)?);
@@ -142,40 +90,30 @@ impl Wanted {
         Ok(wanted)
     }
 
-    fn build_on(&mut self, mut layer: Fields, files: &mut BTreeMap<String, GivenFile>) -> Answer<()> {
+    fn build_on(&mut self, layer: Layer, files: &mut BTreeMap<String, GivenFile>) -> Answer<()> {
         let machine = &mut self.machine;
-        let cpus = take(&mut layer, "vcpuCount")?;
-        let memory_gib: Option<f64> = take(&mut layer, "memSizeGb")?;
-        let disk_gib = take(&mut layer, "rootfsSizeGb")?;
-        machine.cpus = machine.cpus.or(cpus);
+        machine.cpus = machine.cpus.or(layer.cpus);
         // Out of range saturates, and is then refused.
-        machine.memory_mib = machine.memory_mib.or(memory_gib.map(|gib| (gib * 1024.0) as u64));
-        machine.disk_gib = machine.disk_gib.or(disk_gib);
-        let ports = take::<Vec<Port>>(&mut layer, "ports")?.unwrap_or_default();
+        machine.memory_mib = machine.memory_mib.or(layer.memory_gib.map(|gib| (gib * 1024.0) as u64));
+        machine.disk_gib = machine.disk_gib.or(layer.disk_gib);
         if machine.ports.is_empty() {
-            machine.ports = declared(&ports);
+            machine.ports = declared(&layer.ports);
         }
-        for (path, file) in take::<BTreeMap<String, GivenFile>>(&mut layer, "additionalFiles")?.unwrap_or_default() {
+        for (path, file) in layer.files {
             files.entry(path).or_insert(file);
         }
-        if layer.remove("snapshotId").is_some_and(|id| !is_empty(&id)) {
+        if layer.of_snapshot {
             return Err(snapshots::none());
         }
+        let other = layer.other.or_else(|| (!layer.nics.is_empty()).then(|| "nics".to_owned()));
         // The name of a layer is that of a recipe, and not of a machine.
-        layer.remove("name");
-        for (field, value) in layer {
-            if is_empty(&value) || PASSED_OVER.contains(&field.as_str()) || (field == "workdir" && value == "/") {
-                continue;
+        let Some(field) = other else { return Ok(()) };
+        Err(match REFUSED.iter().find(|(refused, ..)| *refused == field) {
+            Some((_, said, advice)) => {
+                Refusal::unsupported(*said, format!("Warren has nothing for '{field}': {advice}"))
             }
-            let shown: String = field.chars().take(64).collect();
-            return Err(match REFUSED.iter().find(|(refused, ..)| *refused == field) {
-                Some((_, said, advice)) => {
-                    Refusal::unsupported(*said, format!("Warren has nothing for '{shown}': {advice}"))
-                }
-                None => bad(format!("'{shown}' is not a field of a create")),
-            });
-        }
-        Ok(())
+            None => bad(format!("'{field}' is not a field of a create")),
+        })
     }
 }
 
@@ -211,23 +149,6 @@ pub(super) fn decode(content: String, encoding: Option<&str>) -> Answer<Bytes> {
     }
 }
 
-/// A field, if it says something.
-fn take<T: DeserializeOwned>(fields: &mut Fields, name: &str) -> Answer<Option<T>> {
-    let value = fields.remove(name).unwrap_or_default();
-    serde_json::from_value(value).map_err(|error| bad(format!("'{name}' does not fit: {error}")))
-}
-
-/// Whether nothing is said in it.
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Bool(true) | Value::Number(_) => false,
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.values().all(is_empty),
-    }
-}
-
 fn bad(detail: impl Into<String>) -> Refusal {
     Refusal::new(Code::InvalidRequest, Said::CreateVmBadRequest, detail)
 }
@@ -235,11 +156,10 @@ fn bad(detail: impl Into<String>) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn parse(value: Value) -> Answer<Wanted> {
-        let Value::Object(fields) = value else { panic!("an object") };
-        Wanted::parse(fields)
+        Wanted::parse(serde_json::from_str(&value.to_string()).map_err(|error| bad(error.to_string()))?)
     }
 
     #[test]
@@ -291,6 +211,9 @@ mod tests {
             json!({ "nics": [{ "vpc": "a", "mode": "routed", "ipv4": false }] }),
             json!({ "nics": [{ "vpc": "a", "mode": "routed" }, { "vpc": "b", "mode": "routed" }] }),
             json!({ "nics": "all" }),
+            json!({ "spec": { "nics": [{ "vpc": "a", "mode": "routed" }] } }),
+            json!({ "nics": [{ "vpc": "a", "mode": "routed", "ipv4": [] }] }),
+            json!({ "spec": [] }),
             json!({ "additionalFiles": { "a": { "content": "" } } }),
             json!({ "additionalFiles": { "/a": { "content": "%", "encoding": "base64" } } }),
         ] {
@@ -298,5 +221,19 @@ mod tests {
         }
         let passed_over = json!({ "idleTimeoutSeconds": 5, "persistence": { "type": "persistent" }, "workdir": "/" });
         assert!(parse(passed_over).is_ok());
+    }
+
+    #[test]
+    fn files_and_layers_are_counted() {
+        let files = |count: usize| {
+            let files: serde_json::Map<_, _> =
+                (0..count).map(|n| (format!("/{n}"), json!({ "content": "" }))).collect();
+            parse(json!({ "additionalFiles": files }))
+        };
+        assert_eq!(files(1000).ok().unwrap().files.len(), 1000);
+        assert!(files(1001).is_err());
+        let layers = |count: usize| parse((1..count).fold(json!({}), |inner, _| json!({ "spec": inner })));
+        assert!(layers(16).is_ok());
+        assert!(layers(17).is_err());
     }
 }

@@ -9,7 +9,7 @@ use axum::extract::{FromRequest, Request, State};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use http::header;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use warren_model::access::{ByteStream, FileInfo, FileKind, WriteOptions};
 use warren_model::record::Machine;
@@ -31,7 +31,18 @@ const WITH_A_FILE: usize = 32;
 /// What is at a path.
 enum Found {
     File(ByteStream),
-    Directory(Vec<(String, FileKind)>),
+    Directory(Vec<Entry>),
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Entry {
+    name: String,
+    kind: &'static str,
+}
+
+#[derive(Serialize)]
+struct Listing {
+    files: Vec<Entry>,
 }
 
 /// Read a file, or list a directory
@@ -53,7 +64,9 @@ pub(crate) async fn read(
             // Something else than a file: what listing it says is what there is to say.
             Err(error) if error.code == Code::PathConflict => {
                 let items = api.access.list_directory(machine.id, &path).await.map_err(ApiError::from)?;
-                Found::Directory(items.into_iter().map(|FileInfo { name, kind, .. }| (name, kind)).collect())
+                Found::Directory(
+                    items.into_iter().map(|FileInfo { name, kind, .. }| Entry { name, kind: called(kind) }).collect(),
+                )
             }
             Err(error) => return Err(ApiError::from(error).into()),
         },
@@ -63,11 +76,7 @@ pub(crate) async fn read(
             let body = ResponseBody::from_stream(encode::as_json(content));
             ([(header::CONTENT_TYPE, "application/json")], body).into_response()
         }
-        Found::Directory(items) => {
-            let files: Vec<_> =
-                items.iter().map(|(name, kind)| json!({ "name": name, "kind": called(*kind) })).collect();
-            Json(json!({ "files": files })).into_response()
-        }
+        Found::Directory(files) => Json(Listing { files }).into_response(),
     })
 }
 

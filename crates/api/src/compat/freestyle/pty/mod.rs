@@ -2,8 +2,12 @@
 //!
 //! A session is a command with a terminal, and a task that moves its output to whoever is attached and keeps the last
 //! of it for those who come later (`session.rs`). It ends with its command, when it is closed, when nobody was
-//! attached for an hour, when whoever opened it may do so no longer, and with the server. The client sends its key or token as a header of the WebSocket, like
-//! with every other call, which needs the `WebSocket` of Node 22.
+//! attached for an hour, after the longest time that a command may take (24 hours), when whoever opened it may do so no
+//! longer (the key or token is revoked or expires, or its grant is taken back), and with the server.
+//!
+//! Its name is one of a Linux user of a machine: users do not see, and do not type into, one another's sessions. The
+//! signals that do something are SIGINT and SIGKILL. The client sends its key or token as a header of the WebSocket,
+//! like with every other call, which needs the `WebSocket` of Node 22.
 
 mod registry;
 mod session;
@@ -22,6 +26,7 @@ use warren_model::access::{ExecCommand, LONGEST_EXEC, TerminalSize};
 use warren_model::record::Machine;
 use warren_model::{Code, LinuxUser, Verb, wire};
 
+use super::USER_HEADER;
 use super::code::Said;
 use super::error::{Answer, Refusal};
 use super::exec::shell;
@@ -146,19 +151,24 @@ pub(crate) async fn close(
     Ok(Json(json!({ "sessionId": id, "exitCode": exit.and_then(|exit| exit.code) })))
 }
 
-/// The session, if the caller may act as its user, and does.
+/// The session of this name of the user that the caller acts as. That another user has one of this name is said to
+/// whom the list shows it.
 fn find(api: &Api, caller: &Caller, machine: &Machine, id: &str, user: Option<String>) -> Answer<Arc<Session>> {
-    let none = || Refusal::new(Code::NotFound, Said::SessionNotFound, "the machine has no such terminal session");
-    let session = api.freestyle.terminals.find(machine.id, id).ok_or_else(none)?;
-    permitted(caller, machine, &session)?;
-    if user.is_some_and(|user| user != session.user()) {
-        return Err(Refusal::new(
+    let terminals = &api.freestyle.terminals;
+    if let Ok(user) = caller.act_as(machine, Verb::Shell, user)
+        && let Some(session) = terminals.find(machine.id, &or_root(user), id)
+    {
+        return Ok(session);
+    }
+    let shown = |session: &Arc<Session>| session.id == id && permitted(caller, machine, session).is_ok();
+    Err(match terminals.of(machine.id).into_iter().find(shown) {
+        Some(session) => Refusal::new(
             Code::InvalidRequest,
             Said::SessionUserMismatch,
-            format!("the session is one of user {:?}", session.user()),
-        ));
-    }
-    Ok(session)
+            format!("the session is one of user {:?}: name that user in '{USER_HEADER}'", session.user()),
+        ),
+        None => Refusal::new(Code::NotFound, Said::SessionNotFound, "the user has no such terminal session"),
+    })
 }
 
 fn permitted(caller: &Caller, machine: &Machine, session: &Session) -> Result<(), ApiError> {

@@ -1,4 +1,4 @@
-//! The sessions of all machines, by name.
+//! The sessions of all machines, by user and name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,9 +21,11 @@ use crate::state::Shared;
 const TOTAL: usize = 1024;
 /// Sessions of one machine whose command runs, and those of which it is still known how it ended.
 const PER_MACHINE: usize = 16;
+/// Of those whose command runs, what the tokens of one identity may have opened.
+const PER_IDENTITY: usize = 4;
 /// Seconds for which it is known how a session ended.
 const KNOWN_SECONDS: i64 = 60;
-/// Characters of a name.
+/// Characters of a session's name.
 const LONGEST_ID: usize = 64;
 
 pub(crate) struct Sessions {
@@ -43,8 +45,8 @@ impl Sessions {
         self.locked().get(&machine).cloned().unwrap_or_default()
     }
 
-    pub fn find(&self, machine: MachineId, id: &str) -> Option<Arc<Session>> {
-        self.locked().get(&machine)?.iter().find(|session| session.id == id).cloned()
+    pub fn find(&self, machine: MachineId, user: &str, id: &str) -> Option<Arc<Session>> {
+        self.locked().get(&machine)?.iter().find(|session| session.is_called(user, id)).cloned()
     }
 
     pub fn forget(&self, machine: MachineId, session: &Arc<Session>) {
@@ -69,21 +71,30 @@ impl Sessions {
         all
     }
 
-    /// Puts a session in, if there is room and no other of its name.
+    /// Puts a session in, if there is room and its user has no other of its name.
     fn add(&self, machine: MachineId, session: &Arc<Session>) -> Answer<()> {
         let mut all = self.locked();
         let sessions = all.entry(machine).or_default();
-        if sessions.iter().any(|known| known.id == session.id && known.exit().is_none()) {
+        let same = |known: &Arc<Session>| known.is_called(session.user(), &session.id);
+        if sessions.iter().any(|known| same(known) && known.exit().is_none()) {
             return Err(Refusal::new(
                 Code::NameInUse,
                 Said::SessionAlreadyExists,
-                "a terminal session of this name runs in the machine: attach to it, or choose another name",
+                "a terminal session of this name and user runs in the machine: attach to it, or choose another name",
             ));
         }
-        if sessions.iter().filter(|session| session.exit().is_none()).count() >= PER_MACHINE {
+        let running = || sessions.iter().filter(|known| known.exit().is_none());
+        if session.identity.is_some()
+            && running().filter(|known| known.identity == session.identity).count() >= PER_IDENTITY
+        {
+            return Err(full(&format!(
+                "this token's identity has {PER_IDENTITY} terminal sessions in the machine: close one"
+            )));
+        }
+        if running().count() >= PER_MACHINE {
             return Err(full(&format!("the machine has {PER_MACHINE} terminal sessions: close one")));
         }
-        sessions.retain(|known| known.id != session.id);
+        sessions.retain(|known| !same(known));
         if sessions.iter().filter(|session| session.exit().is_some()).count() >= PER_MACHINE {
             let oldest = sessions.iter().position(|session| session.exit().is_some()).unwrap_or_default();
             sessions.remove(oldest);
@@ -129,7 +140,8 @@ pub(super) async fn open(
         None => format!("pty-{}", secret::ulid(now).map_err(ApiError::from)?.to_string().to_lowercase()),
     };
     let place = api.freestyle.terminals.place(caller)?;
-    let session = Session::new(id, super::or_root(user), exec, size, now, Patience::USUAL);
+    let identity = caller.token().map(|(_, identity)| identity);
+    let session = Session::new(id, super::or_root(user), identity, exec, size, now, Patience::USUAL);
     // In before its command starts, so that no two of a name do.
     api.freestyle.terminals.add(machine, &session)?;
     // In a task of its own, so that a client that hangs up does not leave it half open.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use warren_model::IdentityId;
 use warren_model::access::{ExecInput, ExecOutput, TerminalSize};
 
 /// Bytes of what was shown that are kept for those who attach later.
@@ -36,6 +37,8 @@ impl Patience {
 pub(crate) struct Session {
     pub id: String,
     user: String,
+    /// Whose token opened it; `None` for a key.
+    pub identity: Option<IdentityId>,
     exec: Option<String>,
     created_at: Timestamp,
     /// Empty until the command has started.
@@ -87,6 +90,7 @@ impl Session {
     pub fn new(
         id: String,
         user: String,
+        identity: Option<IdentityId>,
         exec: Option<String>,
         size: TerminalSize,
         now: Timestamp,
@@ -103,6 +107,7 @@ impl Session {
         Arc::new(Self {
             id,
             user,
+            identity,
             exec,
             created_at: now,
             input: OnceLock::new(),
@@ -118,6 +123,11 @@ impl Session {
 
     pub fn user(&self) -> &str {
         &self.user
+    }
+
+    /// Whether it is the one that is meant: a name is one of a user.
+    pub fn is_called(&self, user: &str, id: &str) -> bool {
+        self.user == user && self.id == id
     }
 
     pub fn exit(&self) -> Option<Exit> {
@@ -286,7 +296,7 @@ mod tests {
     fn session() -> Arc<Session> {
         let little = Duration::from_millis(20);
         let patience = Patience { slow: little, alone: little, look: little / 4 };
-        Session::new("a".into(), "root".into(), None, SIZE, Timestamp::UNIX_EPOCH, patience)
+        Session::new("a".into(), "root".into(), None, None, SIZE, Timestamp::UNIX_EPOCH, patience)
     }
 
     #[tokio::test]

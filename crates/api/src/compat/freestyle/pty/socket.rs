@@ -6,7 +6,6 @@ use std::time::Duration;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use bytes::Bytes;
-use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
@@ -15,7 +14,7 @@ use warren_model::access::{ExecInput, Signal, TerminalSize};
 use super::session::{Seat, Session, Told};
 use crate::caller::Caller;
 use crate::guard::StreamPlace;
-use crate::routes::exec::{LARGEST_MESSAGE, PING_EVERY, SILENT_LIMIT, START_LIMIT, next_message};
+use crate::routes::exec::{LARGEST_MESSAGE, PING_EVERY, SILENT_LIMIT, START_LIMIT, next_message, part};
 use crate::state::{Api, Shared};
 
 /// What Control and C send (ASCII ETX), which the terminal turns into SIGINT.
@@ -23,6 +22,9 @@ const INTERRUPT: Bytes = Bytes::from_static(b"\x03");
 
 /// How long a command that takes no input is waited for when one of several has gone.
 const RESIZE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a client is waited for that does not read: it holds a place.
+const SEND_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "type")]
@@ -51,9 +53,7 @@ pub(super) fn attach(
                 let _ = tokio::time::timeout(RESIZE_LIMIT, session.say(resize)).await;
             }
         }
-        let _ = socket.send(Message::Close(None)).await;
-        // Until the client has closed too, or the bytes may be lost with the connection.
-        let _ = tokio::time::timeout(START_LIMIT, async { while let Some(Ok(_)) = socket.next().await {} }).await;
+        part(&mut socket, None, START_LIMIT).await;
         drop(place);
     })
 }
@@ -62,9 +62,9 @@ pub(super) fn attach(
 async fn carry(api: &Api, session: &Session, seat: Seat, socket: &mut WebSocket) -> Option<()> {
     let Seat { number, before, mut told } = seat;
     let info = json!({ "type": "sessionInfo", "sessionId": session.id });
-    socket.send(Message::text(info.to_string())).await.ok()?;
+    send(socket, Message::text(info.to_string())).await?;
     if !before.is_empty() {
-        socket.send(Message::Binary(before)).await.ok()?;
+        send(socket, Message::Binary(before)).await?;
     }
     let mut ping = tokio::time::interval(PING_EVERY);
     let mut heard = Instant::now();
@@ -72,10 +72,10 @@ async fn carry(api: &Api, session: &Session, seat: Seat, socket: &mut WebSocket)
     loop {
         tokio::select! {
             told = told.recv() => match told {
-                Some(Told::Shown(piece)) => socket.send(Message::Binary(piece)).await.ok()?,
+                Some(Told::Shown(piece)) => send(socket, Message::Binary(piece)).await?,
                 Some(Told::Exited(code)) => {
                     let exited = json!({ "type": "exited", "exitCode": code });
-                    return socket.send(Message::text(exited.to_string())).await.ok();
+                    return send(socket, Message::text(exited.to_string())).await;
                 }
                 None => return Some(()),
             },
@@ -93,11 +93,16 @@ async fn carry(api: &Api, session: &Session, seat: Seat, socket: &mut WebSocket)
                 if heard.elapsed() > SILENT_LIMIT && typed.is_none() {
                     return None;
                 }
-                socket.send(Message::Ping(Bytes::new())).await.ok()?;
+                send(socket, Message::Ping(Bytes::new())).await?;
             }
             () = api.config.shutdown.cancelled() => return Some(()),
         }
     }
+}
+
+/// `None` when the client has gone, or does not read.
+async fn send(socket: &mut WebSocket, message: Message) -> Option<()> {
+    tokio::time::timeout(SEND_LIMIT, socket.send(message)).await.ok()?.ok()
 }
 
 async fn hand_over(session: &Session, typed: Option<ExecInput>) {
