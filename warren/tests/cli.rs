@@ -45,6 +45,29 @@ fn the_key_and_the_account_are_sent() {
 }
 
 #[test]
+fn a_key_that_came_to_nothing_is_not_the_root_key() {
+    let server = Fake::start();
+    for output in [
+        command(&server).env("WARREN_API_KEY", "").arg("whoami").output().unwrap(),
+        warren(&server, &["--key", "", "whoami"]),
+        // A secret is named nowhere, not even in a request.
+        warren(&server, &["token", "revoke", "wt_secret"]),
+    ] {
+        assert_eq!((output.status.code(), out(&output).as_str()), (Some(2), ""), "{}", err(&output));
+        assert!(!err(&output).contains("wt_secret"), "{}", err(&output));
+    }
+}
+
+#[test]
+fn an_empty_log_proves_nothing() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    for json in [&[][..], &["--json"]] {
+        let output = bare().args(["audit", "verify-log"]).arg(log.path()).args(json).output().unwrap();
+        assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""), "{}", err(&output));
+    }
+}
+
+#[test]
 fn a_list_is_all_of_its_pages_unless_limited() {
     let server = Fake::start();
     let all = document(&out(&warren(&server, &["--json", "network", "ls"])));

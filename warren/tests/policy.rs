@@ -34,6 +34,15 @@ fn a_policy_is_applied_from_a_file_or_stdin_and_shown_as_it_was_written() {
     assert_eq!((document(&out(&output))["version"].as_u64(), err(&output).as_str()), (Some(2), ""));
     assert_eq!(document(&out(&warren(&server, &["--json", "policy", "show"])))["text"], "forbid: []\n");
 
+    // A program that wrote nothing has not asked for a policy without rules.
+    for nothing in ["", " \n"] {
+        let empty = dir.path().join("empty.yaml");
+        std::fs::write(&empty, nothing).unwrap();
+        let output = warren(&server, &["policy", "apply", empty.to_str().unwrap()]);
+        assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""), "{}", err(&output));
+    }
+    assert_eq!(document(&out(&warren(&server, &["--json", "policy", "show"])))["text"], "forbid: []\n");
+
     let output = warren(&server, &["policy", "apply", path, "--dry-run"]);
     assert!(out(&output).contains("opens:\n  dev/agent -> dev/db  tcp/5432\ncloses nothing\n"), "{}", out(&output));
     assert_eq!(document(&out(&warren(&server, &["--json", "policy", "show"])))["text"], "forbid: []\n");

@@ -275,6 +275,10 @@ fn verify_log(output: Output, args: &VerifyLogArgs) -> Result<(), Failure> {
         File::open(&args.log).map_err(|error| Failure::local(format!("cannot open {}", args.log.display()), error))?;
     let checked = log::verify(BufReader::new(file), seen).map_err(|error| Failure::Said(chain(&error)))?;
     let (first, last) = (checked.first, checked.head.number);
+    if last == 0 && checked.unchained == 0 {
+        let text = "has no entry, so there is nothing to verify; a server's log has one from its first change on";
+        return Err(Failure::Said(format!("{} {text}", args.log.display())));
+    }
     if output.json {
         return output.json(&json!({
             "intact": true,
@@ -284,9 +288,6 @@ fn verify_log(output: Output, args: &VerifyLogArgs) -> Result<(), Failure> {
             "sha256": checked.head.sha256,
             "report": seen.map(|(number, _)| number),
         }));
-    }
-    if last == 0 && checked.unchained == 0 {
-        return output.text("the log is empty");
     }
     let mut text = format!("the chain holds: lines {first} to {last}, the last with SHA-256 {}", checked.head.sha256);
     if checked.unchained > 0 {

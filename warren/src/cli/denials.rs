@@ -106,7 +106,13 @@ fn question(denial: &Denial) -> Option<String> {
     if denial.protocol == Protocol::Other || !plain(&to) || !plain(machine) {
         return None;
     }
-    Some(format!("warren explain {machine} {to} --port {}", port(denial)))
+    let port = match (denial.protocol, denial.port) {
+        // What was refused before a port was named; most of what has a name is there.
+        (Protocol::Tcp, None) => "tcp/443".to_owned(),
+        (Protocol::Udp, None) => return None,
+        _ => port(denial),
+    };
+    Some(format!("warren explain {machine} {to} --port {port}"))
 }
 
 #[cfg(test)]
@@ -146,6 +152,9 @@ pub(super) mod tests {
             let odd = Denial { name: Some(name.into()), ..denial() };
             assert!(!sentence(&odd).contains("warren explain"), "{name}");
         }
+        // A name is refused before anybody says a port.
+        let early = Denial { port: None, ..denial() };
+        assert!(sentence(&early).ends_with("`warren explain worker api.example.com --port tcp/443`"));
         let other = Denial { protocol: Protocol::Other, port: None, ..denial() };
         assert!(!sentence(&other).contains("warren explain"));
         assert!(!sentence(&Denial { reason: "a\u{1b}[2Jb".into(), ..denial() }).contains('\u{1b}'));

@@ -174,11 +174,13 @@ pub async fn identity(context: &Context, command: IdentityCommand) -> Result<(),
             output.list(page, "There are no identities; `warren identity create` makes one.", render_identities)
         }
         IdentityCommand::Show { identity } => {
-            let answer = client.get(&Route::new(&["identities", &identity])).await?;
-            output.object(answer, render_identity)?;
+            let mut answer = client.get(&Route::new(&["identities", &identity])).await?;
+            let route = Route::new(&["identities", &identity, "grants"]);
             if output.json {
-                return Ok(());
+                answer["grants"] = client.list(&route, None).await?.items.into();
+                return output.json(&answer);
             }
+            output.object(answer, render_identity)?;
             grants(context, &identity, None).await
         }
         IdentityCommand::Set { identity, name, metadata } => {
@@ -229,6 +231,10 @@ pub async fn token(context: &Context, command: TokenCommand) -> Result<(), Failu
             output.list(page, "The identity has no tokens; `warren token create` makes one.", render_tokens)
         }
         TokenCommand::Revoke { token } => {
+            if token.starts_with("wt_") {
+                let text = "that is a token's secret: name it by its id, tok_…, which `warren token ls` shows";
+                return Err(Failure::Usage(text.to_owned()));
+            }
             let answer = client.delete(&Route::new(&["tokens", &token])).await?;
             output.done(answer, &format!("revoked {token}"))
         }

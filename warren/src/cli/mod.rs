@@ -212,6 +212,11 @@ impl Globals {
     }
 
     pub fn context(&self) -> Result<Context, Failure> {
+        // A key that was to come from somewhere and did not must not turn into the root key.
+        if self.key.as_deref() == Some("") {
+            let text = "the key is empty: set WARREN_API_KEY or --key to one, or unset it to use root.key";
+            return Err(Failure::Usage(text.to_owned()));
+        }
         Ok(Context { client: Client::new(&self.wanted().find()?)?, output: Output { json: self.json } })
     }
 }

@@ -99,7 +99,14 @@ pub async fn run(context: &Context, command: PolicyCommand) -> Result<i32, Failu
     let Context { client, output } = context;
     match command {
         PolicyCommand::Apply { file, dry_run } => {
-            let body = ApplyPolicy { text: text_of(&file)?, dry_run: dry_run.then_some(true), based_on: None };
+            let text = text_of(&file)?;
+            if text.trim().is_empty() {
+                return Err(Failure::Said(format!(
+                    "{} is empty, and applying it would remove every rule: write {{}} to have none",
+                    shown_name(&file)
+                )));
+            }
+            let body = ApplyPolicy { text, dry_run: dry_run.then_some(true), based_on: None };
             let answer = client.put(&Route::new(&["policy"]), &body).await;
             applied(context, answer, shown_name(&file))?;
         }
