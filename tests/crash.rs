@@ -93,7 +93,7 @@ fn dies_and_comes_back(server: &mut Server, point: &str) {
         server.ok(&["machine", "rm", "new"]);
     }
     // Whichever policy was in force, the next one is: a network that it names would not go.
-    assert!(apply(server, ""), "after {point}: {}", now());
+    assert!(apply(server, "{}"), "after {point}: {}", now());
     for network in ["fresh", "doomed"].iter().filter(|network| exists("network", network)) {
         server.ok(&["network", "rm", network]);
     }
