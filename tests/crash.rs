@@ -129,7 +129,7 @@ fn die_at(server: &mut Server, point: &str) -> Answered {
     let mut answered = Answered::default();
     if ["apply-policy", "link", "unlink"].iter().any(|step| point.ends_with(&format!(":network-{step}"))) {
         // One joins two networks, the other separates them again.
-        for policy in [JOINED, ""] {
+        for policy in [JOINED, "{}"] {
             if !apply(server, policy) || !server.is_running() {
                 break;
             }
