@@ -28,6 +28,20 @@ impl Server {
         self.refused(&["policy", "apply", file.path().to_str().unwrap()])
     }
 
+    /// Applies a policy, or answers the problem with it.
+    #[track_caller]
+    pub fn try_apply(&self, policy: &str) -> Result<(), Value> {
+        let file = policy_file(policy);
+        let output = self.run(&["policy", "apply", file.path().to_str().unwrap(), "--json"]);
+        match output.status.success() {
+            true => Ok(()),
+            false => {
+                Err(serde_json::from_slice(&output.stderr)
+                    .unwrap_or_else(|_| panic!("{}", super::text(&output.stderr))))
+            }
+        }
+    }
+
     /// The newest refusals.
     pub fn denials(&self) -> Vec<Value> {
         self.json(&["denials", "--limit", "1000"])["items"].as_array().cloned().unwrap_or_default()
