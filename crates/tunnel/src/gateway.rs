@@ -9,14 +9,14 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
+use crate::device::{Device, OpenDevice};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::outbound::ENDING;
-use crate::peer::{GatewayStatus, Limits, NetworkKey, Peer, PeerId, PeerStatus};
+use crate::peer::{GatewayStatus, Limits, NetworkKey, Peer, PeerError, PeerId, PeerStatus};
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::sockets::{Port, Sockets};
 use crate::tables::Network;
-use crate::tun::Tun;
 use crate::{inbound, outbound, timers, workers};
 
 const STACK: usize = 256 << 10;
@@ -43,25 +43,6 @@ pub enum NetworkError {
     Exists,
     #[error("the device of the network cannot be used")]
     Device(#[source] io::Error),
-}
-
-/// Why a peer was not added.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PeerError {
-    #[error("a peer of this name is there already")]
-    Exists,
-    #[error("the network of the peer is not there")]
-    NoNetwork,
-    #[error("another peer has the same public key")]
-    KeyTaken,
-    #[error("another peer of the network has the address {0}")]
-    AddressTaken(ipnet::IpNet),
-    #[error("a peer needs an address")]
-    NoAddress,
-    #[error("this is no public key with which anybody can agree on something")]
-    WeakKey,
-    #[error("there are {0} peers already, which is the limit")]
-    TooMany(usize),
 }
 
 /// An end of WireGuard tunnels: one UDP port, and a device for each network. Everything ends when this is dropped.
@@ -121,17 +102,20 @@ impl Gateway {
         self.shared.public
     }
 
-    /// Begins to read and write a network's device, which has to be a TUN device with `IFF_TUN`, `IFF_NO_PI` and
-    /// `IFF_VNET_HDR`, a virtio header of 10 bytes, and this MTU. Offloads that were set with `TUNSETOFFLOAD` are used.
-    pub fn add_network(&self, network: NetworkKey, device: OwnedFd, mtu: u16) -> Result<(), NetworkError> {
+    /// Begins to read and write a network's device, which has to be of this kind, with `IFF_NO_PI` and `IFF_VNET_HDR`,
+    /// and a virtio header of 10 bytes. Offloads that were set with `TUNSETOFFLOAD` are used. [`open_device`] gives
+    /// such a descriptor.
+    ///
+    /// [`open_device`]: crate::open_device
+    pub fn add_network(&self, network: NetworkKey, descriptor: OwnedFd, device: Device) -> Result<(), NetworkError> {
         let token = self.tokens.fetch_add(1, Relaxed);
-        let tun = Arc::new(Tun::new(device, token, mtu).map_err(NetworkError::Device)?);
+        let device = Arc::new(OpenDevice::new(descriptor, token, device).map_err(NetworkError::Device)?);
         let mut tables = self.shared.tables_mut();
         let Entry::Vacant(place) = tables.networks.entry(network) else { return Err(NetworkError::Exists) };
         let data = epoll::EventData::new_u64(token);
-        epoll::add(&self.shared.devices, tun.as_fd(), data, epoll::EventFlags::IN)
+        epoll::add(&self.shared.devices, device.as_fd(), data, epoll::EventFlags::IN)
             .map_err(|errno| NetworkError::Device(errno.into()))?;
-        place.insert(Network::new(tun));
+        place.insert(Network::new(device));
         tables.by_token.insert(token, network);
         Ok(())
     }
@@ -145,9 +129,9 @@ impl Gateway {
             tables.sessions.remove(&session.id);
         }
         let Some(gone) = tables.networks.remove(&network) else { return false };
-        tables.by_token.remove(&gone.tun.token);
+        tables.by_token.remove(&gone.device.token);
         // Fails only when the device is gone, and with it this.
-        let _ = epoll::delete(&self.shared.devices, gone.tun.as_fd());
+        let _ = epoll::delete(&self.shared.devices, gone.device.as_fd());
         true
     }
 
@@ -171,7 +155,8 @@ impl Gateway {
         if let Some(taken) = peer.addresses.iter().find(|address| network.has(address)) {
             return Err(PeerError::AddressTaken(*taken));
         }
-        let session = Arc::new(Session::new(peer, static_static, Arc::clone(&network.tun), &self.shared.clock));
+        let device = Arc::clone(&network.device);
+        let session = Arc::new(Session::new(peer, static_static, device, &self.shared.clock)?);
         network.add(&session);
         let first = session.life.first();
         tables.by_key.insert(*peer.public_key.as_bytes(), Arc::clone(&session));

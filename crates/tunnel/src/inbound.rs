@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::answers::Flow;
 use crate::noise::{
     COOKIE_REPLY, DATA_HEADER, INITIATION, RESPONSE, TAG, TYPE_COOKIE_REPLY, TYPE_DATA, TYPE_INITIATION, TYPE_RESPONSE,
 };
 use crate::packet::Inner;
 use crate::packet::coalesce::{Coalescer, Sink};
+use crate::packet::frame::Head;
+use crate::packet::virtio::Header;
 use crate::session::{Session, lock};
 use crate::shared::{Counters, Message, Shared};
 use crate::sys::{Endpoint, Receiver, Sender};
@@ -49,8 +52,12 @@ struct Inbound<'s> {
 struct Devices<'s>(&'s Counters);
 
 impl Sink<Arc<Session>> for Devices<'_> {
+    fn head(&self, to: &Arc<Session>, header: &Header, version4: bool) -> Head {
+        Head::new(header, to.stations.as_ref(), version4)
+    }
+
     fn write(&mut self, to: &Arc<Session>, pieces: &[IoSlice<'_>]) {
-        if !to.tun.write(pieces) {
+        if !to.device.write(pieces) {
             self.0.undelivered.fetch_add(1, Relaxed);
         }
     }
@@ -71,6 +78,8 @@ struct Tally {
     /// Whether anything was authentic, and whether there was data.
     authentic: bool,
     data: bool,
+    /// What answers were last said to be awaited for.
+    flow: Option<Flow>,
 }
 
 impl<'s> Inbound<'s> {
@@ -129,10 +138,21 @@ impl<'s> Inbound<'s> {
                 }
                 let packet = &datagram[DATA_HEADER..DATA_HEADER + length];
                 let inner = Inner::read(packet).filter(|inner| session.owns(inner.source));
-                let Some(inner) = inner.filter(|inner| inner.length <= session.tun.mtu.max(1280)) else {
+                let inner = inner.filter(|inner| {
+                    session.only.as_ref().is_none_or(|only| only.admits_from(inner, &packet[..inner.length]))
+                });
+                let Some(inner) = inner.filter(|inner| inner.length <= session.device.mtu.max(1280)) else {
                     tally.refused += 1;
                     continue;
                 };
+                // Before it is written, as its answer may come at once.
+                if let Some(answers) = &session.answers
+                    && let Some(flow) = Flow::sent(&inner, &packet[..inner.length])
+                    && tally.flow != Some(flow)
+                {
+                    answers.await_from(flow, now);
+                    tally.flow = Some(flow);
+                }
                 tally.packets += 1;
                 tally.bytes += inner.length as u64;
                 let packet = at.start + DATA_HEADER..at.start + DATA_HEADER + inner.length;

@@ -1,4 +1,5 @@
-//! WireGuard for operators: one UDP port for all networks, a TUN device for each, in a process without privileges.
+//! WireGuard for operators: one UDP port for all networks, a TUN or TAP device for each, in a process without
+//! privileges.
 //!
 //! The caller opens the sockets and the devices, and hands over the descriptors; the gateway only reads and writes
 //! them. Handshakes (`noise`) take time, randomness and bytes as parameters. Threads share [`Gateway`]'s tables:
@@ -23,7 +24,9 @@
 #[cfg(test)]
 extern crate self as warren_tunnel;
 
+mod answers;
 mod clock;
+mod device;
 mod gateway;
 mod inbound;
 mod keys;
@@ -33,6 +36,7 @@ mod outbound;
 mod packet;
 mod peer;
 mod probe;
+mod scope;
 mod session;
 mod shared;
 mod sockets;
@@ -43,12 +47,12 @@ mod tables;
 mod tests;
 mod timers;
 mod transport;
-mod tun;
 mod workers;
 
-pub use gateway::{Gateway, NetworkError, PeerError, StartError};
+pub use device::{Device, DeviceKind, Mac};
+pub use gateway::{Gateway, NetworkError, StartError};
 pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey};
-pub use peer::{Counted, Ended, GatewayStatus, Limits, NetworkKey, Peer, PeerId, PeerStatus};
+pub use peer::{Counted, Ended, GatewayStatus, Limits, NetworkKey, Only, Peer, PeerError, PeerId, PeerStatus};
 pub use probe::Probe;
 pub use sockets::Sockets;
-pub use sys::open_device;
+pub use sys::{keep_device, open_device};

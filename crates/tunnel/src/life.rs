@@ -11,6 +11,7 @@ pub const ATTEMPTS: u32 = 18;
 
 /// The timers of a peer. The threads that pass packets set them, one thread looks at them.
 pub struct Life {
+    born: u64,
     pub expires: u64,
     idle_limit: u64,
     /// Between keepalives that are sent in any case.
@@ -44,6 +45,7 @@ impl Life {
     pub fn new(now: u64, expires: u64, idle_limit: u64, persistent: u64) -> Self {
         let none = || AtomicU64::new(0);
         Self {
+            born: now,
             expires,
             idle_limit,
             persistent,
@@ -55,6 +57,12 @@ impl Life {
             last_packet: none(),
             last_handshake: none(),
         }
+    }
+
+    /// When data last came; nothing when there was none yet.
+    pub fn heard_data(&self) -> Option<u64> {
+        let at = self.last_data.load(Relaxed);
+        (at != self.born).then_some(at)
     }
 
     /// When something is due for the first time.

@@ -8,8 +8,8 @@ use rustix::event::epoll;
 
 use crate::noise::{DATA_HEADER, TAG};
 use crate::packet::Inner;
+use crate::packet::frame::LONGEST;
 use crate::packet::split::Split;
-use crate::packet::virtio::{HEADER, Header};
 use crate::session::Session;
 use crate::shared::{Shared, padded};
 use crate::sys::{Outgoing, Sender};
@@ -84,28 +84,36 @@ impl Outbound<'_> {
         let tables = shared.tables();
         let now = shared.clock.now();
         let Some(network) = tables.by_token.get(&token).and_then(|key| tables.networks.get(key)) else { return };
-        let mut header = [0; HEADER];
+        let mut head = [0; LONGEST];
         let mut packet = std::mem::take(&mut self.packet);
         for _ in 0..TURN {
-            let length = match network.tun.read(&mut header, &mut packet) {
-                Ok(length) => length,
+            let read = match network.device.read(&mut head, &mut packet) {
+                Ok(read) => read,
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(error) => {
                     // Somebody deleted it. It would be called readable for ever.
-                    let _ = epoll::delete(&shared.devices, network.tun.as_fd());
+                    let _ = epoll::delete(&shared.devices, network.device.as_fd());
                     tracing::error!(%error, "the tunnel's device of a network is gone");
                     break;
                 }
             };
-            let whole = &packet[..length];
-            let routed = Inner::read(whole).filter(|inner| inner.length == length);
-            let session =
-                routed.and_then(|inner| network.route(inner.destination)).filter(|session| session.is_on(now));
-            let split = Header::read(&header).and_then(|header| Split::new(&header, whole));
-            let (Some(session), Some(split)) = (session, split) else {
+            let routed = read.and_then(|(header, length)| {
+                let whole = &packet[..length];
+                let inner = Inner::read(whole).filter(|inner| inner.length == length)?;
+                let session = network.route(inner.destination).filter(|session| session.is_on(now))?;
+                Some((inner, whole, session, Split::new(&header, whole)?))
+            });
+            let Some((inner, whole, session, split)) = routed else {
                 shared.counters.unrouted.fetch_add(1, Relaxed);
                 continue;
             };
+            // The pieces of a large packet have its addresses and ports, and all of them are answers or none.
+            if session.only.as_ref().is_some_and(|only| !only.admits_to(&inner, whole))
+                || session.answers.as_ref().is_some_and(|answers| !answers.admit(&inner, whole, now))
+            {
+                session.traffic.withheld.fetch_add(1, Relaxed);
+                continue;
+            }
             let keys = session.keys().sending(now);
             match &keys {
                 Some(keys) => {
@@ -129,7 +137,7 @@ impl Outbound<'_> {
 
     fn seal(&mut self, mut split: Split<'_>, session: &Arc<Session>, keys: &Keypair, now: u64) {
         while let Some(length) = split.next_length() {
-            let padded = padded(length, session.tun.mtu);
+            let padded = padded(length, session.device.mtu);
             let size = DATA_HEADER + padded + TAG;
             if self.used >= BURST || self.used + size > self.arena.len() {
                 self.flush(now);

@@ -9,15 +9,17 @@ use std::time::Duration;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
+use crate::answers::Answers;
 use crate::clock::{Clock, NEVER};
+use crate::device::OpenDevice;
 use crate::keys::PublicKey;
 use crate::life::Life;
 use crate::noise::cookie::{Cookie, Mac, MacKeys};
 use crate::noise::handshake::{Initiating, Timestamp};
-use crate::peer::{Counted, Ended, NetworkKey, Peer, PeerId, PeerStatus};
+use crate::packet::frame::Stations;
+use crate::peer::{Counted, Ended, NetworkKey, Only, Peer, PeerError, PeerId, PeerStatus};
 use crate::sys::Endpoint;
 use crate::transport::Keypair;
-use crate::tun::Tun;
 
 /// Packets that wait for a handshake at most.
 const WAITING: usize = 32;
@@ -32,7 +34,13 @@ pub struct Session {
     /// For messages to it.
     pub macs: MacKeys,
     pub addresses: Box<[IpNet]>,
-    pub tun: Arc<Tun>,
+    pub device: Arc<OpenDevice>,
+    /// Between whom its frames go, where there are frames.
+    pub stations: Option<Stations>,
+    /// When not everything passes.
+    pub only: Option<Only>,
+    /// When only answers pass to it.
+    pub answers: Option<Box<Answers>>,
     pub life: Life,
     pub traffic: Traffic,
     pub negotiation: Mutex<Negotiation>,
@@ -80,16 +88,22 @@ pub struct Traffic {
     pub sent_bytes: AtomicU64,
     pub refused: AtomicU64,
     pub lost: AtomicU64,
+    pub withheld: AtomicU64,
 }
 
 impl Session {
-    pub fn new(peer: &Peer, static_static: Zeroizing<[u8; 32]>, tun: Arc<Tun>, clock: &Clock) -> Self {
+    pub fn new(
+        peer: &Peer,
+        static_static: Zeroizing<[u8; 32]>,
+        device: Arc<OpenDevice>,
+        clock: &Clock,
+    ) -> Result<Self, PeerError> {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(NEVER).max(1);
         let expires = peer.expires.map_or(NEVER, |at| clock.until(at));
         let idle_limit = peer.idle_limit.map_or(NEVER, milliseconds);
         let keepalive = peer.keepalive.map_or(NEVER, milliseconds);
         let preshared = peer.preshared_key.as_ref().map_or([0; 32], |key| *key.as_bytes());
-        Self {
+        Ok(Self {
             id: peer.id,
             network: peer.network,
             public_key: peer.public_key,
@@ -97,7 +111,10 @@ impl Session {
             preshared: Zeroizing::new(preshared),
             macs: MacKeys::new(&peer.public_key),
             addresses: peer.addresses.clone().into(),
-            tun,
+            stations: device.stations(peer.mac)?,
+            device,
+            only: peer.only.clone(),
+            answers: (!peer.reachable).then(Box::default),
             life: Life::new(clock.now(), expires, idle_limit, keepalive),
             traffic: Traffic::default(),
             negotiation: Mutex::default(),
@@ -106,7 +123,7 @@ impl Session {
             endpoint: Mutex::new(peer.endpoint.map(|to| Endpoint { to, from: None })),
             waiting: Mutex::default(),
             ended: AtomicU8::new(0),
-        }
+        })
     }
 
     /// Whether a packet that says it is from this address may come from this peer.
@@ -131,13 +148,13 @@ impl Session {
         *lock(&self.endpoint) = Some(to);
     }
 
-    /// Keeps a packet until there are keys; the number of bytes by which what waits became more.
+    /// Keeps a packet until there are keys; the bytes of the one that had to go for it, or 0.
     pub fn wait_with(&self, packet: &[u8]) -> usize {
         let mut waiting = lock(&self.waiting);
         let dropped = if waiting.len() == WAITING { waiting.pop_front() } else { None };
         waiting.push_back(packet.into());
         self.traffic.lost.fetch_add(u64::from(dropped.is_some()), Relaxed);
-        packet.len().saturating_sub(dropped.map_or(0, |packet| packet.len()))
+        dropped.map_or(0, |packet| packet.len())
     }
 
     pub fn take_waiting(&self) -> VecDeque<Box<[u8]>> {
@@ -183,8 +200,10 @@ impl Session {
             sent: count(&traffic.sent_packets, &traffic.sent_bytes),
             refused: traffic.refused.load(Relaxed),
             lost: traffic.lost.load(Relaxed),
+            withheld: traffic.withheld.load(Relaxed),
             last_handshake: wall(&self.life.last_handshake),
             last_packet: wall(&self.life.last_packet),
+            last_data: self.life.heard_data().map(|at| clock.wall(at)),
             ended: self.ended(),
         }
     }

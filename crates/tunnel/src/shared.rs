@@ -218,7 +218,9 @@ impl Shared {
             session.traffic.lost.fetch_add(1, Relaxed);
             return;
         }
-        self.waiting.fetch_add(session.wait_with(packet), Relaxed);
+        // Before anybody can take it out again.
+        self.waiting.fetch_add(packet.len(), Relaxed);
+        self.waiting.fetch_sub(session.wait_with(packet), Relaxed);
     }
 
     /// Sends what waited; when nothing did, a keepalive where one is asked for. To be called with the tables locked.
@@ -233,7 +235,7 @@ impl Shared {
             packets.push_back(Box::default());
         }
         for packet in packets {
-            let padded = padded(packet.len(), session.tun.mtu);
+            let padded = padded(packet.len(), session.device.mtu);
             let mut sealed = vec![0; DATA_HEADER + padded + TAG];
             sealed[DATA_HEADER..][..packet.len()].copy_from_slice(&packet);
             let Some(counter) = keys.reserve(1) else { return };

@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::ptr;
 
+use crate::device::DeviceKind;
+
 /// What one message holds: as much as a datagram can.
 const MESSAGE: usize = 65_535;
 /// Messages of one call. With GRO each of them is a burst, so that few fill the caches.
@@ -194,13 +196,14 @@ fn set(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: lib
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes a TUN device as [`crate::Gateway`] needs it, in the calling thread's network namespace, with all offloads that
-/// the kernel has. It goes with the descriptor. Needs `CAP_NET_ADMIN` there.
+/// Opens a device as [`crate::Gateway`] needs it, in the calling thread's network namespace, with all offloads that the
+/// kernel has. One of this name that was [kept](keep_device) and is not in use is attached to; else it is made. A device
+/// that was made goes with the descriptor and all its duplicates. Needs `CAP_NET_ADMIN` there.
 ///
 /// # Errors
 ///
-/// When the name is too long or taken, or the kernel does not allow it.
-pub fn open_device(name: &str) -> io::Result<OwnedFd> {
+/// When the name is too long, is that of a device of another kind or of one in use, or the kernel does not allow it.
+pub fn open_device(name: &str, kind: DeviceKind) -> io::Result<OwnedFd> {
     // _IOW('T', 202, int) and _IOW('T', 208, unsigned int), from linux/if_tun.h, which also has the offloads:
     // checksums, TSO4, TSO6, ECN, and since Linux 6.2 USO4 and USO6.
     const TUNSETIFF: libc::Ioctl = 0x4004_54ca_u32 as libc::Ioctl;
@@ -217,7 +220,11 @@ pub fn open_device(name: &str) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let kind = match kind {
+        DeviceKind::Tun => libc::IFF_TUN,
+        DeviceKind::Tap => libc::IFF_TAP,
+    };
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the kernel reads and writes an ifreq, which outlives the call.
     if unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF, ptr::from_mut(&mut request)) } < 0 {
         return Err(io::Error::last_os_error());
@@ -228,6 +235,21 @@ pub fn open_device(name: &str) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     Ok(device.into())
+}
+
+/// Says whether a device stays, with its addresses, routes and neighbours, when its descriptor goes (`TUNSETPERSIST`). It
+/// can be opened again by its name then. One that is not to stay goes with its descriptor, or, when it is in nobody's
+/// use, by `ip link delete`.
+///
+/// # Errors
+///
+/// When the descriptor is not one of a device.
+pub fn keep_device(device: BorrowedFd<'_>, keep: bool) -> io::Result<()> {
+    // _IOW('T', 203, int), from linux/if_tun.h.
+    const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb_u32 as libc::Ioctl;
+    // SAFETY: the argument is a number.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(keep)) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// `TUNGETIFF`: the flags of the device behind a descriptor.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::device::OpenDevice;
 use crate::peer::{NetworkKey, PeerId};
 use crate::session::Session;
 use crate::transport::Keypair;
-use crate::tun::Tun;
 
 /// Whoever passes packets holds this locked for reading while it does so. Whoever has locked it for writing knows that
 /// nothing of what was looked up before is under way any more.
@@ -24,7 +24,7 @@ pub struct Tables {
 
 /// Where packets of one network go (cryptokey routing, whitepaper §2).
 pub struct Network {
-    pub tun: Arc<Tun>,
+    pub device: Arc<OpenDevice>,
     hosts: HashMap<IpAddr, Arc<Session>>,
     /// Longest first.
     ranges: Vec<(IpNet, Arc<Session>)>,
@@ -39,8 +39,8 @@ pub struct Indexed {
 }
 
 impl Network {
-    pub fn new(tun: Arc<Tun>) -> Self {
-        Self { tun, hosts: HashMap::new(), ranges: Vec::new() }
+    pub fn new(device: Arc<OpenDevice>) -> Self {
+        Self { device, hosts: HashMap::new(), ranges: Vec::new() }
     }
 
     pub fn route(&self, destination: IpAddr) -> Option<&Arc<Session>> {

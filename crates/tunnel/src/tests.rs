@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, SystemTime};
 
-use common::{SERVER4, World, answers, at_host, eventually};
+use common::{LAPTOP, SERVER4, World, answers, at_host, eventually};
 
 use crate::transport::{REJECT_AFTER, REKEY_AFTER};
 use crate::{Ended, Peer, PeerId, PrivateKey, Probe};
@@ -96,4 +96,26 @@ fn removed_peers_leave_nothing_behind_even_while_they_call() {
     let shared = world.gateway.shared();
     eventually("the end of all indexes", Duration::from_secs(10), || shared.indexes() == 0);
     assert!(shared.tables().by_key.is_empty());
+}
+
+#[test]
+fn what_waits_in_vain_is_counted_exactly_and_lets_go_of_all_its_room() {
+    let world = World::new();
+    let router = world.network(1);
+    let key = PrivateKey::generate().unwrap();
+    // Nobody is there, so that everything waits for the handshake.
+    let endpoint = Some((LAPTOP, 9).into());
+    world.gateway.add_peer(&Peer { endpoint, ..world.peer(2, key.public_key()) }).unwrap();
+    let socket = router.enter(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    // Small ones take the places of large ones.
+    for length in [1000; 40].into_iter().chain([10; 40]) {
+        socket.send_to(&[0; 1000][..length], "10.0.9.2:9").unwrap();
+    }
+    let shared = world.gateway.shared();
+    let rest = || world.gateway.peer(PeerId(2)).unwrap().lost == 80 - 32;
+    eventually("the end of all but the last", Duration::from_secs(10), rest);
+    let waiting = || shared.waiting.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(waiting(), 32 * (20 + 8 + 10));
+    world.gateway.remove_peer(PeerId(2)).unwrap();
+    assert_eq!(waiting(), 0);
 }

@@ -13,10 +13,7 @@ const INITIATION: usize = 148;
 fn recorded_packets_and_initiations_do_not_pass_again() {
     let world = World::new();
     let router = world.network(1);
-    let key = PrivateKey::generate().unwrap();
-    world.gateway.add_peer(&world.peer(2, key.public_key())).unwrap();
-    let relay = Relay::new(&world.laptop);
-    let _operator = world.operator(&world.laptop, 2, key, relay.at);
+    let (relay, _operator) = world.join_behind();
     (0..3).for_each(|_| assert!(world.laptop.pings(SERVER4)));
     std::thread::sleep(Duration::from_millis(100));
     let recorded = relay.carried.lock().unwrap().clone();
@@ -39,10 +36,7 @@ fn recorded_packets_and_initiations_do_not_pass_again() {
 fn changed_packets_do_not_pass_whatever_was_changed() {
     let world = World::new();
     let router = world.network(1);
-    let key = PrivateKey::generate().unwrap();
-    world.gateway.add_peer(&world.peer(2, key.public_key())).unwrap();
-    let relay = Relay::new(&world.laptop);
-    let operator = world.operator(&world.laptop, 2, key, relay.at);
+    let (relay, operator) = world.join_behind();
     answers(&world.laptop, SERVER4);
     drop(operator);
     let recorded = relay.carried.lock().unwrap().clone();

@@ -51,6 +51,17 @@ fn stock(world: &World, laptop: &Namespace, key: &PrivateKey, gateway: &str) -> 
 fn a_stock_client_calls_with_a_preshared_key() {
     let world = World::new();
     let router = world.network(1);
+    calls(&world, &router);
+}
+
+#[test]
+fn a_stock_client_calls_a_network_with_a_tap_device() {
+    let world = World::new();
+    let router = world.tap_network(1);
+    calls(&world, &router);
+}
+
+fn calls(world: &World, router: &Namespace) {
     let key = PrivateKey::generate().unwrap();
     let preshared_key = Some(PresharedKey::from_bytes(&[3; 32]));
     world.gateway.add_peer(&Peer { preshared_key, ..world.peer(2, key.public_key()) }).unwrap();
@@ -59,12 +70,12 @@ fn a_stock_client_calls_with_a_preshared_key() {
          AllowedIPs = 10.0.0.0/24, fd00:1::/64\n",
         world.gateway.public_key()
     );
-    let running = stock(&world, &world.laptop, &key, &section);
+    let running = stock(world, &world.laptop, &key, &section);
     answers(&world.laptop, SERVER4);
     answers(&world.laptop, SERVER6);
-    carries(&world.laptop, &router, SERVER4, 10 << 20);
-    carries(&router, &world.laptop, "10.0.9.2", 10 << 20);
-    carries(&router, &world.laptop, "fd00:9::2", 10 << 20);
+    carries(&world.laptop, router, SERVER4, 10 << 20);
+    carries(router, &world.laptop, "10.0.9.2", 10 << 20);
+    carries(router, &world.laptop, "fd00:9::2", 10 << 20);
     assert_eq!(world.gateway.peer(PeerId(2)).unwrap().refused, 0);
     world.gateway.remove_peer(PeerId(2)).unwrap();
     assert!(!world.laptop.pings(SERVER4));

@@ -5,7 +5,7 @@ mod common;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use common::{Chatter, LAPTOP, Relay, SERVER4, SERVER6, World, answers, at_host, carries, eventually, received};
+use common::{Chatter, LAPTOP, SERVER4, SERVER6, World, answers, at_host, carries, eventually, received};
 use warren_lab::Namespace;
 use warren_tunnel::{Ended, NetworkKey, Peer, PeerError, PeerId, PresharedKey, PrivateKey};
 
@@ -160,10 +160,7 @@ fn a_session_ends_at_its_time_and_when_its_operator_is_idle() {
 fn an_operator_whose_address_changes_goes_on() {
     let world = World::new();
     let router = world.network(1);
-    let key = PrivateKey::generate().unwrap();
-    world.gateway.add_peer(&world.peer(2, key.public_key())).unwrap();
-    let relay = Relay::new(&world.laptop);
-    let _operator = world.operator(&world.laptop, 2, key, relay.at);
+    let (relay, _operator) = world.join_behind();
     answers(&world.laptop, SERVER4);
     let before = world.gateway.peer(PeerId(2)).unwrap().endpoint;
     let moved = relay.move_on(&world.laptop);

@@ -4,7 +4,8 @@
 use std::io::IoSlice;
 use std::ops::Range;
 
-use super::virtio::{HEADER, Header, Kind};
+use super::frame::Head;
+use super::virtio::{Header, Kind};
 use super::{IPV6_HEADER, TCP, fold, pseudo_header, read16, read32, sum, write16};
 
 /// Segments in one packet at most.
@@ -20,7 +21,10 @@ const ECE: u8 = 0x40;
 
 /// Where packets go.
 pub trait Sink<T> {
-    /// `pieces` are the virtio header and the parts of one packet.
+    /// What has to stand before a packet that goes there.
+    fn head(&self, to: &T, header: &Header, version4: bool) -> Head;
+
+    /// `pieces` are the head and the parts of one packet.
     fn write(&mut self, to: &T, pieces: &[IoSlice<'_>]);
 }
 
@@ -128,7 +132,8 @@ impl<T: Clone + PartialEq> Coalescer<T> {
 }
 
 fn whole<T>(buffer: &[u8], at: Range<usize>, to: &T, sink: &mut impl Sink<T>) {
-    sink.write(to, &[IoSlice::new(&Header::WHOLE), IoSlice::new(&buffer[at])]);
+    let head = sink.head(to, &Header::WHOLE, buffer[at.start] >> 4 == 4);
+    sink.write(to, &[IoSlice::new(head.bytes()), IoSlice::new(&buffer[at])]);
 }
 
 impl Segment {
@@ -252,9 +257,9 @@ impl<T> Train<T> {
             checksum_start: first.transport as u16,
             checksum_offset: 16,
         };
-        let header: [u8; HEADER] = header.write();
+        let head = sink.head(&self.to, &header, first.version4);
         let mut pieces = [IoSlice::new(&[]); PIECES + 1];
-        pieces[0] = IoSlice::new(&header);
+        pieces[0] = IoSlice::new(head.bytes());
         pieces[1] = IoSlice::new(&buffer[first.at.clone()]);
         for (piece, at) in pieces[2..].iter_mut().zip(&self.more) {
             *piece = IoSlice::new(&buffer[at.clone()]);

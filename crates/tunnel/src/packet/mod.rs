@@ -1,6 +1,7 @@
 //! Packets inside the tunnel: what they say about themselves, and their checksums.
 
 pub mod coalesce;
+pub mod frame;
 pub mod split;
 pub mod virtio;
 
@@ -10,8 +11,12 @@ mod streams;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub const ICMPV4: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+/// The extension header of IPv6.
+pub const FRAGMENT: u8 = 44;
+pub const ICMPV6: u8 = 58;
 pub const IPV6_HEADER: usize = 40;
 
 /// What is read from a packet before it passes.
@@ -49,6 +54,57 @@ impl Inner {
             _ => None,
         }
     }
+}
+
+/// What stands right behind the IP header of a packet that [`Inner::read`] took: its protocol and its bytes. With IPv6
+/// that may be an extension header. Nothing for fragments but the first.
+pub fn upper(packet: &[u8]) -> Option<(u8, &[u8])> {
+    if packet.first()? >> 4 == 4 {
+        let header: &[u8; 20] = packet.first_chunk()?;
+        let is_later = header[6] & 0x1f != 0 || header[7] != 0;
+        let transport = packet.get(usize::from(header[0] & 15) * 4..)?;
+        (!is_later).then_some((header[9], transport))
+    } else {
+        let (header, transport) = packet.split_first_chunk::<IPV6_HEADER>()?;
+        Some((header[6], transport))
+    }
+}
+
+/// What a packet carries, also where it is only a part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried<'p> {
+    /// With IPv6 that may be an extension header other than the one of fragments.
+    pub protocol: u8,
+    pub bytes: &'p [u8],
+    /// When the packet is a fragment: of what, and where in there `bytes` begin.
+    pub fragment: Option<Fragment>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragment {
+    /// What the fragments of one packet have in common, besides their addresses. IPv4 has 16 bits of it.
+    pub id: u32,
+    /// In units of 8 bytes. 0 is the first fragment, which alone has a transport header.
+    pub offset: u16,
+}
+
+/// What stands behind the IP header of a packet that [`Inner::read`] took, and with IPv6 behind a fragment header right
+/// there (RFC 8200 §4.5). Nothing when the packet ends before that.
+pub fn carried(packet: &[u8]) -> Option<Carried<'_>> {
+    if packet.first()? >> 4 == 4 {
+        let header: &[u8; 20] = packet.first_chunk()?;
+        let bytes = packet.get(usize::from(header[0] & 15) * 4..)?;
+        let (offset, more) = (read16(header, 6) & 0x1fff, header[6] & 0x20 != 0);
+        let fragment = (more || offset != 0).then(|| Fragment { id: read16(header, 4).into(), offset });
+        return Some(Carried { protocol: header[9], bytes, fragment });
+    }
+    let (header, rest) = packet.split_first_chunk::<IPV6_HEADER>()?;
+    if header[6] != FRAGMENT {
+        return Some(Carried { protocol: header[6], bytes: rest, fragment: None });
+    }
+    let (header, bytes) = rest.split_first_chunk::<8>()?;
+    let fragment = Fragment { id: read32(header, 4), offset: read16(header, 2) >> 3 };
+    Some(Carried { protocol: header[0], bytes, fragment: Some(fragment) })
 }
 
 /// Adds up the words of `data` (RFC 1071), onto what was added up before. The order of the bytes is the machine's,
@@ -118,9 +174,37 @@ pub(crate) fn write32(bytes: &mut [u8], at: usize, value: u32) {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! Checksums once more, word by word as RFC 1071 writes them, to judge the fast ones by.
+    //! Packets to try things with; and checksums once more, word by word as RFC 1071 writes them, to judge the fast
+    //! ones by.
 
     use super::*;
+
+    /// An end of packets: its addresses of IPv4 and IPv6.
+    pub type End = [&'static str; 2];
+
+    /// A packet of IPv4 (0) or IPv6 (1) from one end to another, with these protocols right behind the headers of IPv4
+    /// and IPv6.
+    pub fn packet(version: usize, from: End, to: End, protocols: [u8; 2], payload: &[u8]) -> Vec<u8> {
+        let address = |text: &str| match text.parse().unwrap() {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let addresses = [address(from[version]), address(to[version])].concat();
+        let length = payload.len() as u16;
+        if version == 0 {
+            let mut header = vec![0; 12];
+            header[0] = 0x45;
+            header[2..4].copy_from_slice(&(20 + length).to_be_bytes());
+            header[9] = protocols[0];
+            [header, addresses, payload.to_vec()].concat()
+        } else {
+            let mut header = vec![0; 8];
+            header[0] = 0x60;
+            header[4..6].copy_from_slice(&length.to_be_bytes());
+            header[6] = protocols[1];
+            [header, addresses, payload.to_vec()].concat()
+        }
+    }
 
     pub fn plain_sum(parts: &[&[u8]]) -> u16 {
         let data: Vec<u8> = parts.concat();
@@ -167,6 +251,7 @@ mod tests {
         fn no_bytes_are_too_strange_to_be_read(data in proptest::collection::vec(any::<u8>(), 0..100)) {
             if let Some(inner) = Inner::read(&data) {
                 prop_assert!(inner.length <= data.len() && inner.length >= 20);
+                let _ = (upper(&data[..inner.length]), carried(&data[..inner.length]));
             }
         }
     }

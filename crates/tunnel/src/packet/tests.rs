@@ -3,6 +3,7 @@ use std::io::IoSlice;
 use proptest::prelude::*;
 
 use super::coalesce::{Coalescer, Sink};
+use super::frame::Head;
 use super::split::Split;
 use super::testing::checks;
 use super::virtio::{HEADER, Header, Kind};
@@ -13,6 +14,10 @@ use super::{TCP, fold, pseudo_header, read16, sum, write16, write32};
 struct Written(Vec<(u8, Header, Vec<u8>)>);
 
 impl Sink<u8> for Written {
+    fn head(&self, _: &u8, header: &Header, version4: bool) -> Head {
+        Head::new(header, None, version4)
+    }
+
     fn write(&mut self, to: &u8, pieces: &[IoSlice<'_>]) {
         let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
         let header = Header::read(bytes[..HEADER].try_into().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! The header before a packet of a TUN device with `IFF_VNET_HDR` (virtio 1.2 §5.1.6, without the count of buffers).
+//! The header before a packet of a TUN or TAP device with `IFF_VNET_HDR` (virtio 1.2 §5.1.6, without the count of buffers).
 
 /// Bytes, which is also what `TUNGETVNETHDRSZ` says unless somebody changed it.
 pub const HEADER: usize = 10;
@@ -35,7 +35,15 @@ pub struct Header {
 }
 
 impl Header {
-    pub const WHOLE: [u8; HEADER] = [0; HEADER];
+    /// Of a packet with which there is nothing to do.
+    pub const WHOLE: Self = Self {
+        kind: Kind::Whole,
+        needs_checksum: false,
+        header_length: 0,
+        segment: 0,
+        checksum_start: 0,
+        checksum_offset: 0,
+    };
 
     /// Nothing for a kind of packet that was not asked for.
     pub fn read(bytes: &[u8; HEADER]) -> Option<Self> {
@@ -55,6 +63,25 @@ impl Header {
             checksum_start: word(6),
             checksum_offset: word(8),
         })
+    }
+
+    /// The same when so many bytes stand before the packet.
+    pub fn behind(&self, bytes: u16) -> Self {
+        let more = |value: u16, counts: bool| if counts { value.saturating_add(bytes) } else { value };
+        Self {
+            header_length: more(self.header_length, self.header_length > 0),
+            checksum_start: more(self.checksum_start, self.needs_checksum),
+            ..*self
+        }
+    }
+
+    /// The same when so many bytes are taken away before the packet. Nothing when the checksum begins in them.
+    pub fn without(&self, bytes: u16) -> Option<Self> {
+        let checksum_start = match self.checksum_start.checked_sub(bytes) {
+            None if self.needs_checksum => return None,
+            start => start.unwrap_or(0),
+        };
+        Some(Self { header_length: self.header_length.saturating_sub(bytes), checksum_start, ..*self })
     }
 
     pub fn write(&self) -> [u8; HEADER] {

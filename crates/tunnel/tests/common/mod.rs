@@ -2,14 +2,18 @@
 #![allow(dead_code, reason = "every test uses a part")]
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use warren_lab::{Lab, Namespace};
-use warren_tunnel::{Gateway, Limits, NetworkKey, Peer, PeerId, PrivateKey, PublicKey, Sockets, open_device};
+use warren_tunnel::{
+    Device, DeviceKind, Gateway, Limits, Mac, NetworkKey, Peer, PeerId, PrivateKey, PublicKey, Sockets, keep_device,
+    open_device,
+};
 
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const LAPTOP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -18,6 +22,12 @@ pub const PORT: u16 = 51820;
 /// What is behind the gateway, in every network.
 pub const SERVER4: &str = "10.0.0.1";
 pub const SERVER6: &str = "fd00:1::1";
+
+/// The device's own address where it is a TAP device.
+pub const ROUTER: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+/// A transfer in which nothing comes for so long does not go on.
+const STALLED: Duration = Duration::from_secs(20);
 
 pub struct World {
     pub lab: Lab,
@@ -48,10 +58,44 @@ impl World {
         Self { lab, host, laptop, gateway }
     }
 
-    /// A network's router, with the gateway's device in it.
+    /// A network's router, with the gateway's TUN device in it.
     pub fn network(&self, number: u128) -> Namespace {
+        self.network_with(number, Device::Tun { mtu: 1420 })
+    }
+
+    /// One with a TAP device that is kept, where the router knows the peers 2 and 3 and who is who by MAC and address.
+    pub fn tap_network(&self, number: u128) -> Namespace {
+        let router = self.network_with(number, Device::Tap { mtu: 1420, router: ROUTER });
+        for peer in [2, 3] {
+            for address in [format!("10.0.9.{peer}"), format!("fd00:9::{peer}")] {
+                router.run(&format!("ip neigh replace {address} lladdr {} dev wg0 nud permanent", mac(peer)));
+            }
+        }
+        for line in [
+            "nft add table inet pins",
+            "nft add chain inet pins from { type filter hook prerouting priority -300 ; }",
+            &format!("nft add rule inet pins from iifname wg0 ether daddr != {ROUTER} counter drop"),
+        ] {
+            router.run(line);
+        }
+        for (family, addresses) in [("ip", "10.0.9."), ("ip6", "fd00:9::")] {
+            let (mac2, mac3) = (mac(2), mac(3));
+            router.run(&format!(
+                "nft add rule inet pins from iifname wg0 ether saddr . {family} saddr \
+                 {{ {mac2} . {addresses}2 , {mac3} . {addresses}3 }} accept"
+            ));
+        }
+        router.run("nft add rule inet pins from iifname wg0 counter drop");
+        router
+    }
+
+    fn network_with(&self, number: u128, kind: Device) -> Namespace {
         let router = self.lab.namespace(&format!("net{number}"));
-        let device = router.enter(|| open_device("wg0").unwrap());
+        let device = router.enter(|| open_device("wg0", kind.kind()).unwrap());
+        if let Device::Tap { router: mac, .. } = kind {
+            keep_device(device.as_fd(), true).unwrap();
+            router.run(&format!("ip link set wg0 address {mac}"));
+        }
         for line in [
             &format!("ip address add {SERVER4}/32 dev wg0"),
             &format!("ip address add {SERVER6}/128 dev wg0 nodad"),
@@ -61,7 +105,7 @@ impl World {
         ] {
             router.run(line);
         }
-        self.gateway.add_network(NetworkKey(number), device, 1420).unwrap();
+        self.gateway.add_network(NetworkKey(number), device, kind).unwrap();
         router
     }
 
@@ -76,6 +120,9 @@ impl World {
                 format!("10.0.9.{number}/32").parse().unwrap(),
                 format!("fd00:9::{number}/128").parse().unwrap(),
             ],
+            mac: Some(mac(number as u8)),
+            only: None,
+            reachable: true,
             endpoint: None,
             expires: None,
             idle_limit: None,
@@ -88,7 +135,7 @@ impl World {
         // One that just went may still be open in a process that is being started.
         let mut device = None;
         eventually("a device", Duration::from_secs(10), || {
-            device = at.enter(|| open_device("wg0").ok());
+            device = at.enter(|| open_device("wg0", DeviceKind::Tun).ok());
             device.is_some()
         });
         let device = device.unwrap();
@@ -96,19 +143,19 @@ impl World {
             &format!("ip address add 10.0.9.{number}/32 dev wg0"),
             &format!("ip address add fd00:9::{number}/128 dev wg0 nodad"),
             "ip link set wg0 up mtu 1420",
-            "ip route add 10.0.0.0/24 dev wg0",
-            "ip route add fd00:1::/64 dev wg0",
+            "ip route add 10.0.0.0/20 dev wg0",
+            "ip route add fd00::/28 dev wg0",
         ] {
             at.run(line);
         }
         let sockets = at.enter(|| Sockets::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).unwrap());
         let public = key.public_key();
         let gateway = Gateway::start(sockets, key, Limits::default()).unwrap();
-        gateway.add_network(NetworkKey(0), device, 1420).unwrap();
+        gateway.add_network(NetworkKey(0), device, Device::Tun { mtu: 1420 }).unwrap();
         let peer = Peer {
             id: PeerId(0),
             network: NetworkKey(0),
-            addresses: vec!["10.0.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
+            addresses: vec!["10.0.0.0/20".parse().unwrap(), "fd00::/28".parse().unwrap()],
             endpoint: Some(endpoint),
             ..self.peer(0, self.gateway.public_key())
         };
@@ -122,6 +169,20 @@ impl World {
         self.gateway.add_peer(&self.peer(2, key.public_key())).unwrap();
         self.operator(&self.laptop, 2, key, at_host())
     }
+
+    /// The same behind a translator.
+    pub fn join_behind(&self) -> (Relay, Operator) {
+        let key = PrivateKey::generate().unwrap();
+        self.gateway.add_peer(&self.peer(2, key.public_key())).unwrap();
+        let relay = Relay::new(&self.laptop);
+        let operator = self.operator(&self.laptop, 2, key, relay.at);
+        (relay, operator)
+    }
+}
+
+/// Of peer `number`.
+pub fn mac(number: u8) -> Mac {
+    Mac([2, 0, 0, 0, 9, number])
 }
 
 pub fn at_host() -> SocketAddr {
@@ -130,19 +191,26 @@ pub fn at_host() -> SocketAddr {
 
 /// Sends this many bytes over TCP and checks each that arrives.
 pub fn carries(from: &Namespace, to: &Namespace, address: &str, length: usize) {
+    carries_to_port(from, to, address, 0, length);
+}
+
+/// The same to this port, or to any when it is 0.
+pub fn carries_to_port(from: &Namespace, to: &Namespace, address: &str, port: u16, length: usize) {
     let address: IpAddr = address.parse().unwrap();
-    let listener = to.enter(|| TcpListener::bind((address, 0)).unwrap());
+    let listener = to.listen((address, port).into()).unwrap();
     let at = listener.local_addr().unwrap();
     let expected: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
     let sent = expected.clone();
     let taker = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(STALLED)).unwrap();
         let mut got = Vec::new();
         stream.read_to_end(&mut got).unwrap();
         got
     });
     from.enter(move || {
         let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(10)).unwrap();
+        stream.set_write_timeout(Some(STALLED)).unwrap();
         stream.write_all(&sent).unwrap();
     });
     assert!(taker.join().unwrap() == expected, "other bytes arrived than were sent");
