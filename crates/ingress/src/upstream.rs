@@ -1,0 +1,312 @@
+//! Connections to machines, and what is kept of them between requests.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+use warren_model::NetworkNumber;
+
+use crate::body::Sent;
+use crate::limits::{Limits, MAX_HEAD};
+use crate::problem::Refusal;
+use crate::snapshot::Site;
+
+/// How long a connection may take after a response to be ready for the next request.
+const SETTLE: Duration = Duration::from_secs(1);
+/// A machine that kept a connection open for so many responses, and had the last one so recently, does not close it just
+/// now; the next request over it need not be kept to be sent again.
+const PROVEN: u64 = 3;
+const RECENTLY: Duration = Duration::from_millis(500);
+
+/// An open connection to a machine. What serves requests is better off with a socket that does not delay small writes.
+pub trait Upstream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Upstream for T {}
+
+/// Makes connections to machines.
+pub trait Dial: Send + Sync {
+    /// Connects to an address in a network. It may be dropped before it is done. [`io::ErrorKind::ResourceBusy`] where there
+    /// is no room for another connection.
+    fn dial(&self, network: NetworkNumber, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Upstream>>>;
+}
+
+/// Where the requests of a site go, with its connections.
+pub(crate) struct Target {
+    network: NetworkNumber,
+    addresses: Arc<[SocketAddr]>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    closed: bool,
+    /// The one that was used last comes last.
+    spare: Vec<Spare>,
+    most_spare: usize,
+    next_task: u64,
+    tasks: HashMap<u64, AbortHandle>,
+}
+
+struct Spare {
+    link: Link,
+    since: Instant,
+}
+
+/// A connection that is in use. Dropping it closes it.
+pub(crate) struct Link {
+    sender: SendRequest<Sent>,
+    /// Responses that came over it.
+    served: u64,
+    _driver: AbortOnDropHandle<()>,
+}
+
+impl Target {
+    pub fn new(site: &Site, limits: &Limits) -> Self {
+        let addresses = site.addresses.iter().map(|address| SocketAddr::new(*address, site.port)).collect();
+        let inner = Inner { most_spare: limits.upstream_spare, ..Inner::default() };
+        Self { network: site.network, addresses, inner: Mutex::new(inner) }
+    }
+
+    /// Sends a request over a connection that is open already, or else over a new one.
+    pub async fn send(
+        self: &Arc<Self>,
+        dial: &Arc<dyn Dial>,
+        limits: &Limits,
+        mut request: Request<Sent>,
+    ) -> Result<(Response<Incoming>, Link), Refusal> {
+        if let Some(Spare { mut link, since }) = self.take_spare() {
+            let proven = link.served >= PROVEN && since.elapsed() < RECENTLY;
+            let again = if proven { None } else { repeatable(&request) };
+            match link.sender.try_send_request(request).await {
+                Ok(response) => {
+                    link.served += 1;
+                    return Ok((response, link));
+                }
+                Err(mut error) => match error.take_message().or(again) {
+                    Some(unsent) => request = unsent,
+                    None => return Err(Refusal::Broken),
+                },
+            }
+        }
+        let mut link = self.connect(dial.clone(), limits.connect).await?;
+        match link.sender.send_request(request).await {
+            Ok(response) => {
+                link.served += 1;
+                Ok((response, link))
+            }
+            Err(_) => Err(Refusal::Broken),
+        }
+    }
+
+    /// Keeps a connection whose response ended.
+    pub fn give_back(self: &Arc<Self>, mut link: Link) {
+        if link.sender.is_closed() {
+            return;
+        }
+        if link.sender.is_ready() {
+            let mut inner = self.lock();
+            if !inner.closed && inner.spare.len() < inner.most_spare {
+                inner.spare.push(Spare { link, since: Instant::now() });
+            }
+            return;
+        }
+        let target = self.clone();
+        self.spawn(async move {
+            if matches!(timeout(SETTLE, link.sender.ready()).await, Ok(Ok(()))) {
+                target.give_back(link);
+            }
+        });
+    }
+
+    /// Runs a task that ends when the target is closed, if it is not yet.
+    pub fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) -> Option<JoinHandle<()>> {
+        let mut inner = self.lock();
+        if inner.closed {
+            return None;
+        }
+        let id = inner.next_task;
+        inner.next_task += 1;
+        let listed = Listed { target: Arc::downgrade(self), id };
+        let task = tokio::spawn(async move {
+            let _listed = listed;
+            work.await;
+        });
+        inner.tasks.insert(id, task.abort_handle());
+        Some(task)
+    }
+
+    /// Ends everything that is under way, for good.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        let (tasks, spare) = (std::mem::take(&mut inner.tasks), std::mem::take(&mut inner.spare));
+        drop(inner);
+        tasks.into_values().for_each(|task| task.abort());
+        drop(spare);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Closes connections that were not used for so long.
+    pub fn sweep(&self, idle: Duration) {
+        let mut old = Vec::new();
+        let mut inner = self.lock();
+        let kept = inner.spare.partition_point(|spare| spare.since.elapsed() > idle);
+        old.extend(inner.spare.drain(..kept));
+        let (open, closed) =
+            std::mem::take(&mut inner.spare).into_iter().partition(|spare| !spare.link.sender.is_closed());
+        inner.spare = open;
+        old.extend::<Vec<_>>(closed);
+        drop(inner);
+    }
+
+    fn take_spare(&self) -> Option<Spare> {
+        let mut inner = self.lock();
+        loop {
+            let spare = inner.spare.pop()?;
+            if spare.link.sender.is_ready() {
+                return Some(spare);
+            }
+        }
+    }
+
+    async fn connect(self: &Arc<Self>, dial: Arc<dyn Dial>, patience: Duration) -> Result<Link, Refusal> {
+        let (told, connected) = oneshot::channel();
+        let (network, addresses) = (self.network, self.addresses.clone());
+        let driver = self.spawn(async move {
+            let stream = match reach(&*dial, network, &addresses, patience).await {
+                Ok(stream) => stream,
+                Err(refusal) => return drop(told.send(Err(refusal))),
+            };
+            let handshake =
+                http1::Builder::new().max_buf_size(MAX_HEAD).handshake::<_, Sent>(TokioIo::new(stream)).await;
+            match handshake {
+                Ok((sender, connection)) => {
+                    if told.send(Ok(sender)).is_ok() {
+                        // How it ended shows in the responses.
+                        let _ = connection.with_upgrades().await;
+                    }
+                }
+                Err(_) => drop(told.send(Err(Refusal::Broken))),
+            }
+        });
+        let driver = AbortOnDropHandle::new(driver.ok_or(Refusal::Unknown)?);
+        let sender = connected.await.map_err(|_| Refusal::Unknown)??;
+        Ok(Link { sender, served: 0, _driver: driver })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A task in the list of its target, until it is dropped.
+struct Listed {
+    target: Weak<Target>,
+    id: u64,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        if let Some(target) = self.target.upgrade() {
+            target.lock().tasks.remove(&self.id);
+        }
+    }
+}
+
+async fn reach(
+    dial: &dyn Dial,
+    network: NetworkNumber,
+    addresses: &[SocketAddr],
+    patience: Duration,
+) -> Result<Box<dyn Upstream>, Refusal> {
+    let mut refusal = Refusal::Unreachable;
+    for address in addresses {
+        match timeout(patience, dial.dial(network, *address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => refusal = Refusal::Late,
+            // There is no more room for connections to the network, whatever the address.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy => return Err(Refusal::Busy),
+            Ok(Err(_)) => {}
+            Err(_) => refusal = Refusal::Late,
+        }
+    }
+    Err(refusal)
+}
+
+/// The same request once more, where sending it twice does no harm (RFC 9110 §9.2.2): a server may close an idle
+/// connection while a request is on its way.
+fn repeatable(request: &Request<Sent>) -> Option<Request<Sent>> {
+    let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    if !safe || !matches!(request.body(), Sent::Empty) {
+        return None;
+    }
+    let mut again = Request::new(Sent::Empty);
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    Some(again)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+    use super::*;
+
+    /// Makes one connection.
+    struct Once(Mutex<Option<DuplexStream>>);
+
+    impl Dial for Once {
+        fn dial(&self, _: NetworkNumber, _: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Upstream>>> {
+            let stream = self.0.lock().unwrap().take().ok_or(io::ErrorKind::ConnectionRefused.into());
+            Box::pin(async { stream.map(|stream| Box::new(stream) as Box<dyn Upstream>) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_not_ready_yet_is_kept_when_it_is() {
+        let (near, mut machine) = duplex(4096);
+        let dial: Arc<dyn Dial> = Arc::new(Once(Mutex::new(Some(near))));
+        let target = Arc::new(Target {
+            network: NetworkNumber::new(1).unwrap(),
+            addresses: [SocketAddr::from(([10, 0, 1, 2], 80))].into(),
+            inner: Mutex::new(Inner { most_spare: 1, ..Inner::default() }),
+        });
+        let answer = async {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(machine.read_u8().await.unwrap());
+            }
+            machine.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await.unwrap();
+        };
+        let limits = Limits::default();
+        let (sent, ()) = tokio::join!(target.send(&dial, &limits, Request::new(Sent::Empty)), answer);
+        let (mut response, link) = sent.unwrap();
+        target.give_back(link);
+        assert!(target.take_spare().is_none(), "a response is still under way on it");
+        machine.write_all(b"cd").await.unwrap();
+        while response.body_mut().frame().await.is_some() {}
+        let kept = async {
+            while target.take_spare().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SETTLE, kept).await.expect("it is kept for the next request");
+    }
+}
