@@ -18,11 +18,13 @@ build: deps
 	cargo build --release -p warren
 
 demo: build
-	target/release/warren demo --pool-dir "$(POOL)"
+	scripts/install-client.sh target/client
+	target/release/warren demo --pool-dir "$(POOL)" --client target/client
 
 test: deps lint
 	cargo build -p warren
-	target/debug/warren demo --pool-dir "$(POOL)"
+	scripts/install-client.sh target/client
+	target/debug/warren demo --pool-dir "$(POOL)" --client target/client
 	WARREN_TEST_POOL="$(POOL)" cargo test --workspace
 	$(MAKE) api-check deny
 
@@ -42,6 +44,7 @@ deny:
 bench:
 	@scripts/install-deps.sh bench
 	cargo build --release -p warren -p warren-bench
+	cargo build --release -p warren-ingress --example ingress
 	target/release/warren image build debian --pool-dir "$(POOL)"
 	cargo install --quiet --locked --root target/tools --version 0.10.2 gotatun-cli
 	target/release/warren-bench --warren target/release/warren --pool-dir "$(POOL)" --gotatun target/tools/bin/gotatun

@@ -5,8 +5,8 @@
 set -eu
 
 run="runc nftables btrfs-progs mmdebstrap iproute2 ca-certificates curl"
-test="gcc make e2fsprogs util-linux perl-base dnsutils dnsmasq-base iperf3 iputils-ping procps jq busybox-static python3 python3-pip python3-venv wireguard-go wireguard-tools"
-bench="haproxy squid-openssl openssl"
+test="gcc make e2fsprogs util-linux perl-base dnsutils dnsmasq-base iperf3 iputils-ping procps jq busybox-static python3 python3-pip python3-venv pebble wireguard-go wireguard-tools"
+bench="haproxy squid-openssl openssl caddy nghttp2-client"
 
 case "${1:-test}" in
 run) wanted="$run" ;;
@@ -41,7 +41,7 @@ export DEBIAN_FRONTEND=noninteractive
 
 # The benchmark runs these by itself, in namespaces of its own. As services they would take the host's ports.
 services=""
-for service in haproxy squid; do
+for service in haproxy squid caddy; do
     case "$missing " in
     *" $service "* | *" $service-"*) services="$services $service" ;;
     esac

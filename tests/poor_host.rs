@@ -92,6 +92,16 @@ fn nothing_half_made(server: &Server, machine: &str) {
 }
 
 #[test]
+fn who_starts_the_server_with_a_strict_umask_has_machines_all_the_same() {
+    let wrapper = ["sh", "-c", "umask 077; exec \"$@\"", "sh"].map(str::to_owned).into();
+    let server = Server::start_with(Options { wrapper, ..Options::default() });
+    server.ok(&["machine", "create", "m", "--memory", "64"]);
+    assert_eq!(server.exec("m", "id -u").trim(), "0");
+    let store = std::fs::metadata(server.data_dir().join("warren.db")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&store) & 0o777, 0o600);
+}
+
+#[test]
 fn a_pool_without_room_makes_a_create_fail_and_nothing_stays() {
     let disk = SmallDisk::new(4096);
     let pool = disk.mount.join("pool");

@@ -49,13 +49,13 @@ impl Edge {
         })?;
         // From here on the edge is ended also when the next step fails.
         let edge = Self { runtime, client, _directory: directory };
-        edge.runtime.block_on(edge.client.put_network(&view, Some(sockets)))?;
+        edge.runtime.block_on(edge.client.put_network(&view, Some(sockets), None))?;
         Ok(edge)
     }
 
     /// Gives it another snapshot; returns when that is in force.
     pub fn put(&self, view: &NetworkView) -> anyhow::Result<()> {
-        Ok(self.runtime.block_on(self.client.put_network(view, None))?)
+        Ok(self.runtime.block_on(self.client.put_network(view, None, None))?)
     }
 }
 
@@ -89,6 +89,7 @@ pub fn view(network: &Network) -> anyhow::Result<NetworkView> {
         groups: spec.rules.groups.clone(),
         rules: spec.rules.names.clone(),
         resolvers: Vec::new(),
+        operators: Vec::new(),
         policy: String::new(),
     })
 }
@@ -111,7 +112,7 @@ pub fn directory(network: &Network, members: &[MemberSpec]) -> anyhow::Result<Di
     };
     let member = |(index, member): (usize, &MemberSpec)| -> anyhow::Result<Member> {
         Ok(Member {
-            machine: MachineId::from_ulid(Ulid::from_parts(1, index as u128)),
+            id: MachineId::from_ulid(Ulid::from_parts(1, index as u128)).into(),
             network: name.clone(),
             name: format!("m{index}").parse()?,
             number: member.number,

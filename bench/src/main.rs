@@ -14,6 +14,8 @@
 //! | [`outside`] | an internet of one server, and the way there without Warren |
 //! | [`proxies`] | the proxies that Warren's is compared with |
 //! | [`tunnels`] | two ends of a WireGuard tunnel, Warren's or another one's |
+//! | [`sessions`] | an operator's machine, and operators that join a network of a server |
+//! | [`ingresses`] | Warren's ingress and those that it is compared with, and what asks them |
 //! | [`server`], [`api`] | a Warren server of the benchmark's own, and a client of it |
 //! | [`bundle`] | the same container without Warren: bare `runc` |
 //! | [`namespace`], [`process`] | network namespaces without a name, and processes in them |
@@ -26,6 +28,7 @@ mod bundle;
 mod edge;
 mod figures;
 mod hello;
+mod ingresses;
 mod interrupt;
 mod load;
 mod namespace;
@@ -35,6 +38,7 @@ mod process;
 mod proxies;
 mod report;
 mod server;
+mod sessions;
 mod stats;
 mod traffic;
 mod tunnels;

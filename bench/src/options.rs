@@ -28,6 +28,10 @@ pub struct Options {
     /// The WireGuard of `cargo install gotatun-cli`
     #[arg(long, value_name = "PATH", default_value = "gotatun")]
     pub gotatun: PathBuf,
+    /// The program that serves one site as Warren's ingress does: `cargo build --release -p warren-ingress --example
+    /// ingress`
+    #[arg(long, value_name = "PATH", default_value = "target/release/examples/ingress")]
+    pub ingress: PathBuf,
     /// How often both sides of a comparison are measured
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub pairs: u32,
@@ -70,6 +74,14 @@ pub enum Name {
     TunnelGotatun,
     TunnelMemory,
     TunnelHandshakes,
+    SessionOpen,
+    SessionMemory,
+    IngressHaproxy,
+    IngressCaddy,
+    #[value(name = "ingress-h2-haproxy")]
+    IngressH2Haproxy,
+    #[value(name = "ingress-h2-caddy")]
+    IngressH2Caddy,
 }
 
 impl Options {

@@ -112,7 +112,7 @@ impl Drop for Detour {
 }
 
 /// A raw veth pair, up, with these addresses.
-fn link(near: (&Namespace, &str), far: (&Namespace, &str), addresses: [&str; 2]) -> anyhow::Result<()> {
+pub fn link(near: (&Namespace, &str), far: (&Namespace, &str), addresses: [&str; 2]) -> anyhow::Result<()> {
     let path = far.0.path();
     let path = path.to_str().context("the path of a namespace is text")?;
     near.0.ip(&["link", "add", near.1, "type", "veth", "peer", "name", far.1, "netns", path])?;

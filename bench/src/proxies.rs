@@ -60,7 +60,7 @@ impl Proxy {
                 (detour.run("haproxy", &["-f", &path], cpu).context(INSTALL)?, here)
             }
             Kind::Squid => {
-                make_certificate(directory.path())?;
+                make_certificate(directory.path(), "router")?;
                 redirect(detour)?;
                 let path = write(&directory, "squid.conf", &squid(directory.path()))?;
                 (detour.run("squid", &["-N", "-f", &path], cpu).context(INSTALL)?, SERVER)
@@ -156,11 +156,13 @@ visible_hostname router
     )
 }
 
-/// What Squid wants to have before it intercepts TLS, though it is never shown to anybody.
-fn make_certificate(directory: &Path) -> anyhow::Result<()> {
+/// A certificate for this name and its key, in one file, `proxy.pem`. Squid wants to have one before it intercepts TLS,
+/// though it is never shown to anybody.
+pub fn make_certificate(directory: &Path, name: &str) -> anyhow::Result<()> {
     let output = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=router", "-keyout", "proxy.pem", "-out", "proxy.pem"])
+        .args(["-subj", &format!("/CN={name}"), "-addext", &format!("subjectAltName=DNS:{name}")])
+        .args(["-keyout", "proxy.pem", "-out", "proxy.pem"])
         .current_dir(directory)
         .stdin(Stdio::null())
         .output()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -20,7 +21,7 @@ const STEP_SUM: &str = "warren_machine_step_seconds_sum{step=\"";
 
 pub struct Server {
     program: PathBuf,
-    namespace: Namespace,
+    pub namespace: Namespace,
     directory: TempDir,
     process: Option<Owned>,
     pub installation: String,
@@ -30,6 +31,11 @@ pub struct Server {
 
 impl Server {
     pub fn start(options: &Options) -> anyhow::Result<Self> {
+        Self::start_with(options, &[])
+    }
+
+    /// With these arguments of `warren up`, too.
+    pub fn start_with(options: &Options, arguments: &[&str]) -> anyhow::Result<Self> {
         let program = options
             .warren
             .canonicalize()
@@ -42,17 +48,18 @@ impl Server {
         let namespace = Namespace::new()?;
         let mut server =
             Self { program, namespace, directory, process: None, installation: String::new(), pool: pool.clone() };
-        server.run(&pool)?;
+        server.run(&pool, arguments)?;
         Ok(server)
     }
 
-    fn run(&mut self, pool: &Path) -> anyhow::Result<()> {
+    fn run(&mut self, pool: &Path, arguments: &[&str]) -> anyhow::Result<()> {
         let mut command = self.namespace.command(&self.program)?;
         command
             .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(self.data())
             .arg("--pool-dir")
             .arg(pool)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(self.log())?);
@@ -89,6 +96,30 @@ impl Server {
     /// One that sends this secret.
     pub fn client_with(&self, secret: &str) -> anyhow::Result<Client> {
         Client::connect(&self.data().join("api.sock"), secret)
+    }
+
+    /// Bytes of its processes that are in memory, by what they were started as (`up`, `edge`). What several processes
+    /// share is divided among them (`Pss` in proc_pid_smaps(5)).
+    pub fn memory(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let inside = std::fs::metadata(self.namespace.path())?.ino();
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let process = entry?.path();
+            // What is no process has no namespace, and neither has one that just ended.
+            if !std::fs::metadata(process.join("ns/net")).is_ok_and(|namespace| namespace.ino() == inside) {
+                continue;
+            }
+            let command = std::fs::read_to_string(process.join("cmdline")).unwrap_or_default();
+            let (Some(word), Ok(rollup)) =
+                (command.split('\0').nth(1), std::fs::read_to_string(process.join("smaps_rollup")))
+            else {
+                continue;
+            };
+            let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("a process has no size")?;
+            let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+            *found.entry(word.to_owned()).or_default() += kibibytes * 1024;
+        }
+        Ok(found)
     }
 
     fn uninstall(&mut self) -> anyhow::Result<()> {

@@ -7,7 +7,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use warren_tunnel::{Gateway, Limits, NetworkKey, Peer, PeerId, PrivateKey, PublicKey, Sockets, open_device};
+use warren_tunnel::{
+    Device, DeviceKind, Gateway, Limits, NetworkKey, Peer, PeerId, PrivateKey, PublicKey, Sockets, open_device,
+};
 
 use crate::interrupt;
 use crate::namespace::Namespace;
@@ -194,22 +196,27 @@ fn configure(
 pub fn run(end: &TunnelEnd) -> anyhow::Result<()> {
     let mut lines = std::io::stdin().lines();
     let key: PrivateKey = lines.next().context("no key")??.parse()?;
-    let device = open_device(&end.device).context("cannot make a device")?;
+    let device = open_device(&end.device, DeviceKind::Tun).context("cannot make a device")?;
     let sockets = Sockets::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, end.port)).context("cannot take the port")?;
     let gateway = Gateway::start(sockets, key, Limits::default())?;
     let network = NetworkKey(0);
-    gateway.add_network(network, device, MTU)?;
+    gateway.add_network(network, device, Device::Tun { mtu: MTU })?;
     for (number, line) in lines.by_ref().enumerate() {
         let line = line?;
         let mut words = line.split_whitespace();
         let (Some(key), Some(inside)) = (words.next(), words.next()) else { break };
+        let endpoint = words.next().map(str::parse).transpose()?;
         gateway.add_peer(&Peer {
             id: PeerId(number as u128),
             network,
             public_key: key.parse()?,
             preshared_key: None,
             addresses: vec![inside.parse()?],
-            endpoint: words.next().map(str::parse).transpose()?,
+            mac: None,
+            only: None,
+            // Whoever calls is an operator, to whom nothing begins.
+            reachable: endpoint.is_some(),
+            endpoint,
             expires: None,
             idle_limit: None,
             keepalive: None,

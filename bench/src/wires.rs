@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde::de::DeserializeOwned;
-use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
+use warren_kernel::{Access, Kernel, MemberSpec, NetworkSpec};
 use warren_model::policy::NetworkRules;
 use warren_model::record::Egress;
 use warren_model::{InstallationId, MemberNumber, NetworkCidr, NetworkNumber, UlaPrefix};
@@ -136,7 +136,7 @@ impl Network {
         // Machines begin at x.x.1.10.
         let ipv4 = Ipv4Addr::from(u32::from(self.spec.cidr.network()) + 0x010a + index);
         ensure!(self.spec.cidr.contains(ipv4), "a network of this size does not fit");
-        Ok(MemberSpec { number, ipv4, ipv6: self.ula.member(self.spec.number, number) })
+        Ok(MemberSpec { number, access: Access::Link, ipv4, ipv6: self.ula.member(self.spec.number, number) })
     }
 
     /// The first and the last member.

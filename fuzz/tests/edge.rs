@@ -16,7 +16,7 @@ const MEMORY: u64 = 8 << 20;
 /// A network with one machine, which may reach nothing outside.
 fn view() -> NetworkView {
     let member = Member {
-        machine: MachineId::from_ulid(Ulid::from_parts(1, 3)),
+        id: MachineId::from_ulid(Ulid::from_parts(1, 3)).into(),
         network: "lab".parse().unwrap(),
         name: "web".parse().unwrap(),
         number: MemberNumber::new(2).unwrap(),
@@ -264,10 +264,15 @@ fn control_frames() {
 
 #[test]
 fn control_messages() {
-    let put = |view: NetworkView| json!({"put_network": {"view": view, "sockets": true}});
+    let put = |view: NetworkView| json!({"put_network": {"view": view, "sockets": true, "device": true}});
     let seeds = [
         put(view()),
         json!("status"),
+        json!({"listen": {"key": "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="}}),
+        json!({"sessions": {"network": null}}),
+        json!({"listen_public": {"kind": "https"}}),
+        json!({"add_dialers": {"network": 1}}),
+        json!({"put_public": {"generation": 7, "snapshot": warren_ingress::Snapshot::default()}}),
         json!({"hello": {"protocol": 2}}),
         json!({"remove_network": {"number": 1}}),
         json!({"take_denials": {"after": 7}}),
@@ -275,7 +280,8 @@ fn control_messages() {
         json!({"refused": {"code": "malformed", "message": "m"}}),
         json!({"open_flows": []}),
         json!({"flow_counters": {"network": 1}}),
-        json!({"status": {"pid": 1, "version": "0", "networks": {"1": 7}, "queries": warren_edge::QueryCounters::default(), "names": 0}}),
+        json!({"status": {"pid": 1, "version": "0", "networks": {"1": 7}, "queries": warren_edge::QueryCounters::default(), "names": 0,
+            "tunnel": null, "devices": [1], "public": {"generation": 7, "listening": {"https": ["[::]:443"]}, "dialers": {}}}}),
     ];
     let seeds = seeds.iter().map(|seed| seed.to_string().into_bytes()).collect();
     run(&Target {

@@ -4,6 +4,7 @@
 //! shared through the pool that `WARREN_TEST_POOL` names, so that they are built once.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod npm;
 pub mod policy;
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -120,6 +121,10 @@ impl Server {
                 Err(std::fs::read_to_string(log_path).unwrap_or_default())
             }
         }
+    }
+
+    pub fn options(&self) -> Options {
+        self.options.clone()
     }
 
     pub fn set_options(&mut self, options: Options) {
@@ -417,7 +422,8 @@ impl Drop for Server {
     }
 }
 
-fn uninstall(namespace: &str, data_dir: &Path) -> Output {
+/// Uninstalls what is in a data directory, from inside a namespace.
+pub fn uninstall(namespace: &str, data_dir: &Path) -> Output {
     Command::new("nsenter")
         .arg(format!("--net=/run/netns/{namespace}"))
         .args([WARREN, "uninstall", "--yes", "--data-dir"])

@@ -122,7 +122,7 @@ await refused(freestyle.vms.snapshots.delete({ snapshotId: "sc-1" }), /^Snapshot
 await refused(freestyle.vms.snapshots.ensure({ spec: new VmSpec().workdir("/") }), Errors.CreateSnapshotBadRequestError);
 assert.deepEqual(await freestyle.vms.snapshots.list({ includeDeleted: true }), { snapshots: [] });
 assert.deepEqual(await freestyle.domains.mappings.list(), { mappings: [] });
-await refused(freestyle.domains.mappings.create({ domain: "a.example", vmId, vmPort: 80 }), Errors.InvalidDomainError);
+await refused(freestyle.domains.mappings.create({ domain: "a.example", vmId, vmPort: 80 }), Errors.ServiceUnavailableError);
 await refused(freestyle.git.repos.list(), Errors.NotFoundError);
 await refused(vm.systemd.list(), Errors.NotFoundError);
 

@@ -4,14 +4,17 @@ mod add_member;
 mod audit;
 mod create;
 mod exec;
+mod ingress;
 mod names;
 mod policy;
 mod proxy;
 mod round_trip;
+mod session;
 mod throughput;
 mod token;
 mod tunnel;
 
+use crate::ingresses::{self, Protocol};
 use crate::interrupt;
 use crate::options::{Name, Options};
 use crate::proxies::Kind;
@@ -27,7 +30,7 @@ const MANY: usize = 1000;
 pub fn measure(options: &Options, report: &mut Report) {
     let wants = |names: &[Name]| names.iter().any(|name| options.wants(*name));
     // The large network comes last: its removal keeps the kernel busy for seconds.
-    let parts: [(&str, &[Name], Part); 7] = [
+    let parts: [(&str, &[Name], Part); 9] = [
         ("machines", &[Name::Create, Name::Exec, Name::Token], machines),
         ("two members", &[Name::Throughput1, Name::Throughput4, Name::RoundTrip], two_members),
         (
@@ -39,6 +42,12 @@ pub fn measure(options: &Options, report: &mut Report) {
             "the tunnel",
             &[Name::TunnelWireguardGo, Name::TunnelGotatun, Name::TunnelMemory, Name::TunnelHandshakes],
             tunnelled,
+        ),
+        ("sessions", &[Name::SessionOpen, Name::SessionMemory], sessions),
+        (
+            "the ingress",
+            &[Name::IngressHaproxy, Name::IngressCaddy, Name::IngressH2Haproxy, Name::IngressH2Caddy],
+            published,
         ),
         ("an audit", &[Name::Audit], audited),
         ("10,000 rules", &[Name::PolicyThroughput, Name::PolicyRoundTrip, Name::PolicyChange], many_rules),
@@ -121,6 +130,35 @@ fn tunnelled(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     }
     if options.wants(Name::TunnelHandshakes) {
         add(report, "handshakes", tunnel::measure_handshakes(options));
+    }
+    Ok(())
+}
+
+/// Each with a server of its own.
+fn sessions(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    if options.wants(Name::SessionOpen) {
+        add(report, "opening sessions", session::measure_open(options));
+    }
+    if options.wants(Name::SessionMemory) {
+        add(report, "memory of sessions of a server", session::measure_memory(options));
+    }
+    Ok(())
+}
+
+fn published(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let world = ingresses::World::new()?;
+    for (name, kind, protocol) in [
+        (Name::IngressHaproxy, ingresses::Kind::Haproxy, Protocol::Http1),
+        (Name::IngressCaddy, ingresses::Kind::Caddy, Protocol::Http1),
+        (Name::IngressH2Haproxy, ingresses::Kind::Haproxy, Protocol::Http2),
+        (Name::IngressH2Caddy, ingresses::Kind::Caddy, Protocol::Http2),
+    ] {
+        if options.wants(name) {
+            match ingress::measure(options, &world, kind, protocol) {
+                Ok(rows) => rows.into_iter().for_each(|row| report.add(row)),
+                Err(error) => report.fail(format!("the ingress against {kind:?} by {protocol:?}"), &error),
+            }
+        }
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ const ROUNDS: usize = 5;
 /// Initiations under way at the same time. With 128 of them, both programs would count themselves under load.
 const WINDOW: usize = 64;
 /// How long an answer is waited for.
-const GIVE_UP: Duration = Duration::from_millis(500);
+pub(super) const GIVE_UP: Duration = Duration::from_millis(500);
 
 /// One stream through a tunnel with Warren's engine at both ends, and through one with the other at both ends.
 pub fn measure_throughput(options: &Options, kind: Kind) -> anyhow::Result<Row> {
@@ -84,9 +84,9 @@ struct Answering {
 }
 
 /// The socket of all callers.
-struct Calls {
-    socket: UdpSocket,
-    to: PublicKey,
+pub(super) struct Calls {
+    pub socket: UdpSocket,
+    pub to: PublicKey,
 }
 
 impl Answering {
@@ -141,7 +141,7 @@ impl Answering {
 
 impl Calls {
     /// Opens a session of each of these.
-    fn open(&self, callers: &[PrivateKey]) -> anyhow::Result<()> {
+    pub fn open(&self, callers: &[PrivateKey]) -> anyhow::Result<()> {
         let mut buffer = [0; 256];
         for (caller, index) in callers.iter().zip(0..) {
             interrupt::check()?;

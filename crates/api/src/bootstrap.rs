@@ -3,8 +3,9 @@
 use jiff::Timestamp;
 use warren_model::record::{Account, ApiKey, Egress, Installation, Network};
 use warren_model::{
-    AccountId, InstallationId, KeyId, Label, MemberNumber, NetworkCidr, NetworkId, NetworkNumber, UlaPrefix,
+    AccountId, EventId, InstallationId, KeyId, Label, MemberNumber, NetworkCidr, NetworkId, NetworkNumber, UlaPrefix,
 };
+use warren_store::session::{self, Why};
 use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
 use crate::secret::{self, NoRandomness};
@@ -85,6 +86,11 @@ pub async fn new_root_key(store: &dyn Store) -> Result<String, BootstrapError> {
                 txn = txn.unchanged(&old);
                 old.record.revoked_at = Some(now);
                 txn = txn.put(&schema::api_key(&old.record.hash), &old.record)?;
+                for open in session::opened_by(store, old.record.id).await? {
+                    let id = EventId::from_ulid(secret::ulid(now)?);
+                    let event = session::event(id, &open.session.record, &Why::KeyRevoked, now);
+                    txn = open.close(txn, now)?.put(&schema::event(id), &event)?;
+                }
             }
         }
         if let TxnOutcome::Committed(_) = txn.commit(store).await? {

@@ -85,6 +85,14 @@ impl Caller {
         }
     }
 
+    /// The hash of the secret of the key that calls, by which its record is found; `None` for a token.
+    pub fn key_hash(&self) -> Option<String> {
+        match &self.leave().credential {
+            Credential::Key(key) => Some(key.value.hash.clone()),
+            Credential::Token { .. } => None,
+        }
+    }
+
     /// The key that calls, on routes that no token may call.
     pub fn must_be_key(&self) -> Answer<KeyId> {
         self.key().ok_or_else(ApiError::internal)

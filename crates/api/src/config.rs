@@ -1,5 +1,6 @@
 //! What the API is told when it is built.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,8 @@ pub struct ApiConfig {
     pub policy_history: usize,
     /// How long events can be listed and resumed from.
     pub keep_events: Duration,
+    /// Where TXT records are looked up; nowhere when empty.
+    pub resolvers: Vec<SocketAddr>,
     /// Cancelled when the server stops: streams end, so that connections can be closed.
     pub shutdown: CancellationToken,
 }
@@ -60,6 +63,7 @@ impl ApiConfig {
             cors_origins: Vec::new(),
             policy_history: 64 << 20,
             keep_events: Duration::from_secs(7 * 24 * 3600),
+            resolvers: Vec::new(),
             shutdown: CancellationToken::new(),
         }
     }

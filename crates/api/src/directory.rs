@@ -48,7 +48,7 @@ pub(crate) async fn census(api: &Api, account: AccountId) -> Result<Census, Stor
         let network = by_id[&machine.network].clone();
         let number = directory.networks[&network].number;
         directory.members.push(Member {
-            machine: machine.id,
+            id: machine.id.into(),
             network,
             name: machine.name.clone(),
             number: machine.member,

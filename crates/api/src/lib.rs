@@ -25,7 +25,8 @@
 //! | `GET POST /v1/identities`, `GET PATCH DELETE /v1/identities/{identity}` | who may operate machines without a key |
 //! | `GET /v1/identities/{identity}/grants`, `PUT DELETE /v1/identities/{identity}/machines/{machine}`, `/networks/{network}` | what they may do |
 //! | `GET POST /v1/identities/{identity}/tokens`, `DELETE /v1/tokens/{token}` | their secrets |
-//! | `GET POST /v1/networks`, `GET PATCH DELETE /v1/networks/{network}` | `DELETE ?force=true` takes its machines along |
+//! | `GET POST /v1/networks`, `GET PATCH DELETE /v1/networks/{network}` | `DELETE ?force=true` takes its machines and sessions along |
+//! | `GET POST /v1/networks/{network}/sessions`, `GET /v1/sessions`, `GET DELETE /v1/sessions/{session}` | operators over WireGuard; `POST` waits until packets pass, `DELETE` until none do |
 //! | `GET POST /v1/machines`, `GET PATCH DELETE /v1/machines/{machine}` | list filters: `network`, `tag`, `label`, `state` |
 //! | `POST /v1/machines/{machine}/start` `/stop` `/restart` | waits |
 //! | `POST /v1/machines/{machine}/exec` | waits and answers an `ExecResult` |
@@ -36,6 +37,9 @@
 //! | `GET /v1/machines/{machine}/ports` | what listens |
 //! | `GET /v1/machines/{machine}/logs?tail=BYTES&follow=true` | text |
 //! | `GET /v1/machines/{machine}/traffic` | counters |
+//! | `GET POST /v1/domains`, `GET PATCH DELETE /v1/domains/{domain}` | host names that lead to a machine's port: what is public |
+//! | `GET POST /v1/domain-claims`, `DELETE /v1/domain-claims/{domain}` | proofs that a name is the account's own |
+//! | `GET /v1/domains/authority` | the root certificate of the server's own authority |
 //! | `GET /v1/images`, `GET PUT DELETE /v1/images/{image}` | `PUT` imports an archive: NDJSON of `ImageEvent`; `PUT` and `DELETE` root key only |
 //! | `POST /v1/images/{image}/build`, `POST /v1/images/{image}/pull` | NDJSON of `ImageEvent`; `pull` root key only |
 //! | `GET PUT /v1/policy` | what may talk to what; `PUT` takes a text, and `"dry_run": true` |
@@ -66,9 +70,17 @@
 //!   transaction; a machine cannot be made in a network that is being deleted. Once `member/{network}/` is empty and
 //!   nothing of it is left on the host, the reconciler deletes, in one transaction, `network/{id}`,
 //!   `network-name/{account}/{name}`, `network-number/{n}`, `next-member/{id}` and everything below `address/{id}/`.
+//! - **Sessions.** The API writes `session/{id}`, `session-of/{account}/{network}/{id}`, `session-key/{public key}`, an address hold and
+//!   the next member number in one transaction that compares the network unchanged, and then waits in [`Tunnels::opened`].
+//!   A session is open exactly while its record is there. Whoever ends one (the API when it is closed, when its key is
+//!   revoked or its network deleted; the reconciler when it expires or is idle) does so with `warren_store::session`. The
+//!   edge passes packets of those that are in the store; [`Tunnels::closed`] waits until it does not any more.
 //! - **Policy.** The API writes a version below `policy/{account}/` and its number at `policy-now/{account}` in one
 //!   transaction, and then waits in [`Boundaries::enforced`]. A version never changes; none at all is the empty policy.
-//! - **Events.** The API writes `account_created`, `key_*`, `identity_*`, `access_*`, `token_*`, `network_*`,
+//! - **Domains.** A port is public exactly while `domain/{host}` is there. The API writes it, removes it, and removes those
+//!   of a machine in the transaction that sets its power to gone; it waits in [`Publisher`]. The edge serves what is in the
+//!   store, and takes the address of a domain's machine from the machine's record.
+//! - **Events.** The API writes `account_created`, `key_*`, `identity_*`, `access_*`, `token_*`, `domain_*`, `session_*`, `network_*`,
 //!   `machine_created`, `machine_renamed`, `machine_deleted` (when it was asked for) and `policy_applied`.
 //!   `machine_running`, `machine_stopped`, `machine_failed`, `network_failed`, `network_recovered` and `drift_repaired` are the reconciler's.
 //! - **What is wrong with a network.** The reconciler keeps `network-problem/{id}` while there is something, and writes it
@@ -89,6 +101,7 @@ mod followed;
 mod guard;
 mod host;
 mod idempotency;
+mod members;
 mod metrics;
 mod mutation;
 mod numbers;
@@ -96,16 +109,21 @@ mod openapi;
 mod outer;
 mod places;
 mod policies;
+mod publisher;
 mod resolve;
 mod routes;
 mod secret;
 mod state;
 mod sweep;
 pub mod table;
+mod tunnels;
+mod txt;
 mod wait;
 
 pub use boundaries::{Boundaries, DenialFilter};
 pub use config::ApiConfig;
 pub use host::Host;
 pub use openapi::openapi;
-pub use state::router;
+pub use publisher::{PublicInfo, Publisher};
+pub use state::{Parts, router};
+pub use tunnels::{GatewayInfo, SessionStatus, Tunnels};

@@ -29,15 +29,16 @@ use crate::table::{self, CallerKind, Row};
     ),
     components(schemas(Problem, TextError, Code, ExecControl, ExecEvent, ImageEvent)),
     tags(
-        (name = "server"), (name = "accounts"), (name = "keys"), (name = "identities"), (name = "networks"), (name = "machines"),
-        (name = "exec"), (name = "files"), (name = "images"), (name = "events"),
+        (name = "server"), (name = "accounts"), (name = "keys"), (name = "identities"), (name = "networks"), (name = "sessions"),
+        (name = "machines"),
+        (name = "exec"), (name = "files"), (name = "images"), (name = "events"), (name = "domains"),
         (name = "policy"), (name = "audit"),
     )
 )]
 struct Base;
 
 /// Requests whose body may be left out, because nothing in it has to be said.
-const BODY_OPTIONAL: [&str; 10] = [
+const BODY_OPTIONAL: [&str; 11] = [
     "create_machine",
     "create_key",
     "update_machine",
@@ -48,6 +49,7 @@ const BODY_OPTIONAL: [&str; 10] = [
     "create_token",
     "grant_machine",
     "grant_network",
+    "open_session",
 ];
 
 /// The document of the whole API. What speaks like other products is described by them.

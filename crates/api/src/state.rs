@@ -20,6 +20,8 @@ use crate::host::Host;
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::policies::PolicyCache;
+use crate::publisher::Publisher;
+use crate::tunnels::Tunnels;
 use crate::{cors, guard, outer, sweep, table};
 
 pub(crate) type Shared = Arc<Api>;
@@ -32,6 +34,8 @@ pub(crate) struct Api {
     pub host: Arc<dyn Host>,
     pub boundaries: Arc<dyn Boundaries>,
     pub audits: Arc<dyn Audits>,
+    pub tunnels: Arc<dyn Tunnels>,
+    pub publisher: Arc<dyn Publisher>,
     pub policies: PolicyCache,
     pub credentials: Credentials,
     pub requests: Arc<Places>,
@@ -59,17 +63,22 @@ impl Turns {
     }
 }
 
+/// What the API stands on; the wiring gives it.
+pub struct Parts {
+    pub store: Arc<dyn Store>,
+    pub access: Arc<dyn MachineAccess>,
+    pub images: Arc<dyn Images>,
+    pub host: Arc<dyn Host>,
+    pub boundaries: Arc<dyn Boundaries>,
+    pub audits: Arc<dyn Audits>,
+    pub tunnels: Arc<dyn Tunnels>,
+    pub publisher: Arc<dyn Publisher>,
+}
+
 /// The whole API as one service. Has to be called inside a tokio runtime: it starts the tasks that keep what
 /// is remembered true and remove what has expired; they end with the router.
-pub fn router(
-    config: ApiConfig,
-    store: Arc<dyn Store>,
-    access: Arc<dyn MachineAccess>,
-    images: Arc<dyn Images>,
-    host: Arc<dyn Host>,
-    boundaries: Arc<dyn Boundaries>,
-    audits: Arc<dyn Audits>,
-) -> Router {
+pub fn router(config: ApiConfig, parts: Parts) -> Router {
+    let Parts { store, access, images, host, boundaries, audits, tunnels, publisher } = parts;
     let background = CancellationToken::new();
     let credentials = Credentials::default();
     credentials.follow(&store, &background);
@@ -84,6 +93,8 @@ pub fn router(
         host,
         boundaries,
         audits,
+        tunnels,
+        publisher,
         policies: PolicyCache::default(),
         credentials,
         metrics: Metrics::default(),

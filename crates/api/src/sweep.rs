@@ -1,4 +1,4 @@
-//! Removes what has had its time: idempotency records, old events and tokens, grants on what is gone.
+//! Removes what has had its time: idempotency records, old events, tokens and keys of sessions, grants on what is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,7 @@ pub(crate) async fn sweep(store: &dyn Store, keep_events: Duration, now: Timesta
     let oldest = now.saturating_sub(keep).unwrap_or(Timestamp::MIN);
     remove(store, &schema::events(), |event| event.time < oldest).await?;
     remove(store, &schema::idempotencies(), |record| record.expires_at <= now).await?;
+    remove(store, &schema::session_keys(), |key| key.resting_until.is_some_and(|until| until <= now)).await?;
     remove_tokens(store, now).await?;
     remove_grants(store).await
 }

@@ -9,10 +9,11 @@ use utoipa_axum::routes;
 use warren_model::Verb;
 
 use crate::compat::{Dialect, freestyle};
+use crate::routes::domains::{claims, map};
 use crate::routes::policy::{apply, explain, history, reach};
 use crate::routes::{
-    accounts, audit, create, denials, events, exec, files, grants, identities, images, inside, keys, machines,
-    networks, policy, power, server, tokens, topology,
+    accounts, audit, create, denials, domains, events, exec, files, grants, identities, images, inside, keys, machines,
+    networks, policy, power, server, sessions, tokens, topology,
 };
 use crate::state::Shared;
 
@@ -150,6 +151,11 @@ table! {
     GET    "/v1/networks/{network}"                             Read   account               => networks::show;
     PATCH  "/v1/networks/{network}"                             Write  account               => networks::rename;
     DELETE "/v1/networks/{network}"                             Write  account               => networks::delete;
+    GET    "/v1/networks/{network}/sessions"                    Read   account               => sessions::list_in_network;
+    POST   "/v1/networks/{network}/sessions"                    Write  account               => sessions::open;
+    GET    "/v1/sessions"                                       Read   account               => sessions::list;
+    GET    "/v1/sessions/{session}"                             Read   account               => sessions::show;
+    DELETE "/v1/sessions/{session}"                             Write  account               => sessions::close;
     GET    "/v1/machines"                                       Read   granted()             => machines::list;
     POST   "/v1/machines"                                       Write  account               => create::create;
     GET    "/v1/machines/{machine}"                             Read   granted(View)         => machines::show;
@@ -169,6 +175,15 @@ table! {
     GET    "/v1/machines/{machine}/ports"                       Read   granted(Ports)        => inside::ports;
     GET    "/v1/machines/{machine}/logs"                        Stream granted(View)         => inside::logs;
     GET    "/v1/machines/{machine}/traffic"                     Read   granted(View)         => inside::traffic;
+    GET    "/v1/domains"                                        Read   account               => domains::list;
+    POST   "/v1/domains"                                        Write  account               => map::create;
+    GET    "/v1/domains/authority"                              Read   account               => domains::authority;
+    GET    "/v1/domains/{domain}"                               Read   account               => domains::show;
+    PATCH  "/v1/domains/{domain}"                               Write  account               => map::update;
+    DELETE "/v1/domains/{domain}"                               Write  account               => map::delete;
+    GET    "/v1/domain-claims"                                  Read   account               => claims::list;
+    POST   "/v1/domain-claims"                                  Write  account               => claims::claim;
+    DELETE "/v1/domain-claims/{domain}"                         Write  account               => claims::delete;
     GET    "/v1/images"                                         Read   account               => images::list;
     GET    "/v1/images/{image}"                                 Read   account               => images::show;
     PUT    "/v1/images/{image}"                                 Stream root                  => images::import;
@@ -239,12 +254,12 @@ table! {
     DELETE "/compat/freestyle/identity/v1/identities/{identity}/tokens/{token}"           Write account => freestyle::tokens::revoke;
     GET    "/compat/freestyle/domains/v1/domains"                            Read   account        => freestyle::domains::list;
     GET    "/compat/freestyle/domains/v1/mappings"                           Read   account        => freestyle::domains::list_mappings;
-    POST   "/compat/freestyle/domains/v1/mappings/{domain}"                  Read   account        => freestyle::domains::map;
-    DELETE "/compat/freestyle/domains/v1/mappings/{domain}"                  Read   account        => freestyle::domains::unmap;
+    POST   "/compat/freestyle/domains/v1/mappings/{domain}"                  Write  account        => freestyle::domains::map;
+    DELETE "/compat/freestyle/domains/v1/mappings/{domain}"                  Write  account        => freestyle::domains::unmap;
     GET    "/compat/freestyle/domains/v1/verifications"                      Read   account        => freestyle::domains::list_verifications;
-    POST   "/compat/freestyle/domains/v1/verifications"                      Read   account        => freestyle::domains::begin_verification;
-    PUT    "/compat/freestyle/domains/v1/verifications"                      Read   account        => freestyle::domains::verify;
-    DELETE "/compat/freestyle/domains/v1/verifications"                      Read   account        => freestyle::domains::end_verification;
+    POST   "/compat/freestyle/domains/v1/verifications"                      Write  account        => freestyle::domains::begin_verification;
+    PUT    "/compat/freestyle/domains/v1/verifications"                      Write  account        => freestyle::domains::verify;
+    DELETE "/compat/freestyle/domains/v1/verifications"                      Write  account        => freestyle::domains::end_verification;
     POST   "/compat/freestyle/domains/v1/certs/{domain}/wildcard"            Read   account        => freestyle::domains::certify;
 }
 

@@ -18,7 +18,7 @@ fn denial(account: AccountId, machine: MachineId, n: u64) -> Denial {
         time: Timestamp::now(),
         account,
         network: warren_model::NetworkId::from_ulid(Ulid::from_parts(1, 1)),
-        machine: Some(machine),
+        member: Some(machine.into()),
         to: Some([203, 0, 113, 7].into()),
         name: Some(format!("n{n}.example.com")),
         port: Some(443),

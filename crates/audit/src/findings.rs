@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use warren_model::MachineId;
+use warren_model::MemberId;
 use warren_model::probe::{Arrivals, Attempt, Outcome, Token};
 
 use crate::judge::judge;
@@ -14,11 +14,11 @@ use crate::report::{Canary, Cell, Control, Counter, Evidence};
 #[derive(Debug, Clone, Default)]
 pub struct Findings {
     /// What became of each machine's checks, in their order; shorter than these where a probe said less.
-    pub outcomes: BTreeMap<MachineId, Vec<Outcome>>,
+    pub outcomes: BTreeMap<MemberId, Vec<Outcome>>,
     /// What became of each machine's controls, in their order.
-    pub controls: BTreeMap<MachineId, Vec<Outcome>>,
+    pub controls: BTreeMap<MemberId, Vec<Outcome>>,
     /// What came in at each machine.
-    pub arrivals: BTreeMap<MachineId, Arrivals>,
+    pub arrivals: BTreeMap<MemberId, Arrivals>,
     /// The tokens that came in at the host's canaries.
     pub host_arrivals: BTreeSet<Token>,
     /// The host's canaries that its own control reached.
@@ -27,14 +27,14 @@ pub struct Findings {
     pub api_reached: bool,
     pub outside_reached: BTreeSet<SocketAddr>,
     /// Refusals that the kernel counted for a machine, before all attempts and after them; absent where it does not count.
-    pub refusals: BTreeMap<MachineId, (u64, u64)>,
+    pub refusals: BTreeMap<MemberId, (u64, u64)>,
 }
 
 /// Judges every check.
 pub fn cells(checks: &[Check], controls: &[SelfControl], findings: &Findings) -> Vec<Cell> {
     let reached = Controls::new(controls, findings);
     let attempts = counted(checks, findings);
-    let mut ranks: BTreeMap<MachineId, usize> = BTreeMap::new();
+    let mut ranks: BTreeMap<MemberId, usize> = BTreeMap::new();
     let mut cells = Vec::with_capacity(checks.len());
     for check in checks {
         let rank = ranks.entry(check.sender).or_default();
@@ -97,9 +97,9 @@ fn is_counted(check: &Check) -> bool {
 }
 
 /// How many packets of each sender had to be counted: what got no answer was sent again.
-fn counted(checks: &[Check], findings: &Findings) -> BTreeMap<MachineId, u64> {
+fn counted(checks: &[Check], findings: &Findings) -> BTreeMap<MemberId, u64> {
     let mut attempts = BTreeMap::new();
-    let mut ranks: BTreeMap<MachineId, usize> = BTreeMap::new();
+    let mut ranks: BTreeMap<MemberId, usize> = BTreeMap::new();
     for check in checks {
         let rank = ranks.entry(check.sender).or_default();
         let outcome = findings.outcomes.get(&check.sender).and_then(|outcomes| outcomes.get(*rank));
@@ -123,13 +123,13 @@ struct Controls {
     arrived: BTreeSet<At>,
     /// They were answered.
     answered: BTreeSet<At>,
-    resolvers: BTreeSet<MachineId>,
+    resolvers: BTreeSet<MemberId>,
 }
 
 impl Controls {
     fn new(controls: &[SelfControl], findings: &Findings) -> Self {
         let (mut arrived, mut answered, mut resolvers) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        let mut ranks: BTreeMap<MachineId, usize> = BTreeMap::new();
+        let mut ranks: BTreeMap<MemberId, usize> = BTreeMap::new();
         for control in controls {
             let rank = ranks.entry(control.machine).or_default();
             let outcome = findings.controls.get(&control.machine).and_then(|outcomes| outcomes.get(*rank));
@@ -154,7 +154,7 @@ impl Controls {
         Self { arrived, answered, resolvers }
     }
 
-    fn of_sender(&self, sender: MachineId) -> Control {
+    fn of_sender(&self, sender: MemberId) -> Control {
         Control {
             reached: self.resolvers.contains(&sender),
             what: "it asks its network's resolver for its own name".into(),

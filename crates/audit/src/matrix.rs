@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
-use warren_model::MachineId;
+use warren_model::MemberId;
 use warren_model::policy::{Destination, Directory, HostName, HostPattern, Member, Policy, Protocol, Sender, Target};
 use warren_model::probe::{Attempt, Holder, Listening, MOST_ATTEMPTS, Setup, Token};
 use warren_model::record::{DeclaredPort, Egress, Protocol as Declared};
@@ -56,7 +56,7 @@ impl Host {
 #[derive(Debug, Clone)]
 pub struct Foreign {
     pub account: String,
-    pub machine: MachineId,
+    pub machine: MemberId,
     pub addresses: Vec<IpAddr>,
     /// The gateway of its network, and its own name there.
     pub gateway: IpAddr,
@@ -96,7 +96,7 @@ pub struct Setting<'a> {
 /// One flow to be tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    pub sender: MachineId,
+    pub sender: MemberId,
     pub from: Party,
     pub to: Party,
     pub protocol: Protocol,
@@ -113,7 +113,7 @@ pub struct Check {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum At {
     /// A machine with a probe, at this address and port.
-    Machine(MachineId, IpAddr, Protocol, Option<u16>),
+    Machine(MemberId, IpAddr, Protocol, Option<u16>),
     /// A canary on the host.
     Host(SocketAddr),
     Api,
@@ -136,7 +136,7 @@ pub struct Matrix {
 /// A flow of a machine that nothing restricts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SelfControl {
-    pub machine: MachineId,
+    pub machine: MemberId,
     /// [`At::Machine`] for a canary of its own, [`At::Resolver`] for its network's resolver.
     pub at: At,
     pub attempt: Attempt,
@@ -156,10 +156,10 @@ pub fn matrix(setting: &Setting<'_>, mut token: impl FnMut() -> Token) -> Matrix
         let addresses = [host.member.ipv4.into(), host.member.ipv6.into()];
         matrix.gaps.extend(blind_spots(host, listening));
         let canaries = canaries(listening);
-        matrix.controls.extend(self_controls(host.member.machine, &addresses, &canaries, &mut token));
+        matrix.controls.extend(self_controls(host.member.id, &addresses, &canaries, &mut token));
         if let Some(gateway) = setting.directory.networks.get(&host.member.network) {
             let gateway = IpAddr::V4(gateway.cidr.gateway());
-            matrix.controls.push(link_control(host.member.machine, gateway, host.member.name.as_str()));
+            matrix.controls.push(link_control(host.member.id, gateway, host.member.name.as_str()));
         }
     }
     for foreign in setting.foreign {
@@ -168,7 +168,7 @@ pub fn matrix(setting: &Setting<'_>, mut token: impl FnMut() -> Token) -> Matrix
         matrix.controls.extend(self_controls(foreign.machine, &foreign.addresses, &canaries, &mut token));
     }
     for host in setting.hosts.iter().filter(|host| host.sends && host.listening.is_some()) {
-        let controls = matrix.controls.iter().filter(|control| control.machine == host.member.machine).count();
+        let controls = matrix.controls.iter().filter(|control| control.machine == host.member.id).count();
         let mut tries = Tries::new(setting, host, &mut token);
         tries.everything();
         let mut checks = tries.checks;
@@ -242,7 +242,7 @@ fn free_canaries(listening: &Listening) -> Vec<CanaryAt> {
 }
 
 fn self_controls(
-    machine: MachineId,
+    machine: MemberId,
     addresses: &[IpAddr],
     canaries: &[CanaryAt],
     token: &mut impl FnMut() -> Token,
@@ -258,7 +258,7 @@ fn self_controls(
 }
 
 /// A machine asks its network's resolver for its own name: what every link carries.
-fn link_control(machine: MachineId, gateway: IpAddr, name: &str) -> SelfControl {
+fn link_control(machine: MemberId, gateway: IpAddr, name: &str) -> SelfControl {
     let attempt = Attempt::Lookup { server: (gateway, DNS).into(), name: format!("{name}.vm.internal") };
     SelfControl { machine, at: At::Resolver, attempt }
 }
@@ -321,7 +321,7 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
             .setting
             .hosts
             .iter()
-            .filter(|target| target.member.machine != own.machine)
+            .filter(|target| target.member.id != own.id)
             .partition(|target| target.member.network == own.network);
         near.into_iter().for_each(|target| self.neighbour(target));
         far.into_iter().for_each(|target| self.elsewhere(target));
@@ -398,11 +398,11 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
         canary: Canary,
         expected: Expected,
     ) {
-        let machine = target.member.machine;
+        let machine = target.member.id;
         let at = At::Machine(machine, to, protocol, port);
         let attempt = attempt(to, protocol, port, (self.token)());
         let (from, to) = (party(&self.host.member, to), party(&target.member, to));
-        let sender = self.host.member.machine;
+        let sender = self.host.member.id;
         self.checks.push(Check { sender, from, to, protocol, port, free_port, expected, canary, at, attempt });
     }
 
@@ -426,7 +426,7 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
     fn beyond(&mut self, to: Party, address: SocketAddr, free_port: bool, canary: Canary, at: At, expected: Expected) {
         let attempt = Attempt::Tcp { to: address, token: (self.token)() };
         self.checks.push(Check {
-            sender: self.host.member.machine,
+            sender: self.host.member.id,
             from: party(&self.host.member, address.ip()),
             to,
             protocol: Protocol::Tcp,
@@ -467,7 +467,7 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
             // Over TCP a reset could come from the very service; of a datagram the refusal says who refused.
             let attempt = Attempt::Udp { to: (address, METADATA_PORT).into(), token: (self.token)() };
             self.checks.push(Check {
-                sender: self.host.member.machine,
+                sender: self.host.member.id,
                 from: party(&self.host.member, address),
                 to: Party::Address { address, what: "cloud metadata".to_owned() },
                 protocol: Protocol::Udp,
@@ -526,7 +526,7 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
             // The resolver answers where any port is allowed: a question for addresses names none.
             let expected = self.judge(Destination::Name(&name), Protocol::Tcp, None);
             self.checks.push(Check {
-                sender: self.host.member.machine,
+                sender: self.host.member.id,
                 from: party(&self.host.member, server.ip()),
                 to: Party::Name { name: name.to_string() },
                 protocol: Protocol::Tcp,
@@ -553,7 +553,7 @@ impl<'a, T: FnMut() -> Token> Tries<'a, T> {
 /// A member with its address of the family that is spoken.
 fn party(member: &Member, spoken: IpAddr) -> Party {
     Party::Machine {
-        id: member.machine.to_string(),
+        id: member.id.to_string(),
         name: member.name.to_string(),
         network: member.network.to_string(),
         address: if spoken.is_ipv4() { member.ipv4.into() } else { member.ipv6.into() },

@@ -27,7 +27,7 @@ fn checks_for(policy: &str, egress: Egress, outside: &[Outside], host_named: boo
         egress,
     };
     let member = Member {
-        machine: MachineId::from_ulid(Ulid::from_parts(1, 2)),
+        id: MachineId::from_ulid(Ulid::from_parts(1, 2)).into(),
         network: "dev".parse().unwrap(),
         name: "agent".parse().unwrap(),
         number: MemberNumber::new(20).unwrap(),

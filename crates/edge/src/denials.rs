@@ -1,6 +1,6 @@
 //! Refusals, kept until the daemon has them.
 //!
-//! Every refusal is counted, by machine and layer, and these totals are exact. Refusals alike within a second are one
+//! Every refusal is counted, by member and layer, and these totals are exact. Refusals alike within a second are one
 //! record, which says how many they were. Records are numbered in the order in which they last changed; the daemon takes
 //! those after a number, and with its next question says that it has them. A record that has been taken and grows
 //! afterwards gets a new number, so that it is taken again, with the same id.
@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use ulid::Ulid;
 use warren_model::denial::{Denial, Layer};
 use warren_model::policy::{Protocol, RuleId};
-use warren_model::{DenialId, MachineId, NetworkNumber};
+use warren_model::{DenialId, MemberId, NetworkNumber};
 
 use crate::outside::Outside;
 
@@ -24,7 +24,7 @@ use crate::outside::Outside;
 const ALIKE: Duration = Duration::from_secs(1);
 /// Records that wait for the daemon; the oldest gives way to a new one.
 const RECORDS: usize = 8192;
-/// The same for one machine.
+/// The same for one member.
 const MACHINE_RECORDS: usize = 512;
 /// The most records in one answer to the daemon.
 const BATCH: usize = 1024;
@@ -66,12 +66,12 @@ fn readable<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Denial>, D::Error> {
     Ok(values.into_iter().filter_map(|value| serde_json::from_value(value).ok()).collect())
 }
 
-/// How often one machine was refused by one layer since the edge started.
+/// How often one member was refused by one layer since the edge started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DenialTotal {
     pub network: NetworkNumber,
-    /// `None`: machines that are gone, and addresses that no machine has.
-    pub machine: Option<MachineId>,
+    /// `None`: members that are gone, and addresses that no member has.
+    pub member: Option<MemberId>,
     pub layer: Layer,
     pub count: u64,
 }
@@ -110,7 +110,7 @@ struct Key {
     rule: Option<RuleId>,
 }
 
-type Owner = (NetworkNumber, Option<MachineId>);
+type Owner = (NetworkNumber, Option<MemberId>);
 
 #[derive(Debug)]
 struct Book {
@@ -160,10 +160,10 @@ impl Denials {
         TakenDenials { last, more: book.records.len() > denials.len(), denials, totals: book.totals() }
     }
 
-    /// Counts what machines that are gone were refused under nobody, so that their number does not grow for ever.
-    pub fn keep(&self, network: NetworkNumber, is_member: impl Fn(MachineId) -> bool) {
+    /// Counts what members that are gone were refused under nobody, so that their number does not grow for ever.
+    pub fn keep(&self, network: NetworkNumber, is_member: impl Fn(MemberId) -> bool) {
         let mut book = self.book();
-        let gone = |owner: &Owner| owner.0 == network && owner.1.is_some_and(|machine| !is_member(machine));
+        let gone = |owner: &Owner| owner.0 == network && owner.1.is_some_and(|member| !is_member(member));
         let (mut folded, kept): (BTreeMap<_, _>, _) =
             std::mem::take(&mut book.totals).into_iter().partition(|((owner, _), _)| gone(owner));
         book.totals = kept;
@@ -173,12 +173,12 @@ impl Denials {
     }
 
     fn refuse(&self, outside: &Outside, mut refusal: Refusal, now: Instant) -> Denial {
-        // Machines choose what is in them.
+        // Members choose what is in them.
         refusal.name = refusal.name.map(|name| printable(name, NAME));
         refusal.reason = printable(refusal.reason, REASON);
         let mut book = self.book();
         let member = outside.member(refusal.source);
-        let owner = (outside.number, member.map(|member| member.machine));
+        let owner = (outside.number, member.map(|member| member.id));
         *book.totals.entry((owner, refusal.layer)).or_default() += 1;
         book.settle(now);
         let key = Key::of(outside.number, &refusal);
@@ -190,7 +190,7 @@ impl Denials {
             time: Timestamp::now(),
             account: outside.account,
             network: outside.network,
-            machine: owner.1,
+            member: owner.1,
             suggested_rule: outside.suggest(&refusal),
             to: refusal.to,
             name: refusal.name,
@@ -238,7 +238,7 @@ impl Book {
     }
 
     fn grow(&mut self, key: &Key, owner: Owner) -> Option<Denial> {
-        let growing = self.growing.get_mut(key).filter(|growing| growing.denial.machine == owner.1)?;
+        let growing = self.growing.get_mut(key).filter(|growing| growing.denial.member == owner.1)?;
         growing.denial.count += 1;
         let (number, denial) = (growing.number, growing.denial.clone());
         if number > self.taken
@@ -274,7 +274,7 @@ impl Book {
 
     fn remove(&mut self, number: u64) {
         let Some((network, denial)) = self.records.remove(&number) else { return };
-        let owner = (network, denial.machine);
+        let owner = (network, denial.member);
         if let Some(own) = self.by_owner.get_mut(&owner) {
             own.remove(&number);
             if own.is_empty() {
@@ -284,9 +284,9 @@ impl Book {
     }
 
     fn totals(&self) -> Vec<DenialTotal> {
-        let total = |(((network, machine), layer), count): (&(Owner, Layer), &u64)| DenialTotal {
+        let total = |(((network, member), layer), count): (&(Owner, Layer), &u64)| DenialTotal {
             network: *network,
-            machine: *machine,
+            member: *member,
             layer: *layer,
             count: *count,
         };

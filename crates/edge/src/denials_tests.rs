@@ -39,7 +39,7 @@ fn refusals_alike_within_a_second_are_one_record() {
     let taken = denials.take(0);
     assert_eq!(taken.denials.iter().map(|denial| denial.count).collect::<Vec<_>>(), [2, 1, 1, 1]);
     assert_eq!(total(&taken), 5);
-    assert_eq!(taken.denials[0].machine, Some(member(2, "web").machine));
+    assert_eq!(taken.denials[0].member, Some(member(2, "web").id));
 }
 
 #[test]
@@ -126,10 +126,10 @@ fn totals_of_machines_that_are_gone_are_kept_under_nobody() {
     denials.refuse(&outside, refusal(2, "a"), now);
     denials.refuse(&outside, refusal(3, "a"), now);
     denials.refuse(&outside, refusal(250, "a"), now);
-    let stays = member(3, "web").machine;
+    let stays = member(3, "web").id;
     denials.keep(outside.number, |machine| machine == stays);
     let totals = denials.take(0).totals;
-    let by_machine: Vec<_> = totals.iter().map(|total| (total.machine, total.count)).collect();
+    let by_machine: Vec<_> = totals.iter().map(|total| (total.member, total.count)).collect();
     assert_eq!(by_machine, [(None, 2), (Some(stays), 1)]);
 }
 

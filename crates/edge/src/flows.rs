@@ -9,15 +9,15 @@ use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use warren_model::policy::{Application, HostName, RuleId};
-use warren_model::{MachineId, NetworkNumber};
+use warren_model::{MemberId, NetworkNumber};
 
 use crate::outside::Outside;
 
 /// What a connection is, for policy.
 #[derive(Debug, Clone)]
 pub(crate) struct FlowKey {
-    pub machine: MachineId,
-    /// The machine's address that the connection comes from.
+    pub member: MemberId,
+    /// The member's address that the connection comes from.
     pub source: IpAddr,
     pub host: HostName,
     pub port: u16,
@@ -27,12 +27,12 @@ pub(crate) struct FlowKey {
     pub application: Application,
 }
 
-/// Bytes of one machine under one rule since the edge started.
+/// Bytes of one member under one rule since the edge started.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
-    /// From the machine to the outside.
+    /// From the member to the outside.
     pub sent: AtomicU64,
-    /// From the outside to the machine.
+    /// From the outside to the member.
     pub received: AtomicU64,
     opened: AtomicU64,
     open: AtomicU64,
@@ -48,19 +48,19 @@ impl Traffic {
     }
 }
 
-/// What one machine did under one rule.
+/// What one member did under one rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowCounters {
     pub network: NetworkNumber,
-    pub machine: MachineId,
+    pub member: MemberId,
     pub rule: RuleId,
     /// Connections that are open now.
     pub open: u64,
     /// Connections since the edge started.
     pub opened: u64,
-    /// Bytes from the machine to the outside since the edge started.
+    /// Bytes from the member to the outside since the edge started.
     pub sent: u64,
-    /// Bytes from the outside to the machine since the edge started.
+    /// Bytes from the outside to the member since the edge started.
     pub received: u64,
 }
 
@@ -68,7 +68,7 @@ pub struct FlowCounters {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenFlow {
     pub network: NetworkNumber,
-    pub machine: MachineId,
+    pub member: MemberId,
     pub host: HostName,
     pub port: u16,
     /// The rule that allowed it.
@@ -83,7 +83,7 @@ pub(crate) struct Flows(Mutex<Registry>);
 struct Registry {
     next: u64,
     open: HashMap<u64, (FlowKey, CancellationToken)>,
-    traffic: BTreeMap<(MachineId, RuleId), Arc<Traffic>>,
+    traffic: BTreeMap<(MemberId, RuleId), Arc<Traffic>>,
 }
 
 /// One open connection; it counts as closed when this is dropped.
@@ -103,7 +103,7 @@ impl Flows {
         let mut registry = self.registry();
         let number = registry.next;
         registry.next += 1;
-        let traffic = registry.traffic.entry((key.machine, key.rule.clone())).or_default().clone();
+        let traffic = registry.traffic.entry((key.member, key.rule.clone())).or_default().clone();
         registry.open.insert(number, (key.clone(), revoked.clone()));
         drop(registry);
         traffic.opened.fetch_add(1, Relaxed);
@@ -129,9 +129,9 @@ impl Flows {
     }
 
     pub fn counters(&self, network: NetworkNumber) -> Vec<FlowCounters> {
-        let counters = |((machine, rule), traffic): (&(MachineId, RuleId), &Arc<Traffic>)| FlowCounters {
+        let counters = |((member, rule), traffic): (&(MemberId, RuleId), &Arc<Traffic>)| FlowCounters {
             network,
-            machine: *machine,
+            member: *member,
             rule: rule.clone(),
             open: traffic.open.load(Relaxed),
             opened: traffic.opened.load(Relaxed),
@@ -145,7 +145,7 @@ impl Flows {
     pub fn list(&self, network: NetworkNumber) -> Vec<OpenFlow> {
         let flow = |(key, _): &(FlowKey, CancellationToken)| OpenFlow {
             network,
-            machine: key.machine,
+            member: key.member,
             host: key.host.clone(),
             port: key.port,
             rule: key.rule.clone(),
@@ -153,9 +153,9 @@ impl Flows {
         self.registry().open.values().map(flow).collect()
     }
 
-    /// Drops the counters of machines that are gone and have no connection left.
-    pub fn keep(&self, is_member: impl Fn(MachineId) -> bool) {
-        self.registry().traffic.retain(|(machine, _), traffic| is_member(*machine) || traffic.open.load(Relaxed) > 0);
+    /// Drops the counters of members that are gone and have no connection left.
+    pub fn keep(&self, is_member: impl Fn(MemberId) -> bool) {
+        self.registry().traffic.retain(|(member, _), traffic| is_member(*member) || traffic.open.load(Relaxed) > 0);
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
@@ -163,12 +163,12 @@ impl Flows {
     }
 }
 
-/// The address may be another machine's by now, and what may be spoken may have become less.
+/// The address may be another member's by now, and what may be spoken may have become less.
 fn still_allowed(key: &FlowKey, outside: &Outside) -> bool {
     let decision = outside.decide(key.source, &key.host, Some(key.port));
     // Where anything may be spoken, what was held to TLS or HTTP goes on.
     let as_it_was = [key.application, Application::Tcp].contains(&decision.application);
-    outside.member(key.source).is_some_and(|member| member.machine == key.machine) && decision.allowed && as_it_was
+    outside.member(key.source).is_some_and(|member| member.id == key.member) && decision.allowed && as_it_was
 }
 
 impl Drop for Flow {
@@ -192,7 +192,7 @@ mod tests {
         let member = member(2, "web");
         let (host, rule) = (host.parse().unwrap(), "all".parse().unwrap());
         let application = Application::by_port(port);
-        FlowKey { machine: member.machine, source: member.ipv4.into(), host, port, rule, application }
+        FlowKey { member: member.id, source: member.ipv4.into(), host, port, rule, application }
     }
 
     #[test]
@@ -210,12 +210,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_went_to_another_machine_takes_no_connection_along() {
+    fn an_address_that_went_to_another_member_takes_no_connection_along() {
         let outside = ArcSwap::from_pointee(Outside::build(&view(&["a.example.com"])));
         let flows = Arc::new(Flows::default());
         let flow = flows.open(key("a.example.com", 443), &outside);
         let mut later = view(&["a.example.com"]);
-        later.members[0].machine = member(9, "web").machine;
+        later.members[0].id = member(9, "web").id;
         flows.recheck(&Outside::build(&later));
         assert!(flow.revoked.is_cancelled());
     }
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_and_connections_are_counted_for_each_machine_and_rule() {
+    fn bytes_and_connections_are_counted_for_each_member_and_rule() {
         let outside = ArcSwap::from_pointee(Outside::build(&view(&["a.example.com"])));
         let flows = Arc::new(Flows::default());
         let (one, two) =

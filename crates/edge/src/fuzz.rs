@@ -59,6 +59,7 @@ pub fn network() -> NetworkView {
         groups: BTreeMap::new(),
         rules: BTreeMap::new(),
         resolvers: Vec::new(),
+        operators: Vec::new(),
         policy: "0".repeat(64),
     }
 }

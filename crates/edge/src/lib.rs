@@ -33,6 +33,8 @@
 //! | `names` | which synthetic address is which name, over the death of any process |
 //! | `resolve` | where a name leads, checked |
 //! | `flows`, `denials` | open connections; refusals |
+//! | `operators` | the WireGuard gateway, and who may come by it |
+//! | `public` | public previews: listeners, and the sockets that reach machines |
 //! | `control` | the protocol between daemon and edge, both ends |
 //! | `confine` | how the process gives up every privilege |
 //!
@@ -49,9 +51,11 @@ mod flows;
 pub mod fuzz;
 mod names;
 mod network;
+mod operators;
 mod outside;
 mod process;
 mod proxy;
+mod public;
 mod resolve;
 mod view;
 
@@ -62,5 +66,7 @@ pub use denials::{DenialTotal, TakenDenials};
 pub use dns::stats::QueryCounters;
 pub use flows::{FlowCounters, OpenFlow};
 pub use names::LedgerError;
+pub use operators::{SessionEnd, SessionStatus, TunnelStatus, public_key};
 pub use process::{EdgeConfig, RunError, run};
-pub use view::{NOBODY, NameRecord, NetworkView, PROXY_PORT, Sockets, TRANSPARENT_PORT};
+pub use public::{PoolStatus, PublicCounters, PublicKind, PublicStatus};
+pub use view::{NOBODY, NameRecord, NetworkView, Operator, OperatorScope, PROXY_PORT, Sockets, TRANSPARENT_PORT};

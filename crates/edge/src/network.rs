@@ -160,7 +160,7 @@ impl Network {
         if !outside.is_by_wildcard(source, host) {
             return decision;
         }
-        match self.names.assign(member.machine, host, true) {
+        match self.names.assign(member.id, host, true) {
             Ok(_) => decision,
             Err(error) => Decision::refused(Some(error.rule()), format!("{host} cannot be used: {error}")),
         }

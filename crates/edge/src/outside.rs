@@ -8,7 +8,7 @@ use std::sync::Arc;
 use warren_model::policy::{
     self, Application, Destination, Flow, Group, HostName, HostPattern, Member, NameRule, Ports, Protocol, Rule, RuleId,
 };
-use warren_model::{AccountId, Label, MachineId, NetworkId, NetworkNumber};
+use warren_model::{AccountId, Label, MemberId, NetworkId, NetworkNumber};
 
 use crate::denials::Refusal;
 use crate::view::NetworkView;
@@ -34,7 +34,7 @@ pub(crate) struct Outside {
     pub resolvers: Arc<[SocketAddr]>,
     gateways: [IpAddr; 2],
     members: HashMap<IpAddr, Arc<Member>>,
-    machines: HashSet<MachineId>,
+    machines: HashSet<MemberId>,
     groups: HashMap<IpAddr, Group>,
     rules: HashMap<Group, Rules>,
 }
@@ -80,7 +80,7 @@ impl Outside {
             resolvers: view.resolvers.as_slice().into(),
             gateways: [view.gateway4.into(), view.gateway6.into()],
             members,
-            machines: view.members.iter().map(|member| member.machine).collect(),
+            machines: view.members.iter().map(|member| member.id).collect(),
             groups: view.groups.iter().map(|(address, group)| (*address, *group)).collect(),
             rules: view.rules.iter().map(|(group, rules)| (*group, Rules::index(rules))).collect(),
         }
@@ -91,12 +91,12 @@ impl Outside {
         self.members.get(&source.to_canonical()).map(AsRef::as_ref)
     }
 
-    pub fn is_member(&self, machine: MachineId) -> bool {
+    pub fn is_member(&self, machine: MemberId) -> bool {
         self.machines.contains(&machine)
     }
 
     /// Everybody who is in the network.
-    pub fn machines(&self) -> impl Iterator<Item = MachineId> {
+    pub fn machines(&self) -> impl Iterator<Item = MemberId> {
         self.machines.iter().copied()
     }
 

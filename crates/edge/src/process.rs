@@ -10,6 +10,7 @@ use crate::confine::{self, ConfineError};
 use crate::control::server;
 use crate::names::{Ledger, LedgerError};
 use crate::network::{Shared, Workers};
+use crate::public::Public;
 
 /// What the edge is told on its command line.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ pub enum RunError {
     Names(#[from] LedgerError),
     #[error("the runtime could not be started")]
     Runtime(#[source] io::Error),
+    #[error("the public side could not be started")]
+    Public(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Runs the edge until a client asks it to shut down.
@@ -66,6 +69,7 @@ pub fn run(config: EdgeConfig) -> Result<(), RunError> {
     let shared = Shared::new(Ledger::open(directory, &format!("{stem}-names"))?);
     confine::confine(config.uid, config.gid, directory)?;
 
+    let public = Public::start(workers).map_err(|error| RunError::Public(error.into()))?;
     let workers = Workers::start(workers).map_err(RunError::Runtime)?;
     // Control has a thread of its own: a large snapshot takes no time from those that answer.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
@@ -73,7 +77,7 @@ pub fn run(config: EdgeConfig) -> Result<(), RunError> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
         tracing::info!(uid = config.uid, gid = config.gid, "the edge is ready");
-        server::serve(listener, daemon_uid, workers, shared).await;
+        server::serve(listener, daemon_uid, workers, public, shared).await;
         Ok(())
     });
     tracing::info!("the edge ends");

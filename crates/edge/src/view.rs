@@ -5,9 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use ipnet::Ipv6Net;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use warren_model::policy::{Group, Member, NameRule};
-use warren_model::{AccountId, Label, NetworkCidr, NetworkId, NetworkNumber};
+use warren_model::session::WireGuardKey;
+use warren_model::{AccountId, Label, MemberNumber, NetworkCidr, NetworkId, NetworkNumber, SessionId};
 
 /// The port of the listeners that take what goes to a synthetic address.
 pub const TRANSPARENT_PORT: u16 = 3129;
@@ -49,8 +51,39 @@ pub struct NetworkView {
     pub rules: BTreeMap<Group, Vec<NameRule>>,
     /// Who is asked for the names that a rule allows, in order of preference.
     pub resolvers: Vec<SocketAddr>,
+    /// The operators who may join by WireGuard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operators: Vec<Operator>,
     /// The hash of the policy that `groups` and `rules` follow from.
     pub policy: String,
+}
+
+/// One operator, until the session is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Operator {
+    pub session: SessionId,
+    pub number: MemberNumber,
+    pub public_key: WireGuardKey,
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Ipv6Addr,
+    /// `None`: whatever policy allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<OperatorScope>,
+    /// Whether members may open connections to it, as far as policy allows. If not, it is sent only what answers it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reachable: bool,
+    pub expires_at: Timestamp,
+    pub idle_seconds: u64,
+}
+
+/// All that an operator reaches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorScope {
+    pub addresses: Vec<IpAddr>,
+    /// TCP and UDP to this port, and nothing else.
+    pub port: Option<u16>,
 }
 
 /// One name and the addresses behind it.
@@ -114,7 +147,7 @@ pub(crate) mod tests {
     /// A member with this number, 2 to 255, and so with 10.0.1.{number}.
     pub fn member(number: u32, name: &str) -> Member {
         Member {
-            machine: MachineId::from_ulid(Ulid::from_parts(1, number.into())),
+            id: MachineId::from_ulid(Ulid::from_parts(1, number.into())).into(),
             network: "lab".parse().unwrap(),
             name: name.parse().unwrap(),
             number: MemberNumber::new(number).unwrap(),

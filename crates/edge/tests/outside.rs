@@ -147,7 +147,7 @@ fn in_lab(rules: &[(&str, &str, &[&str])], body: impl AsyncFnOnce(&Edge, EdgeCli
         runtime.block_on(async {
             let (edge, client) = Edge::start().await;
             let sockets = bind_sockets(GATEWAY, "fd12:3456:789a:1::1".parse().unwrap(), 53);
-            client.put_network(&network(1, rules), Some(sockets)).await.unwrap();
+            client.put_network(&network(1, rules), Some(sockets), None).await.unwrap();
             body(&edge, client).await;
         });
     });
@@ -178,7 +178,7 @@ fn a_machine_reaches_an_allowed_name_until_the_rule_is_revoked_and_the_other_goe
         }
 
         let begun = Instant::now();
-        client.put_network(&network(2, &both[1..]), None).await.unwrap();
+        client.put_network(&network(2, &both[1..]), None, None).await.unwrap();
         let cut = first.read(&mut [0; 16]);
         let took = begun.elapsed();
         assert!(matches!(cut, Ok(0) | Err(_)), "{cut:?}");
@@ -231,9 +231,9 @@ fn an_open_connection_outlives_the_daemon_and_is_still_cut_by_the_next_one() {
         drop(client);
         echoes(&mut stream, "without a daemon").unwrap();
         let client = EdgeClient::connect(&edge.control()).await.unwrap().expect("the edge is still there");
-        client.put_network(&network(2, &[("db", HOST, PORTS)]), None).await.unwrap();
+        client.put_network(&network(2, &[("db", HOST, PORTS)]), None, None).await.unwrap();
         echoes(&mut stream, "with the next one").unwrap();
-        client.put_network(&network(3, &[]), None).await.unwrap();
+        client.put_network(&network(3, &[]), None, None).await.unwrap();
         let cut = stream.read(&mut [0; 16]);
         assert!(matches!(cut, Ok(0) | Err(_)), "{cut:?}");
     });

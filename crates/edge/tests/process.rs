@@ -25,7 +25,7 @@ fn refusal(result: Result<(), EdgeError>) -> RefusalCode {
 async fn it_holds_no_privilege_and_nothing_that_it_inherited() {
     let (edge, client) = Edge::start().await;
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets), None).await.unwrap();
     assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
 
     // Every thread, since each has credentials of its own.
@@ -69,9 +69,9 @@ async fn it_holds_no_privilege_and_nothing_that_it_inherited() {
 async fn dns_goes_on_without_a_daemon_and_the_next_one_finds_what_is_there() {
     let (edge, client) = Edge::start().await;
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 7, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 7, &[(NAME, 10)]), Some(sockets), None).await.unwrap();
     let (sockets, _) = loopback();
-    client.put_network(&view(2, 9, &[]), Some(sockets)).await.unwrap();
+    client.put_network(&view(2, 9, &[]), Some(sockets), None).await.unwrap();
     let before = client.status().await.unwrap();
     drop(client);
     assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
@@ -82,7 +82,7 @@ async fn dns_goes_on_without_a_daemon_and_the_next_one_finds_what_is_there() {
     assert_eq!((after.pid, client.pid()), (edge.pid, edge.pid));
     assert_eq!(after.networks.into_values().collect::<Vec<_>>(), [7, 9]);
     // The sockets are still there, so a view is all it takes.
-    client.put_network(&view(1, 8, &[(NAME, 10), ("late.vm.internal", 11)]), None).await.unwrap();
+    client.put_network(&view(1, 8, &[(NAME, 10), ("late.vm.internal", 11)]), None, None).await.unwrap();
     assert_eq!(addresses(&udp(at.udp4, "late.vm.internal", RecordType::A)).len(), 1);
 }
 
@@ -101,7 +101,7 @@ async fn daemon_that_is_killed() {
     .await
     .unwrap();
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 3, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 3, &[(NAME, 10)]), Some(sockets), None).await.unwrap();
     println!("\nready {}", at.udp4);
     std::future::pending::<()>().await;
 }
@@ -127,7 +127,7 @@ async fn it_outlives_the_process_that_started_it() {
     assert_eq!(addresses(&udp(at, NAME, RecordType::A)).len(), 1);
     let client = EdgeClient::connect(&control).await.unwrap().expect("the edge is still there");
     assert_eq!(client.status().await.unwrap().networks.into_values().collect::<Vec<_>>(), [3]);
-    client.put_network(&view(1, 4, &[(NAME, 10), ("two.internal", 12)]), None).await.unwrap();
+    client.put_network(&view(1, 4, &[(NAME, 10), ("two.internal", 12)]), None, None).await.unwrap();
     assert_eq!(addresses(&udp(at, "two.internal", RecordType::A)).len(), 1);
     client.remove_network(view(1, 4, &[]).number).await.unwrap();
     client.shutdown().await.unwrap();
@@ -137,19 +137,19 @@ async fn it_outlives_the_process_that_started_it() {
 async fn a_view_that_cannot_be_taken_is_no_broken_connection() {
     let (edge, client) = Edge::start().await;
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets), None).await.unwrap();
     let mut long = view(1, 2, &[(NAME, 10)]);
     long.policy = "x".repeat(65 << 20);
     let invalid = view(1, 2, &[("example.com", 10)]);
     for (bad, what) in [(long, "too long"), (invalid, "no name of the network"), (view(2, 1, &[]), "no sockets")] {
-        let error = client.put_network(&bad, None).await.unwrap_err();
+        let error = client.put_network(&bad, None, None).await.unwrap_err();
         assert!(!error.is_broken(), "{what}: {error:?}");
     }
     assert_eq!(client.status().await.unwrap().networks.into_values().collect::<Vec<_>>(), [1]);
     assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
     edge.kill();
     client.closed().await;
-    assert!(client.put_network(&view(1, 3, &[]), None).await.unwrap_err().is_broken());
+    assert!(client.put_network(&view(1, 3, &[]), None, None).await.unwrap_err().is_broken());
 }
 
 #[tokio::test]
@@ -182,14 +182,14 @@ async fn an_edge_of_another_version_is_asked_to_end_and_is_none() {
         asked
     });
     assert!(client.unwrap().is_none());
-    assert_eq!(asked, [r#"{"hello":{"protocol":4}}"#, r#""shutdown""#]);
+    assert_eq!(asked, [r#"{"hello":{"protocol":6}}"#, r#""shutdown""#]);
 }
 
 #[tokio::test]
 async fn a_crash_is_noticed_closes_everything_and_a_new_edge_takes_over() {
     let (mut edge, client) = Edge::start().await;
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets), None).await.unwrap();
     edge.kill();
     tokio::time::timeout(Duration::from_secs(2), client.closed()).await.expect("the end is noticed");
     assert!(matches!(client.status().await, Err(EdgeError::Closed)));
@@ -200,9 +200,9 @@ async fn a_crash_is_noticed_closes_everything_and_a_new_edge_takes_over() {
     assert_ne!(client.pid(), edge.pid);
     edge.pid = client.pid();
     assert!(client.status().await.unwrap().networks.is_empty());
-    assert_eq!(refusal(client.put_network(&view(1, 1, &[]), None).await), RefusalCode::SocketsMissing);
+    assert_eq!(refusal(client.put_network(&view(1, 1, &[]), None, None).await), RefusalCode::SocketsMissing);
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets), None).await.unwrap();
     assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
 }
 
@@ -245,7 +245,7 @@ async fn synthetic_addresses_and_refusals_outlive_who_gave_them() {
     let (mut edge, client) = Edge::start().await;
     let listed = with_rules(view(1, 1, &[]), &[("api", "*.example.com", &["tcp/443"])]);
     let (sockets, at) = loopback();
-    client.put_network(&listed, Some(sockets)).await.unwrap();
+    client.put_network(&listed, Some(sockets), None).await.unwrap();
     let names: Vec<String> = (0..50).map(|index| format!("n{index}.example.com.")).collect();
     let given: Vec<_> = names.iter().map(|name| addresses(&udp(at.udp4, name, RecordType::A))).collect();
     assert!(given.iter().all(|addresses| addresses.len() == 1), "{given:?}");
@@ -254,7 +254,7 @@ async fn synthetic_addresses_and_refusals_outlive_who_gave_them() {
     let [denial] = &taken.denials[..] else { panic!("{taken:?}") };
     let reason = "no rule allows lab/agent to reach evil.example";
     assert_eq!(error_text(&refused), format!("18 {}: {reason}", denial.id));
-    assert_eq!((denial.network, denial.machine), (listed.network, Some(listed.members[0].machine)));
+    assert_eq!((denial.network, denial.member), (listed.network, Some(listed.members[0].id)));
     assert!(denial.suggested_rule.is_some());
 
     // The daemon that took it dies; the next one finds it again, and acknowledges it.
@@ -274,7 +274,7 @@ async fn synthetic_addresses_and_refusals_outlive_who_gave_them() {
     let client = EdgeClient::spawn(&edge.config()).await.unwrap();
     edge.pid = client.pid();
     let (sockets, at) = loopback();
-    client.put_network(&listed, Some(sockets)).await.unwrap();
+    client.put_network(&listed, Some(sockets), None).await.unwrap();
     assert_eq!(client.status().await.unwrap().names, 50);
     for (name, before) in names.iter().zip(&given).rev() {
         assert_eq!(addresses(&udp(at.udp4, name, RecordType::A)), *before, "{name}");
@@ -288,16 +288,19 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
     let (edge, client) = Edge::start().await;
     let (mut sockets, at) = loopback();
     std::mem::swap(&mut sockets.udp4, &mut sockets.tcp4);
-    assert_eq!(refusal(client.put_network(&view(1, 1, &[]), Some(sockets)).await), RefusalCode::SocketsUnfit);
+    assert_eq!(refusal(client.put_network(&view(1, 1, &[]), Some(sockets), None).await), RefusalCode::SocketsUnfit);
     let (mut sockets, _) = loopback();
     std::mem::swap(&mut sockets.udp4, &mut sockets.udp6);
-    assert_eq!(refusal(client.put_network(&view(1, 1, &[]), Some(sockets)).await), RefusalCode::SocketsUnfit);
+    assert_eq!(refusal(client.put_network(&view(1, 1, &[]), Some(sockets), None).await), RefusalCode::SocketsUnfit);
     assert!(client.status().await.unwrap().networks.is_empty());
     assert!(try_udp(at.udp4, &question(NAME, RecordType::A), Duration::from_millis(100)).is_err());
 
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
-    assert_eq!(refusal(client.put_network(&view(1, 2, &[("evil.example", 1)]), None).await), RefusalCode::InvalidName);
+    client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets), None).await.unwrap();
+    assert_eq!(
+        refusal(client.put_network(&view(1, 2, &[("evil.example", 1)]), None, None).await),
+        RefusalCode::InvalidName
+    );
     assert_eq!(addresses(&udp(at.udp4, NAME, RecordType::A)).len(), 1);
     client.remove_network(view(9, 1, &[]).number).await.unwrap();
 
@@ -348,11 +351,11 @@ async fn ten_thousand_names_and_three_hundred_networks_fit() {
         })
         .collect();
     let (sockets, at) = loopback();
-    client.put_network(&large, Some(sockets)).await.unwrap();
+    client.put_network(&large, Some(sockets), None).await.unwrap();
     assert_eq!(addresses(&udp(at.udp4, "m9999.vm.internal", RecordType::A)).len(), 1);
     for number in 2..=300 {
         let (sockets, _) = loopback();
-        client.put_network(&view(number, 1, &[(NAME, 10)]), Some(sockets)).await.unwrap();
+        client.put_network(&view(number, 1, &[(NAME, 10)]), Some(sockets), None).await.unwrap();
     }
     assert_eq!(client.status().await.unwrap().networks.len(), 300);
 }

@@ -19,7 +19,7 @@ const MULTI: &str = "worker.vm.internal";
 async fn a_network_answers_over_udp_and_tcp_on_both_families() {
     let (_edge, client) = Edge::start().await;
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 1, &[(MULTI, 10)]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 1, &[(MULTI, 10)]), Some(sockets), None).await.unwrap();
     for server in [at.udp4, at.udp6] {
         assert_eq!(addresses(&udp(server, MULTI, RecordType::A)), ["10.0.1.10".parse::<std::net::IpAddr>().unwrap()]);
     }
@@ -39,12 +39,12 @@ async fn names_appear_and_are_gone_at_once() {
     let (_edge, client) = Edge::start().await;
     let (sockets, at) = loopback();
     let number = view(1, 1, &[]).number;
-    client.put_network(&view(1, 1, &[]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 1, &[]), Some(sockets), None).await.unwrap();
     for generation in 1..50 {
         assert_eq!(udp(at.udp4, MULTI, RecordType::A).metadata.response_code, ResponseCode::NXDomain);
-        client.put_network(&view(1, generation * 2, &[(MULTI, 9)]), None).await.unwrap();
+        client.put_network(&view(1, generation * 2, &[(MULTI, 9)]), None, None).await.unwrap();
         assert_eq!(addresses(&udp(at.udp4, MULTI, RecordType::A)).len(), 1);
-        client.put_network(&view(1, generation * 2 + 1, &[]), None).await.unwrap();
+        client.put_network(&view(1, generation * 2 + 1, &[]), None, None).await.unwrap();
     }
     client.remove_network(number).await.unwrap();
     assert!(try_udp(at.udp4, &question(MULTI, RecordType::A), Duration::from_millis(300)).is_err());
@@ -66,7 +66,7 @@ fn two_networks_with_the_same_addresses_never_meet() {
                         let client = EdgeClient::connect(&control).await.unwrap().unwrap();
                         let view = view(number, 1, &[(mine, 10)]);
                         let sockets = bind_sockets(view.gateway4, view.gateway6, 53);
-                        client.put_network(&view, Some(sockets)).await.unwrap();
+                        client.put_network(&view, Some(sockets), None).await.unwrap();
                     });
                     assert_eq!(dig(&["@10.0.0.1", "+short", mine]), "10.0.1.10\n");
                     assert_eq!(dig(&["@10.0.0.1", "+short", "+tcp", mine]), "10.0.1.10\n");
@@ -92,7 +92,7 @@ fn two_networks_with_the_same_addresses_never_meet() {
 async fn garbage_is_survived_and_the_next_question_is_answered() {
     let (_edge, client) = Edge::start().await;
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 1, &[(MULTI, 10)]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 1, &[(MULTI, 10)]), Some(sockets), None).await.unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut state = 0x9e37_79b9_u32;
     for length in 0..3000usize {
@@ -112,7 +112,7 @@ async fn garbage_is_survived_and_the_next_question_is_answered() {
 async fn one_source_holds_a_bounded_number_of_tcp_connections() {
     let (_edge, client) = Edge::start().await;
     let (sockets, at) = loopback();
-    client.put_network(&view(1, 1, &[(MULTI, 10)]), Some(sockets)).await.unwrap();
+    client.put_network(&view(1, 1, &[(MULTI, 10)]), Some(sockets), None).await.unwrap();
     let mut streams: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(at.tcp4).unwrap()).collect();
     let message = question(MULTI, RecordType::A);
     let answered = streams.iter_mut().filter_map(|stream| tcp_exchange(stream, &message).ok()).count();
@@ -205,7 +205,7 @@ async fn an_open_network_looks_other_names_up_outside() {
     let mut open = view(1, 1, &[(MULTI, 10)]);
     // The first resolver is not there; the second is asked instead.
     open.forward = vec!["127.0.0.1:1".parse().unwrap(), outside.address];
-    client.put_network(&open, Some(sockets)).await.unwrap();
+    client.put_network(&open, Some(sockets), None).await.unwrap();
 
     let good = udp(at.udp4, "Good.example.", RecordType::A);
     assert_eq!(addresses(&good), ["93.184.216.34".parse::<std::net::IpAddr>().unwrap()]);
@@ -237,7 +237,7 @@ async fn an_open_network_looks_other_names_up_outside() {
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
 
     // Sealed again: from the next question on.
-    client.put_network(&view(1, 2, &[(MULTI, 10)]), None).await.unwrap();
+    client.put_network(&view(1, 2, &[(MULTI, 10)]), None, None).await.unwrap();
     let denied = udp(at.udp4, "good.example.", RecordType::A);
     let text = error_text(&denied);
     assert!(

@@ -53,6 +53,12 @@ pub enum KernelError {
         #[source]
         source: Errno,
     },
+    #[error("cannot open the operators' device of network {network}")]
+    TunnelDevice {
+        network: NetworkNumber,
+        #[source]
+        source: io::Error,
+    },
     /// `open` egress needs IP forwarding, which is off, and nobody consented to switching it on.
     #[error("IP forwarding is off ({missing}) and switching it on was not consented to: start with --forwarding")]
     ForwardingOff { missing: String },

@@ -19,7 +19,7 @@
 //! | [`names`] | what the kernel shows by name |
 //! | `namespace` | making, pinning and entering namespaces |
 //! | `netlink`, `route` | messages to the kernel, in process |
-//! | `gateway`, `member`, `peer`, `sockets` | what a router namespace consists of |
+//! | `gateway`, `member`, `tunnel`, `peer`, `sockets` | what a router namespace consists of |
 //! | `firewall` | the rules, their members and counters |
 //! | [`denied`] | the packets that were refused, as the kernel reports them |
 //! | `host` | uplinks, the host's rules and forwarding |
@@ -45,11 +45,12 @@ mod route;
 mod settle;
 mod sockets;
 mod spec;
+mod tunnel;
 mod watch;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
@@ -59,10 +60,10 @@ use warren_model::{InstallationId, MemberNumber, NetworkNumber, UlaPrefix};
 
 pub use denied::{DeniedLosses, DeniedPacket};
 pub use error::KernelError;
-pub use firewall::{Flow, MemberCounters, MemberSpec, Refusal, RulesState, Traffic, UnknownRefusal};
+pub use firewall::{Access, Flow, MemberCounters, MemberSpec, Refusal, RulesState, Traffic, UnknownRefusal};
 pub use gateway::{NEXT_HOP_V4, NEXT_HOP_V6};
 pub use host::{ForwardingState, HostForwarding};
-pub use sockets::{PROXY_PORT, TRANSPARENT_PORT};
+pub use sockets::{PROXY_PORT, TRANSPARENT_PORT, public_sockets, tunnel_sockets};
 pub use spec::{GatewaySockets, NFLOG_GROUP, NetworkSpec, ObservedLink, ObservedNetwork};
 
 use host::Host;
@@ -287,9 +288,31 @@ impl Kernel {
         Ok(())
     }
 
+    /// Opens the device by which operators' packets come and go, and makes it where there is none. One descriptor can
+    /// be open at a time.
+    pub fn tunnel_device(&self, number: NetworkNumber) -> Result<OwnedFd, KernelError> {
+        let network = self.network(number)?;
+        let mut operation = network.operate();
+        tunnel::open(&mut operation.route, network.inside(), self.inner.installation(), number)
+    }
+
+    /// Makes the operators' device lead to just those of the members that come by it. `true` where there was none and it
+    /// was made: whoever had one open has one that is gone.
+    pub fn fit_tunnel(&self, spec: &NetworkSpec, members: &[MemberSpec]) -> Result<bool, KernelError> {
+        let network = self.network(spec.number)?;
+        let mut operation = network.operate();
+        tunnel::fit(&mut operation.route, network.inside(), self.inner.installation(), spec.number, members)
+    }
+
     /// Opens the sockets on which the edge serves the network. Only one set can be open at a time.
     pub fn gateway_sockets(&self, spec: &NetworkSpec) -> Result<GatewaySockets, KernelError> {
         sockets::open(self.network(spec.number)?.inside(), spec)
+    }
+
+    /// Opens sockets by which the edge connects to the network's machines, from the gateway's address. A network may
+    /// have as many as are wanted.
+    pub fn dialers(&self, spec: &NetworkSpec, count: usize) -> Result<Vec<OwnedFd>, KernelError> {
+        sockets::dialers(self.network(spec.number)?.inside(), spec, count)
     }
 
     /// What each admitted member sent and received since it was admitted.

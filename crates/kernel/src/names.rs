@@ -40,6 +40,11 @@ pub fn parse_member_link(installation: &InstallationId, name: &str) -> Option<Me
     MemberNumber::new(number).ok()
 }
 
+/// `w{installation}o`: the router's device for the packets of all operators.
+pub fn tunnel_link(installation: &InstallationId) -> String {
+    format!("w{installation}o")
+}
+
 /// `w{installation}u{number}`: both ends of the link between a network's router and the host.
 pub fn uplink(installation: &InstallationId, network: NetworkNumber) -> String {
     format!("{}{network}", uplink_prefix(installation))

@@ -15,7 +15,7 @@ use crate::firewall::{MemberCounters, MemberSpec, Traffic};
 use crate::netlink::{Family, Socket, Watch};
 use crate::settle::Settler;
 use crate::spec::{NetworkSpec, ObservedLink, ObservedNetwork};
-use crate::{gateway, member, names, namespace, peer, route};
+use crate::{gateway, member, names, namespace, peer, route, tunnel};
 
 /// `RTNLGRP_LINK`, `_NEIGH`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`, `_IPV4_NETCONF`,
 /// `_IPV6_NETCONF`, each as a bit.
@@ -154,6 +154,10 @@ impl Network {
                 Some((other, whole))
             })
             .collect();
+        let tunnel = links
+            .iter()
+            .find(|link| link.name == names::tunnel_link(&self.installation))
+            .map(|link| tunnel::is_whole(link, &admitted, &addresses, &routes, &neighbours));
         let members: BTreeMap<MemberNumber, &MemberSpec> =
             admitted.iter().map(|member| (member.number, member)).collect();
         let links = links
@@ -169,7 +173,7 @@ impl Network {
                 Some((number, ObservedLink { up: link.carrier, routed }))
             })
             .collect();
-        Ok(ObservedNetwork { gateway_intact, rules, policy, admitted, links, peers, uplink })
+        Ok(ObservedNetwork { gateway_intact, rules, policy, admitted, links, tunnel, peers, uplink })
     }
 
     fn refused(&self, action: &'static str) -> impl Fn(Errno) -> KernelError + use<> {

@@ -101,6 +101,14 @@ pub(crate) fn no_generated_address(index: u32) -> Message {
         .nest(26, |families| families.nest(u16::from(INET6), |inet6| inet6.put(8, &[1])))
 }
 
+/// A link that somebody else's call made gets Warren's group, this MAC and this MTU, in bytes.
+pub(crate) fn dressed(index: u32, mac: MacAddress, mtu: u16) -> Message {
+    Message::new(16, 0, &link_header(index, 0, 0))
+        .put(1, &mac.octets())
+        .put(4, &u32::from(mtu).to_ne_bytes())
+        .put(27, &LINK_GROUP.to_ne_bytes())
+}
+
 pub(crate) fn up(index: u32) -> Message {
     Message::new(16, 0, &link_header(index, UP, UP))
 }
@@ -167,11 +175,19 @@ fn route_message(kind: u16, flags: u16, route: &Route, protocol: u8, scope: u8) 
 }
 
 pub(crate) fn neighbour(neighbour: &Neighbour) -> Message {
+    neighbour_message(28, CREATE | REPLACE, neighbour).put(2, &neighbour.mac.octets())
+}
+
+pub(crate) fn delete_neighbour(neighbour: &Neighbour) -> Message {
+    neighbour_message(29, 0, neighbour)
+}
+
+fn neighbour_message(kind: u16, flags: u16, neighbour: &Neighbour) -> Message {
     let mut fixed = [0u8; NEIGHBOUR];
     fixed[0] = family(neighbour.address);
     fixed[4..8].copy_from_slice(&neighbour.link.to_ne_bytes());
     fixed[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
-    Message::new(28, CREATE | REPLACE, &fixed).put(1, &octets(neighbour.address)).put(2, &neighbour.mac.octets())
+    Message::new(kind, flags, &fixed).put(1, &octets(neighbour.address))
 }
 
 /// One link by name, `None` when there is none.

@@ -1,6 +1,7 @@
 //! Sockets on the gateway, opened in the router namespace and handed to whoever answers there.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -39,6 +40,56 @@ pub(crate) fn open(inside: BorrowedFd<'_>, spec: &NetworkSpec) -> Result<Gateway
         })
     })
     .map_err(refused(network, "entering its namespace"))?
+}
+
+/// The sockets for operators, in the calling thread's namespace: at this address; where it is that of every interface
+/// with IPv4, at the same port of IPv6 as well.
+pub fn tunnel_sockets(listen: SocketAddr) -> io::Result<Vec<UdpSocket>> {
+    /// Bytes that wait for a busy reader; what does not fit is lost.
+    const WAITING: usize = 4 << 20;
+    let sockets = match listen {
+        SocketAddr::V4(four) if four.ip().is_unspecified() => {
+            let warren_tunnel::Sockets { v4, v6 } = warren_tunnel::Sockets::bind(four)?;
+            v4.into_iter().chain(v6).collect()
+        }
+        other => vec![UdpSocket::bind(other)?],
+    };
+    for socket in &sockets {
+        // Beyond the limit for ordinary processes, where that is allowed.
+        let _ = setsockopt(socket, sockopt::RcvBufForce, &WAITING);
+    }
+    Ok(sockets)
+}
+
+/// Sockets that connect to the network's machines from the gateway's address. A port is taken when one is connected, so
+/// that many take none.
+pub(crate) fn dialers(inside: BorrowedFd<'_>, spec: &NetworkSpec, count: usize) -> Result<Vec<OwnedFd>, KernelError> {
+    let network = spec.number;
+    let dialer = || {
+        let fd = made(spec.gateway4.into(), SockType::Stream)?;
+        setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(spec.gateway4.into(), 0)))?;
+        Ok(fd)
+    };
+    namespace::enter(inside, || (0..count).map(|_| dialer()).collect::<Result<_, Errno>>())
+        .map_err(refused(network, "entering its namespace"))?
+        .map_err(refused(network, "to its machines"))
+}
+
+/// Listeners for the public, in the calling thread's namespace: at this address; where it is that of every interface
+/// with IPv4, at the same port of IPv6 as well if the host has that.
+pub fn public_sockets(listen: SocketAddr) -> io::Result<Vec<TcpListener>> {
+    let first = TcpListener::from(bound((listen.ip(), listen.port()), SockType::Stream)?);
+    let port = first.local_addr()?.port();
+    let mut sockets = vec![first];
+    if listen.ip() == Ipv4Addr::UNSPECIFIED {
+        match bound((Ipv6Addr::UNSPECIFIED.into(), port), SockType::Stream) {
+            Ok(second) => sockets.push(second.into()),
+            Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(sockets)
 }
 
 fn bound((address, port): (IpAddr, u16), kind: SockType) -> Result<OwnedFd, Errno> {

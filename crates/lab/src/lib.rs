@@ -18,6 +18,7 @@
 //! Functions panic when the kernel refuses: a test cannot go on without its topology.
 
 mod internet;
+pub mod laptop;
 mod namespace;
 pub mod outside;
 mod sweep;

@@ -1,13 +1,17 @@
 //! A namespace that goes with its handle.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
+
+/// How long a port is waited for that was let go.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A network namespace, pinned at `/run/netns/{name}`.
 pub struct Namespace {
@@ -78,6 +82,20 @@ impl Namespace {
             });
             inside.join().unwrap_or_else(|panic| resume_unwind(panic))
         })
+    }
+
+    /// Listens on an address of the namespace. A listener that was just closed may be there for a moment longer, as a
+    /// program that another test starts has it from its fork until its exec; that is waited for.
+    pub fn listen(&self, at: SocketAddr) -> io::Result<TcpListener> {
+        let start = Instant::now();
+        loop {
+            match self.enter(|| TcpListener::bind(at)) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Whether one echo request is answered within a second.

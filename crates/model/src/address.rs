@@ -150,6 +150,12 @@ impl MacAddress {
         Self([0x02, 0x6d, a, b, c, d])
     }
 
+    /// The member whose end has this address.
+    pub fn member(&self) -> Option<MemberNumber> {
+        let [0x02, 0x6d, number @ ..] = self.0 else { return None };
+        MemberNumber::new(u32::from_be_bytes(number)).ok()
+    }
+
     pub fn octets(&self) -> [u8; 6] {
         self.0
     }

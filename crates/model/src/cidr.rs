@@ -174,6 +174,11 @@ impl UlaPrefix {
         Ipv6Net::new_assert(Ipv6Addr::from(octets), 80)
     }
 
+    /// What an operator's tunnel into a network carries, a /64: the network's own range and that of names outside.
+    pub fn tunnelled(&self, network: NetworkNumber) -> Ipv6Net {
+        Ipv6Net::new_assert(self.compose(network.get(), 0), 64)
+    }
+
     fn compose(&self, subnet: u16, member: u32) -> Ipv6Addr {
         let mut octets = [0u8; 16];
         octets[0] = 0xfd;

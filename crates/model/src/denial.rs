@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AccountId, DenialId, MachineId, NetworkId};
+use crate::id::{AccountId, DenialId, MemberId, NetworkId};
 use crate::policy::{Protocol, Rule, RuleId};
 
 /// Which part of Warren refused.
@@ -50,8 +50,9 @@ pub struct Denial {
     pub time: Timestamp,
     pub account: AccountId,
     pub network: NetworkId,
-    /// The machine that was refused; `None` when it is gone.
-    pub machine: Option<MachineId>,
+    /// Who was refused; `None` when it is gone.
+    #[serde(rename = "machine")]
+    pub member: Option<MemberId>,
     /// The address, where there was one.
     pub to: Option<IpAddr>,
     /// The name, where there was one: of a member as `network/machine`, or outside.

@@ -30,6 +30,14 @@ macro_rules! typed_id {
                 Self(ulid)
             }
 
+            pub const fn as_u128(&self) -> u128 {
+                self.0.0
+            }
+
+            pub const fn from_u128(number: u128) -> Self {
+                Self(Ulid(number))
+            }
+
             /// The id without its prefix: 26 letters and digits in lower case.
             pub fn bare(&self) -> String {
                 self.0.to_string().to_ascii_lowercase()
@@ -99,6 +107,14 @@ typed_id!(
     MachineId, "mch", "a machine id"
 );
 typed_id!(
+    /// An operator session.
+    SessionId, "ses", "a session id"
+);
+typed_id!(
+    /// A host name that leads to a machine's port.
+    DomainId, "dom", "a domain id"
+);
+typed_id!(
     /// Somebody who may operate machines that were granted to them.
     IdentityId, "idn", "an identity id"
 );
@@ -114,6 +130,63 @@ typed_id!(
     /// An entry of the event stream or of the audit log.
     EventId, "evt", "an event id"
 );
+
+/// Whatever has an address in a network; written as the id of what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MemberId {
+    Machine(MachineId),
+    Session(SessionId),
+}
+
+impl MemberId {
+    pub fn machine(self) -> Option<MachineId> {
+        match self {
+            Self::Machine(id) => Some(id),
+            Self::Session(_) => None,
+        }
+    }
+}
+
+impl From<MachineId> for MemberId {
+    fn from(id: MachineId) -> Self {
+        Self::Machine(id)
+    }
+}
+
+impl From<SessionId> for MemberId {
+    fn from(id: SessionId) -> Self {
+        Self::Session(id)
+    }
+}
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine(id) => id.fmt(f),
+            Self::Session(id) => id.fmt(f),
+        }
+    }
+}
+
+impl FromStr for MemberId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        text.parse().map(Self::Session).or_else(|_: InvalidId| text.parse().map(Self::Machine))
+    }
+}
+
+impl Serialize for MemberId {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MemberId {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
 
 /// The id of one installation on a host: five letters or digits, the first a letter.
 ///
@@ -199,6 +272,15 @@ mod tests {
         let id = MachineId::from_ulid(Ulid::from_parts(7, 9)).to_string();
         assert!(id.parse::<NetworkId>().is_err());
         assert!(id.to_uppercase().parse::<MachineId>().is_err());
+    }
+
+    #[test]
+    fn a_member_is_written_as_what_it_is() {
+        let ulid = Ulid::from_parts(7, 9);
+        for member in [MemberId::from(MachineId::from_ulid(ulid)), SessionId::from_ulid(ulid).into()] {
+            assert_eq!(member.to_string().parse::<MemberId>().unwrap(), member);
+        }
+        assert!(NetworkId::from_ulid(ulid).to_string().parse::<MemberId>().is_err());
     }
 
     #[test]

@@ -18,6 +18,9 @@
 //! | [`policy`] | what may talk to what |
 //! | [`denial`] | what a refusal by policy says |
 //! | [`grant`] | what an identity may do with a machine |
+//! | [`domain`] | host names that lead to a machine's port |
+//! | [`session`], [`client_config`] | operators in a network, and what their WireGuard is given |
+//! | `keypair` | WireGuard key pairs (feature `keypair`) |
 //! | [`audit`], [`probe`] | the proof that policy holds: what is asked for, and what a probe in a machine says |
 
 pub mod access;
@@ -25,21 +28,29 @@ pub mod address;
 pub mod allocate;
 pub mod audit;
 pub mod cidr;
+pub mod client_config;
 pub mod denial;
+pub mod domain;
 pub mod grant;
 pub mod id;
+#[cfg(feature = "keypair")]
+pub mod keypair;
 pub mod name;
 pub mod policy;
 pub mod probe;
 pub mod problem;
 pub mod record;
 pub mod reference;
+pub mod session;
 pub mod wire;
 
 pub use address::{MacAddress, MemberAddress, MemberNumber, NetworkNumber};
 pub use cidr::{NetworkCidr, UlaPrefix};
 pub use grant::Verb;
-pub use id::{AccountId, DenialId, EventId, IdentityId, InstallationId, KeyId, MachineId, NetworkId, TokenId};
+pub use id::{
+    AccountId, DenialId, DomainId, EventId, IdentityId, InstallationId, KeyId, MachineId, MemberId, NetworkId,
+    SessionId, TokenId,
+};
 pub use name::{ImageName, Label, LabelKey, LabelValue, LinuxUser, Tag};
 pub use problem::{Code, Problem};
 pub use reference::ImageReference;

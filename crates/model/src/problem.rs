@@ -102,10 +102,27 @@ codes! {
     AuditRunning = "audit_running", 409, "An audit of the account is under way";
     RangeNotPermitted = "range_not_permitted", 403, "The host's operator does not permit the range";
     TagNotOwned = "tag_not_owned", 403, "This key may not give that tag";
+    VpnUnavailable = "vpn_unavailable", 503, "Operators cannot join networks now";
+    InvalidPublicKey = "invalid_public_key", 422, "The public key is not valid";
+    PublicKeyInUse = "public_key_in_use", 409, "Another session has this public key";
+    SessionLimit = "session_limit", 409, "The account may not have more sessions";
+    DomainInvalid = "domain_invalid", 422, "The host name cannot be published";
+    DomainTaken = "domain_taken", 409, "The host name is mapped already";
+    DomainNotVerified = "domain_not_verified", 403, "The account has not proved that the host name is its own";
+    PortNotDeclared = "port_not_declared", 422, "The machine does not declare the port";
+    PortPublished = "port_published", 409, "A domain leads to the port";
+    IngressUnavailable = "ingress_unavailable", 503, "The server publishes nothing";
     PolicyDenied = "denied_by_policy", 403, "Policy does not allow it";
     ProxyRequestInvalid = "proxy_request_invalid", 400, "The proxy does not take this request";
     UpstreamFailed = "upstream_failed", 502, "The server outside could not be reached";
     UpstreamTimeout = "upstream_timeout", 504, "The server outside did not answer in time";
+    RequestMalformed = "request_malformed", 400, "The request is malformed";
+    HostUnknown = "host_unknown", 404, "Nothing is published under this name";
+    MisdirectedRequest = "misdirected_request", 421, "The request is for another name than the connection";
+    RateLimited = "rate_limited", 429, "There were too many requests";
+    HeadersTooLarge = "headers_too_large", 431, "The headers are too large";
+    PreviewUnreachable = "preview_unreachable", 502, "The published port could not be reached";
+    PreviewTimeout = "preview_timeout", 504, "The published port did not answer in time";
     NotReady = "not_ready", 503, "The server is not ready";
     Internal = "internal", 500, "Something went wrong inside Warren";
 }

@@ -11,7 +11,7 @@ use crate::address::{MemberAddress, MemberNumber, NetworkNumber};
 use crate::allocate::{Hold, MemberKind};
 use crate::cidr::{NetworkCidr, UlaPrefix};
 use crate::grant::{GrantTarget, Permission};
-use crate::id::{AccountId, EventId, IdentityId, InstallationId, KeyId, MachineId, NetworkId, TokenId};
+use crate::id::{AccountId, EventId, IdentityId, InstallationId, KeyId, MachineId, MemberId, NetworkId, TokenId};
 use crate::name::{ImageName, Label, LabelKey, LabelValue, Tag};
 use crate::policy::Policy;
 use crate::problem::Code;
@@ -127,8 +127,8 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressHold {
     pub kind: MemberKind,
-    /// The machine that holds it; `None` once released.
-    pub holder: Option<MachineId>,
+    /// The member that holds it; `None` once released.
+    pub holder: Option<MemberId>,
     pub resting_until: Option<Timestamp>,
 }
 
@@ -304,6 +304,14 @@ pub enum EventKind {
     AccessRevoked,
     TokenCreated,
     TokenRevoked,
+    /// An operator may join a network.
+    SessionOpened,
+    /// Closed by somebody, expired, or idle for too long.
+    SessionClosed,
+    /// A host name leads to a machine's port: it is public from now on.
+    DomainPublished,
+    /// It leads there no longer.
+    DomainWithdrawn,
     NetworkCreated,
     NetworkRenamed,
     NetworkDeleted,

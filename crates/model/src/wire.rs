@@ -22,14 +22,21 @@ macro_rules! shape {
 }
 
 mod access;
+mod domain;
 mod policy;
+mod session;
 
 pub use access::{CreateIdentity, CreateToken, Grant, GrantAccess, Identity, Token, UpdateIdentity};
+pub use domain::{
+    AskLimits, ClaimDomain, ClaimState, CreateDomain, Domain, DomainClaim, DomainLimits, RequireAuth, TxtRecord,
+    UpdateDomain,
+};
 pub use policy::{
     AppliedPolicy, ApplyPolicy, BuiltinRule, ChangedNetwork, ChangedRule, Denial, Explain, Explanation, LiveFlow,
     Passage, Passages, PolicyChange, PolicyDiff, PolicyInForce, PolicyRule, PolicySummary, Reach, ReachedMachine,
     ReachedName, ReachedPort, RollBackPolicy, TestPolicy, TestedPolicy,
 };
+pub use session::{OpenSession, OpenSessionOnly, OpenedSession, Session, SessionOnly, SessionStatus};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

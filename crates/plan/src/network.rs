@@ -6,10 +6,20 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use warren_model::{MemberNumber, NetworkNumber};
 
+/// How a member's packets come to the router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Access {
+    /// By a link of its own.
+    Link,
+    /// By the device that all operators share.
+    Tunnel,
+}
+
 /// A member as the rules know it. Its MAC follows from its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Member {
     pub number: MemberNumber,
+    pub access: Access,
     pub ipv4: Ipv4Addr,
     pub ipv6: Ipv6Addr,
 }
@@ -49,6 +59,8 @@ pub struct ObservedRouter {
     /// Links by member, and whether each is as it should be.
     pub links: BTreeMap<MemberNumber, bool>,
     pub uplink: bool,
+    /// Whether the operators' device leads to just the admitted operators; `None` when there is none.
+    pub tunnel: Option<bool>,
     /// Links to other networks, and whether each is as it should be.
     pub peers: BTreeMap<NetworkNumber, bool>,
 }
@@ -73,6 +85,8 @@ pub enum NetworkStep {
     ApplyPolicy,
     Admit(BTreeSet<Member>),
     Expel(BTreeSet<Member>),
+    /// Makes the operators' device lead to just the network's operators.
+    FitTunnel,
     /// Removes a link that belongs to no member.
     DetachStray(MemberNumber),
     /// Joins this network to another one, or mends what joins them.
@@ -96,6 +110,7 @@ impl NetworkStep {
         "apply-policy",
         "admit",
         "expel",
+        "fit-tunnel",
         "detach-stray",
         "link",
         "unlink",
@@ -113,6 +128,7 @@ impl NetworkStep {
             Self::ApplyPolicy => "apply-policy",
             Self::Admit(_) => "admit",
             Self::Expel(_) => "expel",
+            Self::FitTunnel => "fit-tunnel",
             Self::DetachStray(_) => "detach-stray",
             Self::Link(_) => "link",
             Self::Unlink(_) => "unlink",
@@ -125,7 +141,12 @@ impl NetworkStep {
 
     /// Whether the step mends what somebody else changed, in the life of a network that was whole before.
     pub fn repairs(&self) -> bool {
-        matches!(self, Self::Create | Self::RepairGateway | Self::LoadRules | Self::Expel(_) | Self::DetachStray(_))
+        match self {
+            Self::Create | Self::RepairGateway | Self::LoadRules | Self::DetachStray(_) => true,
+            // Machines are expelled by their own plans; operators come and go by this one.
+            Self::Expel(members) => members.iter().any(|member| member.access == Access::Link),
+            _ => false,
+        }
     }
 }
 
@@ -142,6 +163,12 @@ impl fmt::Display for NetworkStep {
             Self::Unlink(network) => write!(f, "unlink {network}"),
             other => f.write_str(other.as_str()),
         }
+    }
+}
+
+impl DesiredNetwork {
+    fn has_operators(&self) -> bool {
+        self.members.iter().any(|member| member.access == Access::Tunnel)
     }
 }
 
@@ -170,7 +197,10 @@ fn plan_kept(desired: &DesiredNetwork, observed: &ObservedNetwork) -> Vec<Networ
     let mut steps = Vec::new();
     match &observed.router {
         // A namespace that was made anew has no socket at the edge yet.
-        None => steps.extend([NetworkStep::Create, NetworkStep::Publish]),
+        None => {
+            steps.extend([NetworkStep::Create, NetworkStep::Publish]);
+            steps.extend(desired.has_operators().then_some(NetworkStep::FitTunnel));
+        }
         Some(router) => {
             // First, so that whatever the kernel refuses keeps no name open that policy has closed. But an edge that has
             // nothing of the network has nothing open, and needs sockets on a gateway that may be half made.
@@ -199,6 +229,8 @@ fn plan_router(desired: &DesiredNetwork, router: &ObservedRouter, steps: &mut Ve
     if !router.gateway {
         steps.push(NetworkStep::RepairGateway);
     }
+    let has_operators = desired.has_operators();
+    let needs_tunnel = router.tunnel == Some(false) || (has_operators && router.tunnel.is_none());
     if router.rules == Rules::Intact {
         let missing: BTreeSet<Member> = desired.members.difference(&router.admitted).copied().collect();
         let stray: BTreeSet<Member> = router
@@ -207,6 +239,7 @@ fn plan_router(desired: &DesiredNetwork, router: &ObservedRouter, steps: &mut Ve
             .filter(|member| !desired.members.contains(member) && !desired.leaving.contains(member))
             .copied()
             .collect();
+        let moves = stray.iter().chain(&missing).any(|member| member.access == Access::Tunnel);
         if !stray.is_empty() {
             steps.push(NetworkStep::Expel(stray));
         }
@@ -216,8 +249,10 @@ fn plan_router(desired: &DesiredNetwork, router: &ObservedRouter, steps: &mut Ve
         if !router.policy {
             steps.push(NetworkStep::ApplyPolicy);
         }
+        steps.extend((moves || needs_tunnel).then_some(NetworkStep::FitTunnel));
     } else {
         steps.push(NetworkStep::LoadRules);
+        steps.extend((has_operators || router.tunnel.is_some()).then_some(NetworkStep::FitTunnel));
     }
     let known: BTreeSet<MemberNumber> =
         desired.members.iter().chain(&desired.leaving).map(|member| member.number).collect();

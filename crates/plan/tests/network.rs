@@ -5,12 +5,13 @@ use std::net::Ipv4Addr;
 
 use warren_model::{MachineId, MemberNumber, NetworkNumber, UlaPrefix};
 use warren_plan::host::{self, DesiredHost, ObservedHost};
-use warren_plan::network::{DesiredNetwork, Member, ObservedNetwork, ObservedRouter, Rules, plan};
+use warren_plan::network::{Access, DesiredNetwork, Member, ObservedNetwork, ObservedRouter, Rules, plan};
 
 fn member(n: u32) -> Member {
     let number = MemberNumber::new(n).unwrap();
     Member {
         number,
+        access: Access::Link,
         ipv4: Ipv4Addr::from(0x0a00_0000 + n),
         ipv6: UlaPrefix::from_random([0; 5]).member(NetworkNumber::FIRST, number),
     }
@@ -38,12 +39,29 @@ fn observed(numbers: &[u32]) -> ObservedNetwork {
             admitted: members(numbers),
             links: numbers.iter().map(|n| (MemberNumber::new(*n).unwrap(), true)).collect(),
             uplink: false,
+            tunnel: None,
             policy: true,
             peers: BTreeMap::new(),
         }),
         published: true,
         at_edge: true,
     }
+}
+
+fn operators(numbers: &[u32]) -> impl Iterator<Item = Member> {
+    numbers.iter().map(|n| Member { access: Access::Tunnel, ..member(*n) })
+}
+
+fn operated(machines: &[u32], sessions: &[u32]) -> DesiredNetwork {
+    DesiredNetwork { members: members(machines).into_iter().chain(operators(sessions)).collect(), ..desired(&[]) }
+}
+
+fn tunneled(machines: &[u32], sessions: &[u32], tunnel: Option<bool>) -> ObservedNetwork {
+    let mut network = observed(machines);
+    let router = network.router.as_mut().unwrap();
+    router.admitted.extend(operators(sessions));
+    router.tunnel = tunnel;
+    network
 }
 
 fn router(change: impl FnOnce(&mut ObservedRouter)) -> ObservedNetwork {
@@ -114,6 +132,21 @@ fn plans_are_as_written_down() {
                 r.policy = false
             }),
         ),
+        scenario("an operator joins", &operated(&[2, 3], &[4]), &observed(&[2, 3])),
+        scenario("another operator joins", &operated(&[2, 3], &[4, 5]), &tunneled(&[2, 3], &[4], Some(true))),
+        scenario("an operator leaves", &operated(&[2, 3], &[]), &tunneled(&[2, 3], &[4], Some(true))),
+        scenario("operators are as wanted", &operated(&[2, 3], &[4]), &tunneled(&[2, 3], &[4], Some(true))),
+        scenario("the operators' device was deleted", &operated(&[2], &[4]), &tunneled(&[2], &[4], None)),
+        scenario("a route to an operator is gone", &operated(&[2], &[4]), &tunneled(&[2], &[4], Some(false))),
+        scenario("nobody needs the operators' device", &desired(&[2]), &tunneled(&[2], &[], Some(true))),
+        scenario(
+            "the rules were flushed under an operator",
+            &operated(&[2], &[4]),
+            &ObservedNetwork {
+                router: tunneled(&[2], &[], Some(true)).router.map(|r| ObservedRouter { rules: Rules::Missing, ..r }),
+                ..observed(&[])
+            },
+        ),
         scenario("it is to go and has members", &deleting(&[2]), &observed(&[2])),
         scenario("it is to go", &deleting(&[]), &observed(&[])),
         scenario("it is half removed", &deleting(&[]), &none),
@@ -155,6 +188,7 @@ fn a_hundred_thousand_members_are_planned() {
             admitted: BTreeSet::new(),
             links: BTreeMap::new(),
             uplink: false,
+            tunnel: None,
             policy: true,
             peers: BTreeMap::new(),
         }),

@@ -11,12 +11,18 @@ pub const VARIABLE: &str = "WARREN_CRASH_AT";
 /// The variable that names a file without which the point is passed by.
 pub const ARMED: &str = "WARREN_CRASH_ARMED";
 
-/// Every point there is.
+/// Every point in the lives of machines and networks.
 pub fn points() -> Vec<String> {
     let machine = MachineStep::ALL.iter().map(|step| step.as_str().to_owned());
     let network = NetworkStep::NAMES.iter().map(|step| format!("network-{step}"));
     let status = ["status".to_owned()];
     machine.chain(network).chain(status).flat_map(|step| [format!("before:{step}"), format!("after:{step}")]).collect()
+}
+
+/// Every point on the way to what is public.
+pub fn public_points() -> Vec<String> {
+    let steps = ["public-listen", "public-dialers", "public-put"];
+    steps.iter().flat_map(|step| [format!("before:{step}"), format!("after:{step}")]).collect()
 }
 
 /// Ends the process if a test asked for it here.

@@ -1,10 +1,13 @@
-//! The store's networks and machines in memory.
+//! The store's networks, machines, sessions and domains in memory.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use warren_model::domain::Domain;
+use warren_model::policy::HostName;
 use warren_model::record::{Machine, Network, PolicyVersion, Power};
-use warren_model::{AccountId, MachineId, NetworkId, NetworkNumber};
+use warren_model::session::Session;
+use warren_model::{AccountId, MachineId, NetworkId, NetworkNumber, SessionId};
 use warren_store::schema::{self, Record};
 use warren_store::{Change, Revision, Store, StoreError, Typed, Watch, decode};
 
@@ -17,7 +20,10 @@ pub struct Desired {
     networks: HashMap<NetworkId, Arc<Network>>,
     machines: HashMap<MachineId, Arc<Machine>>,
     members: HashMap<NetworkId, BTreeMap<MachineId, Arc<Machine>>>,
+    sessions: HashMap<SessionId, Arc<Session>>,
+    operators: HashMap<NetworkId, BTreeMap<SessionId, Arc<Session>>>,
     policies: HashMap<AccountId, Arc<PolicyVersion>>,
+    domains: BTreeMap<HostName, Arc<Domain>>,
     /// Counts what a network's members can see of each other.
     versions: HashMap<NetworkId, u64>,
     /// Counts what policy can tell apart in an account: its policy, its networks, who is in them.
@@ -52,6 +58,24 @@ impl Desired {
     /// Every machine of the network, in the order in which they were made.
     pub fn members(&self, network: NetworkId) -> impl Iterator<Item = &Arc<Machine>> + Clone {
         self.members.get(&network).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Every operator session in the network, in the order in which they were opened.
+    pub fn sessions_in(&self, network: NetworkId) -> impl Iterator<Item = &Arc<Session>> + Clone {
+        self.operators.get(&network).into_iter().flat_map(BTreeMap::values)
+    }
+
+    pub fn sessions(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.sessions.values()
+    }
+
+    pub fn session(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.sessions.get(&id).cloned()
+    }
+
+    /// What is public, by host name.
+    pub fn domains(&self) -> impl Iterator<Item = &Arc<Domain>> + Clone {
+        self.domains.values()
     }
 
     /// Changes whenever the network or what its members can see of each other changes.
@@ -104,6 +128,7 @@ impl Desired {
             self.touch_account(network.account);
         }
         self.members.remove(&id);
+        self.operators.remove(&id);
         self.versions.remove(&id);
     }
 
@@ -116,6 +141,33 @@ impl Desired {
         self.touch(machine.network);
         self.touch_account(machine.account);
         Some(machine.network)
+    }
+
+    pub fn insert_session(&mut self, session: Session) {
+        self.touch(session.network);
+        self.touch_account(session.account);
+        let session = Arc::new(session);
+        self.operators.entry(session.network).or_default().insert(session.id, Arc::clone(&session));
+        self.sessions.insert(session.id, session);
+    }
+
+    /// The network that it was in.
+    pub fn remove_session(&mut self, id: SessionId) -> Option<NetworkId> {
+        let session = self.sessions.remove(&id)?;
+        if let Some(operators) = self.operators.get_mut(&session.network) {
+            operators.remove(&id);
+        }
+        self.touch(session.network);
+        self.touch_account(session.account);
+        Some(session.network)
+    }
+
+    pub fn insert_domain(&mut self, domain: Domain) {
+        self.domains.insert(domain.host.clone(), Arc::new(domain));
+    }
+
+    pub fn remove_domain(&mut self, host: &HostName) {
+        self.domains.remove(host);
     }
 
     fn touch_account(&mut self, account: AccountId) {
@@ -151,10 +203,14 @@ pub(crate) async fn load(store: &dyn Store) -> Result<(SharedDesired, Box<dyn Wa
 async fn refill(store: &dyn Store, desired: &SharedDesired) -> Result<Box<dyn Watch>, StoreError> {
     let (networks, from): (_, Revision) = store.list_all(&schema::networks()).await?;
     let (machines, _) = store.list_all(&schema::machines()).await?;
+    let (sessions, _) = store.list_all(&schema::sessions()).await?;
+    let (domains, _) = store.list_all(&schema::domains()).await?;
     let policies = policies(store).await?;
     let mut fresh = Desired::default();
     networks.into_iter().for_each(|network| fresh.insert_network(network.record));
     machines.into_iter().for_each(|machine| fresh.insert_machine(machine.record));
+    sessions.into_iter().for_each(|session| fresh.insert_session(session.record));
+    domains.into_iter().for_each(|domain| fresh.insert_domain(domain.record));
     policies.into_iter().for_each(|(account, policy)| fresh.insert_policy(account, policy));
     {
         let mut now = desired.write();
@@ -194,6 +250,8 @@ pub(crate) async fn follow(world: Arc<World>, mut watch: Box<dyn Watch>) {
                 if let Ok(fresh) = refill(world.store.as_ref(), &world.desired).await {
                     watch = fresh;
                     world.enqueue_everything();
+                    world.sessions.changed();
+                    world.public.changed();
                 }
             }
         }
@@ -220,10 +278,35 @@ fn apply(world: &World, change: &Change) {
             None => world.desired.write().remove_machine(id),
         };
         world.queue.push(Item::Machine(id));
+        if world.desired.read().domains().any(|domain| domain.machine == id) {
+            world.public.changed();
+        }
         if let Some(network) = network {
             world.members_changed(network);
             world.linked_networks_changed(network);
         }
+    } else if change.key.starts_with(schema::sessions().as_str()) {
+        let Some(id) = schema::session_in(&change.key) else { return };
+        let network = match parse::<Session>(change) {
+            Some(session) => {
+                let network = session.network;
+                world.desired.write().insert_session(session);
+                Some(network)
+            }
+            None => world.desired.write().remove_session(id),
+        };
+        if let Some(network) = network {
+            world.queue.push(Item::Network(network));
+            world.linked_networks_changed(network);
+            world.sessions.changed();
+        }
+    } else if change.key.starts_with(schema::domains().as_str()) {
+        let Some(host) = schema::host_in(&change.key) else { return };
+        match parse::<Domain>(change) {
+            Some(domain) => world.desired.write().insert_domain(domain),
+            None => world.desired.write().remove_domain(&host),
+        }
+        world.public.changed();
     } else if let Some(account) = schema::account_of_policy(&change.key)
         && let Some(policy) = parse::<PolicyVersion>(change)
     {

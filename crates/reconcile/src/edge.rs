@@ -3,16 +3,22 @@
 //! The edge outlives the daemon and the daemon outlives the edge: one that answers is taken over with all it has, and
 //! one that ended is started anew and handed everything again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
-use warren_edge::{EdgeClient, EdgeStatus, FlowCounters, NetworkView, OpenFlow, Sockets, SpawnConfig, TakenDenials};
+use warren_edge::{
+    EdgeClient, EdgeStatus, FlowCounters, NetworkView, OpenFlow, SessionStatus, Sockets, SpawnConfig, TakenDenials,
+    TunnelStatus, public_key,
+};
 use warren_kernel::GatewaySockets;
 use warren_model::NetworkNumber;
 
 use crate::ReconcileError;
+use crate::sessions::{TunnelGateway, TunnelSettings};
 use crate::world::{World, lock};
 
 /// The pause before another attempt to start the edge.
@@ -23,11 +29,21 @@ pub(crate) struct EdgeLink {
     client: AsyncMutex<Option<Arc<EdgeClient>>>,
     /// What the edge has, by network. Apart, so that a slow answer of the edge holds up nobody who only asks this.
     generations: Mutex<BTreeMap<NetworkNumber, u64>>,
+    /// The networks whose device for operators the edge has.
+    devices: Mutex<BTreeSet<NetworkNumber>>,
+    /// Whoever sees to it that operators can come in: the port can be had once.
+    listening: AsyncMutex<()>,
 }
 
 impl EdgeLink {
     pub fn new(config: SpawnConfig) -> Self {
-        Self { config, client: AsyncMutex::default(), generations: Mutex::default() }
+        Self {
+            config,
+            client: AsyncMutex::default(),
+            generations: Mutex::default(),
+            devices: Mutex::default(),
+            listening: AsyncMutex::default(),
+        }
     }
 
     /// What the edge answers with for this network; `None` when it has nothing of it.
@@ -35,17 +51,36 @@ impl EdgeLink {
         lock(&self.generations).get(&network).copied()
     }
 
-    pub async fn put(&self, view: &NetworkView, sockets: Option<GatewaySockets>) -> Result<(), ReconcileError> {
+    /// Whether operators can come into this network.
+    pub fn has_device(&self, network: NetworkNumber) -> bool {
+        lock(&self.devices).contains(&network)
+    }
+
+    /// The device that the edge has is not the network's any more.
+    pub fn lost_device(&self, network: NetworkNumber) {
+        lock(&self.devices).remove(&network);
+    }
+
+    pub async fn put(
+        &self,
+        view: &NetworkView,
+        sockets: Option<GatewaySockets>,
+        device: Option<OwnedFd>,
+    ) -> Result<(), ReconcileError> {
         let client = self.client().await?;
+        let has_device = device.is_some();
         let sockets = sockets.map(|sockets| {
             let GatewaySockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 } = sockets;
             Sockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 }
         });
-        client.put_network(view, sockets).await?;
+        client.put_network(view, sockets, device).await?;
         // By now another edge may have taken this one's place, which knows nothing of it.
         let current = self.client.lock().await;
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &client)) {
             lock(&self.generations).insert(view.number, view.generation);
+            if has_device {
+                lock(&self.devices).insert(view.number);
+            }
         }
         Ok(())
     }
@@ -53,6 +88,7 @@ impl EdgeLink {
     pub async fn remove(&self, network: NetworkNumber) -> Result<(), ReconcileError> {
         self.client().await?.remove_network(network).await?;
         lock(&self.generations).remove(&network);
+        lock(&self.devices).remove(&network);
         Ok(())
     }
 
@@ -71,6 +107,43 @@ impl EdgeLink {
         Ok(self.client().await?.flow_counters(network).await?)
     }
 
+    /// How the sessions of operators stand, in one network or in all.
+    pub async fn sessions(&self, network: Option<NetworkNumber>) -> Result<Vec<SessionStatus>, ReconcileError> {
+        Ok(self.client().await?.sessions(network).await?)
+    }
+
+    /// Makes sure that operators can reach the edge where they should, and says in [`World`] whether they can.
+    pub async fn listen(&self, world: &World) {
+        let _turn = self.listening.lock().await;
+        let outcome = self.try_listen(world).await;
+        if let Err(error) = &outcome {
+            tracing::warn!(error, "operators cannot come in");
+        }
+        world.sessions.set_gateway(outcome);
+    }
+
+    async fn try_listen(&self, world: &World) -> Result<TunnelGateway, String> {
+        let TunnelSettings { listen, key } = world.sessions.settings.clone();
+        let public_key = public_key(&key);
+        let client = self.client().await.map_err(|error| error.chain())?;
+        let there = |tunnel: TunnelStatus| {
+            let is_it = |address: &SocketAddr| {
+                address.ip() == listen.ip() && (listen.port() == 0 || address.port() == listen.port())
+            };
+            let listening = tunnel.listening.into_iter().find(is_it)?;
+            (tunnel.public_key == public_key).then_some(TunnelGateway { public_key, listening })
+        };
+        let status = client.status().await.map_err(|error| error.to_string())?;
+        if let Some(gateway) = status.tunnel.and_then(there) {
+            return Ok(gateway);
+        }
+        let failed = |error: std::io::Error| format!("UDP port {listen} cannot be had: {error}");
+        let sockets = warren_kernel::tunnel_sockets(listen).map_err(failed)?;
+        client.listen(sockets, &key).await.map_err(|error| error.to_string())?;
+        let status = client.status().await.map_err(|error| error.to_string())?;
+        status.tunnel.and_then(there).ok_or_else(|| "the edge does not listen".to_owned())
+    }
+
     /// How the edge is doing.
     pub async fn status(&self) -> Result<EdgeStatus, ReconcileError> {
         Ok(self.client().await?.status().await?)
@@ -80,9 +153,10 @@ impl EdgeLink {
     pub async fn disconnect(&self) {
         *self.client.lock().await = None;
         lock(&self.generations).clear();
+        lock(&self.devices).clear();
     }
 
-    async fn client(&self) -> Result<Arc<EdgeClient>, ReconcileError> {
+    pub(crate) async fn client(&self) -> Result<Arc<EdgeClient>, ReconcileError> {
         let mut current = self.client.lock().await;
         if let Some(client) = current.as_ref() {
             return Ok(Arc::clone(client));
@@ -95,6 +169,7 @@ impl EdgeLink {
         let status = client.status().await?;
         tracing::info!(pid = client.pid(), networks = status.networks.len(), "the edge answers");
         *lock(&self.generations) = status.networks;
+        *lock(&self.devices) = status.devices;
         *current = Some(Arc::clone(&client));
         Ok(client)
     }
@@ -111,6 +186,8 @@ pub(crate) async fn keep(world: Arc<World>) {
                     world.enqueue_everything();
                 }
                 first = false;
+                world.public.changed();
+                world.edge.listen(&world).await;
                 client.ended().await;
                 tracing::warn!("the edge ended; it is started anew");
             }

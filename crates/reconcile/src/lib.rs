@@ -17,6 +17,8 @@
 //! | `names`, `facts` | the files and DNS views that follow from the records; pure |
 //! | `policy` | policies, compiled for their networks; what of them is enforced; rules that expire |
 //! | `denials` | what kernel and edge refused, as records |
+//! | `sessions` | the port that operators come to, and the end of their sessions |
+//! | `public` | what the internet reaches: listeners, domains, the way to their machines, certificates |
 //! | `edge` | the connection to the edge process; starts it anew when it ends |
 //! | `drift` | what wakes workers besides the store: netlink, exits, a timer |
 //! | `leftovers` | removes what nothing desires |
@@ -41,15 +43,19 @@ mod names;
 mod network;
 mod policy;
 mod proof;
+mod public;
 mod queue;
 #[cfg(test)]
 mod samples;
+mod sessions;
 mod sight;
 mod status;
 mod world;
 
 pub use error::ReconcileError;
 pub use proof::{AuditSettings, Auditor, host_addresses};
+pub use public::{AcmeSettings, OwnFiles, PublicListeners, PublicSettings};
+pub use sessions::{TunnelGateway, TunnelSettings};
 pub use world::{Parts, World};
 
 use std::panic::AssertUnwindSafe;
@@ -86,6 +92,10 @@ pub async fn start(parts: Parts) -> Result<(Arc<World>, JoinSet<()>), ReconcileE
     tasks.spawn(drift::timer(Arc::clone(&world)));
     tasks.spawn(policy::keep(Arc::clone(&world)));
     tasks.spawn(edge::keep(Arc::clone(&world)));
+    tasks.spawn(sessions::keep(Arc::clone(&world)));
+    public::begin(&world).await;
+    tasks.spawn(public::keep(Arc::clone(&world)));
+    tasks.spawn(public::certificates::keep(Arc::clone(&world)));
     tasks.spawn(audit::keep(Arc::clone(&world)));
     tasks.spawn(housekeeping::keep(Arc::clone(&world)));
     tasks.spawn(denials::from_kernel(Arc::clone(&world)));

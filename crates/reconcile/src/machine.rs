@@ -329,7 +329,7 @@ async fn forget(world: &World, machine: &Machine) -> Result<(), ReconcileError> 
         if let Some(name) = name.filter(|name| name.record == machine.id) {
             txn = txn.unchanged(&name).delete(&name_key);
         }
-        if let Some(address) = address.filter(|address| address.record.holder == Some(machine.id)) {
+        if let Some(address) = address.filter(|address| address.record.holder == Some(machine.id.into())) {
             let resting =
                 AddressHold { kind: address.record.kind, holder: None, resting_until: Some(Timestamp::now() + REST) };
             txn = txn.unchanged(&address).put(&address_key, &resting)?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use warren_edge::TunnelStatus;
 use warren_model::MachineId;
 use warren_model::record::MachineState;
 
@@ -38,6 +40,8 @@ pub struct Metrics {
     states: Mutex<HashMap<MachineId, MachineState>>,
     pub repairs: Counter,
     pub edge_starts: Counter,
+    sessions: Gauge,
+    tunnel: [(&'static str, &'static str, Counter); 4],
 }
 
 impl Default for Metrics {
@@ -50,12 +54,33 @@ impl Default for Metrics {
             states: Mutex::default(),
             repairs: Counter::default(),
             edge_starts: Counter::default(),
+            sessions: Gauge::default(),
+            tunnel: [
+                ("warren_vpn_handshakes", "Handshakes with operators that gave keys"),
+                ("warren_vpn_handshakes_refused", "Handshakes of unknown keys, replays and forgeries"),
+                ("warren_vpn_handshakes_dropped", "Handshakes that were not looked at, as too many came"),
+                ("warren_vpn_messages_foreign", "Datagrams that belong to no session"),
+            ]
+            .map(|(name, help)| (name, help, Counter::default())),
         }
     }
 }
 
 impl Metrics {
+    /// What the edge counted since it started.
+    pub fn tunnel(&self, sessions: usize, tunnel: Option<&TunnelStatus>) {
+        self.sessions.set(sessions as i64);
+        let Some(TunnelStatus { handshakes, refused, dropped, foreign, .. }) = tunnel else { return };
+        for ((_, _, counter), value) in self.tunnel.iter().zip([handshakes, refused, dropped, foreign]) {
+            counter.inner().store(*value, Ordering::Relaxed);
+        }
+    }
+
     pub fn register(&self, registry: &mut Registry) {
+        registry.register("warren_vpn_sessions", "Operator sessions that are open", self.sessions.clone());
+        for (name, help, counter) in &self.tunnel {
+            registry.register(*name, *help, counter.clone());
+        }
         registry.register("warren_machine_step_seconds", "Time of one step of a machine", self.machine_steps.clone());
         registry.register("warren_network_step_seconds", "Time of one step of a network", self.network_steps.clone());
         registry.register("warren_machines", "Machines by state", self.machines.clone());

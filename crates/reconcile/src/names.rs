@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
-use warren_edge::{NameRecord, NetworkView};
+use warren_edge::{NameRecord, NetworkView, Operator};
 use warren_model::UlaPrefix;
 use warren_model::record::{Egress, Machine, Network};
 use warren_runtime::agent::{GuestConfig, GuestFile};
@@ -46,6 +46,7 @@ pub(crate) fn network_view(
     ula: UlaPrefix,
     sight: &Sight,
     policy: &AccountPolicy,
+    operators: Vec<Operator>,
     resolvers: &[SocketAddr],
 ) -> NetworkView {
     let record = |known: &Known| NameRecord {
@@ -80,6 +81,7 @@ pub(crate) fn network_view(
         members: members.into_iter().cloned().collect(),
         rules: rules.names.clone(),
         resolvers: resolvers.to_vec(),
+        operators,
         policy: policy.hash.clone(),
     })
 }

@@ -50,7 +50,7 @@ fn told(networks: &[&Network], machines: &[Machine], policy: &str, who: &str) ->
 /// Which names are there for each of these: the name or the address, and the names.
 fn seen(networks: &[&Network], machines: &[Machine], policy: &str) -> Vec<String> {
     let policy = AccountPolicy::of(networks, machines, policy, ula());
-    let view = network_view(networks[0], ula(), &sight(networks[0], machines, &policy), &policy, &[]);
+    let view = network_view(networks[0], ula(), &sight(networks[0], machines, &policy), &policy, Vec::new(), &[]);
     let group = |machine: &Machine| view.groups.get(&IpAddr::V4(machine.ipv4)).copied();
     let own = machines.iter().filter(|machine| machine.network == networks[0].id && machine.power != Power::Gone);
     own.map(|machine| {
@@ -190,7 +190,7 @@ fn a_view_names_who_is_there_and_changes_its_generation_with_them() {
     let view = |egress, members: &[Machine], policy: &str| {
         let network = network(egress);
         let policy = AccountPolicy::of(&[&network], members, policy, ula());
-        network_view(&network, ula(), &sight(&network, members, &policy), &policy, &resolvers)
+        network_view(&network, ula(), &sight(&network, members, &policy), &policy, Vec::new(), &resolvers)
     };
     let sealed = view(Egress::Deny, &members, "");
     assert_eq!((sealed.names.len(), sealed.members.len()), (1, 1));
@@ -211,7 +211,7 @@ fn a_closed_view_opens_nothing_outside_and_is_another_one() {
     let network = network(Egress::Open);
     let policy = AccountPolicy::of(&[&network], &four(), NAMES, ula());
     let resolvers = ["192.0.2.53:53".parse().unwrap()];
-    let view = network_view(&network, ula(), &sight(&network, &four(), &policy), &policy, &resolvers);
+    let view = network_view(&network, ula(), &sight(&network, &four(), &policy), &policy, Vec::new(), &resolvers);
     assert!(view.rules.values().any(|rules| !rules.is_empty()) && !view.forward.is_empty());
     let closed = closed_view(&view);
     assert!(closed.rules.is_empty() && closed.forward.is_empty());

@@ -7,7 +7,7 @@ use warren_kernel::RulesState;
 use warren_model::record::{Network, NetworkProblem, Power};
 use warren_model::{MemberNumber, NetworkId, NetworkNumber};
 use warren_plan::machine::Container;
-use warren_plan::network::{DesiredNetwork, Member, NetworkStep, ObservedNetwork, ObservedRouter, Rules, plan};
+use warren_plan::network::{DesiredNetwork, NetworkStep, ObservedNetwork, ObservedRouter, Rules, plan};
 use warren_store::{Range, TxnBuilder, TxnOutcome, Typed, schema};
 
 use crate::ReconcileError;
@@ -39,6 +39,7 @@ pub(crate) async fn reconcile_locked(
 ) -> Result<(), ReconcileError> {
     // Before anything is looked at: what is done below holds for this version at least.
     let version = world.policy(network.account).version;
+    let sessions: BTreeSet<_> = world.desired.read().sessions_in(network.id).map(|session| session.id).collect();
     let desired = desired_of(world, network);
     known.router = observe_router(world, network).await?;
     let observed = ObservedNetwork {
@@ -75,6 +76,7 @@ pub(crate) async fn reconcile_locked(
     }
     known.settled = !network.deleting;
     world.policies.is_enforced(network.id, version);
+    world.sessions.settled(network.id, sessions);
     if !network.deleting {
         world.has_published(network.id, world.derived(network).view.generation);
     }
@@ -116,7 +118,7 @@ pub(crate) async fn publish(world: &World, network: &Network) -> Result<(), Reco
 async fn close_names(world: &World, network: &Network) {
     let Some(answered) = world.edge.generation(network.number) else { return };
     let closed = names::closed_view(&world.derived(network).view);
-    if answered == closed.generation || world.edge.put(&closed, None).await.is_ok() {
+    if answered == closed.generation || world.edge.put(&closed, None, None).await.is_ok() {
         return;
     }
     if let Err(error) = world.edge.remove(network.number).await {
@@ -127,7 +129,8 @@ async fn close_names(world: &World, network: &Network) {
 async fn publish_once(world: &World, network: &Network) -> Result<(), ReconcileError> {
     let derived = world.derived(network);
     let answered = world.edge.generation(network.number);
-    if answered == Some(derived.view.generation) {
+    let needs_device = !derived.view.operators.is_empty() && !world.edge.has_device(network.number);
+    if answered == Some(derived.view.generation) && !needs_device {
         return Ok(());
     }
     let sockets = match answered {
@@ -137,7 +140,14 @@ async fn publish_once(world: &World, network: &Network) -> Result<(), ReconcileE
             Some(blocking(move || kernel.gateway_sockets(&spec)).await?)
         }
     };
-    world.edge.put(&derived.view, sockets).await
+    let device = match needs_device {
+        false => None,
+        true => {
+            let (kernel, number) = (world.kernel.clone(), network.number);
+            Some(blocking(move || kernel.tunnel_device(number)).await?)
+        }
+    };
+    world.edge.put(&derived.view, sockets, device).await
 }
 
 pub(crate) fn is_published(world: &World, network: &Network) -> bool {
@@ -148,17 +158,15 @@ pub(crate) fn is_published(world: &World, network: &Network) -> bool {
 pub(crate) fn desired_of(world: &World, network: &Network) -> DesiredNetwork {
     let rules = world.policy(network.account).rules(network.id);
     let desired = world.desired.read();
-    let select = |gone: bool| -> BTreeSet<Member> {
-        desired
-            .members(network.id)
-            .filter(|machine| (machine.power == Power::Gone) == gone)
-            .map(|machine| world.member(machine, network))
-            .collect()
+    let select = |gone: bool| {
+        let machines = desired.members(network.id).filter(move |machine| (machine.power == Power::Gone) == gone);
+        machines.map(|machine| world.member(machine, network))
     };
+    let operators = desired.sessions_in(network.id).map(|session| world.operator(session, network));
     DesiredNetwork {
         deleting: network.deleting,
-        members: select(false),
-        leaving: select(true),
+        members: select(false).chain(operators).collect(),
+        leaving: select(true).collect(),
         exits: rules.exits,
         peers: rules.links.keys().copied().collect(),
     }
@@ -178,6 +186,7 @@ pub(crate) async fn observe_router(world: &World, network: &Network) -> Result<O
         links: router.links.iter().map(|(number, link)| (*number, link.up && link.routed)).collect(),
         policy: router.policy,
         uplink: router.uplink,
+        tunnel: router.tunnel,
         peers: router.peers,
     }))
 }
@@ -242,6 +251,16 @@ async fn execute(
             blocking(move || kernel.expel(number, &specs)).await?;
             if let Some(router) = &mut known.router {
                 router.admitted.retain(|member| !members.contains(member));
+            }
+            Ok(())
+        }
+        NetworkStep::FitTunnel => {
+            let members = member_specs(&desired.members);
+            let was_made = blocking(move || kernel.fit_tunnel(&spec, &members)).await?;
+            if was_made && world.edge.has_device(number) {
+                // What the edge has is a device that somebody deleted.
+                world.edge.lost_device(number);
+                publish(world, network).await?;
             }
             Ok(())
         }

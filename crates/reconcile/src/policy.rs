@@ -15,7 +15,8 @@ use warren_edge::OpenFlow;
 use warren_model::policy::compile::{Default as Treatment, compile};
 use warren_model::policy::{Directory, Member, NetworkEntry, NetworkRules, Policy, PrivateRanges};
 use warren_model::record::{Failure, NetworkProblem, Power};
-use warren_model::{AccountId, Code, Label, MemberNumber, NetworkId, NetworkNumber, UlaPrefix, wire};
+use warren_model::session::OPERATOR_TAG;
+use warren_model::{AccountId, Code, Label, MemberId, MemberNumber, NetworkId, NetworkNumber, UlaPrefix, wire};
 
 use crate::desired::Desired;
 use crate::world::{World, blocking, lock};
@@ -196,9 +197,12 @@ impl World {
         let desired = self.desired.read();
         let flow = |flow: OpenFlow| {
             let network = desired.network_by_number(flow.network).filter(|network| network.account == account)?;
-            let machine = desired.machine(flow.machine)?;
+            let name = match flow.member {
+                MemberId::Machine(id) => desired.machine(id)?.name.clone(),
+                MemberId::Session(id) => desired.session(id)?.name(),
+            };
             Some(wire::LiveFlow {
-                machine: format!("{}/{}", network.name, machine.name),
+                machine: format!("{}/{name}", network.name),
                 name: flow.host.to_string(),
                 port: flow.port,
                 rule: flow.rule.to_string(),
@@ -214,14 +218,14 @@ impl World {
             let network = desired.network_by_number(network);
             let machine = network.and_then(|network| desired.members(network.id).find(|m| m.member == member).cloned());
             let Some(machine) = machine else { return (Vec::new(), 0) };
-            machine.id
+            MemberId::Machine(machine.id)
         };
         self.fetch_denials().await;
         let kernel = self.kernel.clone();
         let packets = blocking(move || kernel.refused(network)).await.ok();
         let packets = packets.and_then(|refused| Some(refused.get(&member)?.packets)).unwrap_or(0);
         let flows = self.edge.flow_counters(network).await.unwrap_or_default();
-        let names = flows.into_iter().filter(|flow| flow.machine == machine).map(|flow| wire::NameTraffic {
+        let names = flows.into_iter().filter(|flow| flow.member == machine).map(|flow| wire::NameTraffic {
             rule: flow.rule.to_string(),
             open: flow.open,
             opened: flow.opened,
@@ -278,7 +282,7 @@ fn directory(desired: &Desired, ula: UlaPrefix, account: AccountId) -> Directory
         directory.networks.insert(network.name.clone(), entry);
         let there = desired.members(network.id).filter(|machine| machine.power != Power::Gone);
         directory.members.extend(there.map(|machine| Member {
-            machine: machine.id,
+            id: machine.id.into(),
             network: network.name.clone(),
             name: machine.name.clone(),
             number: machine.member,
@@ -286,6 +290,16 @@ fn directory(desired: &Desired, ula: UlaPrefix, account: AccountId) -> Directory
             ipv6: machine.ipv6(ula, network.number),
             tags: machine.tags.clone(),
         }));
+        let operators = desired.sessions_in(network.id).map(|session| Member {
+            id: session.id.into(),
+            network: network.name.clone(),
+            name: session.name(),
+            number: session.member,
+            ipv4: session.ipv4,
+            ipv6: session.ipv6(ula, network.number),
+            tags: OPERATOR_TAG.parse().into_iter().collect(),
+        });
+        directory.members.extend(operators);
     }
     directory
 }

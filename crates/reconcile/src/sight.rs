@@ -71,7 +71,7 @@ impl Sight {
             let ranges = entry.and_then(|entry: &NetworkEntry| rules.links.get(&entry.number));
             let (Some(ranges), group @ Group(1..)) = (ranges, group(member.ipv6)) else { continue };
             let by_ipv4 = ranges.iter().any(|range| range.contains(&IpAddr::V4(member.ipv4)));
-            if let Some(machine) = machine(member.machine) {
+            if let Some(machine) = member.id.machine().and_then(&machine) {
                 let (ipv4, ipv6) = (by_ipv4.then_some(member.ipv4), member.ipv6);
                 linked.push(Known { machine, ipv4, ipv6, group, network: Some(member.network.clone()) });
             }

@@ -11,9 +11,10 @@ use warren_edge::{NetworkView, SpawnConfig};
 use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
 use warren_model::policy::{Group, PrivateRanges};
 use warren_model::record::{Installation, Machine, MachineStatus, Network, NetworkProblem};
+use warren_model::session::Session;
 use warren_model::{AccountId, MachineId, NetworkId};
 use warren_plan::machine::Container;
-use warren_plan::network::{Member, ObservedRouter};
+use warren_plan::network::{Access, Member, ObservedRouter};
 use warren_runtime::agent::AgentHub;
 use warren_runtime::disk::Pool;
 use warren_runtime::driver::{Driver, DriverState};
@@ -29,7 +30,9 @@ use crate::machine;
 use crate::metrics::Metrics;
 use crate::names;
 use crate::policy::Policies;
+use crate::public::{Public, PublicSettings};
 use crate::queue::{Item, Queue};
+use crate::sessions::{self, Sessions, TunnelSettings};
 use crate::sight::Sight;
 
 /// How long changes of a network's members are gathered before its machines are told.
@@ -44,6 +47,8 @@ pub struct Parts {
     pub driver: Arc<dyn Driver>,
     pub agents: AgentHub,
     pub edge: SpawnConfig,
+    pub tunnel: TunnelSettings,
+    pub public: PublicSettings,
     /// The host's resolvers, for networks whose egress is open.
     pub resolvers: Vec<SocketAddr>,
     /// What policies may open besides the public internet.
@@ -73,6 +78,8 @@ pub struct World {
     /// Whoever moves entries to the log.
     pub(crate) audit_turn: AsyncMutex<()>,
     pub(crate) policies: Policies,
+    pub(crate) sessions: Sessions,
+    pub(crate) public: Public,
     pub denials: Denials,
     boots: PathBuf,
     machines: Mutex<HashMap<MachineId, KnownMachine>>,
@@ -153,6 +160,8 @@ impl World {
             audit_log: Arc::new(AuditLog::new(parts.audit_log)),
             audit_turn: AsyncMutex::default(),
             policies: Policies::default(),
+            sessions: Sessions::new(parts.tunnel),
+            public: Public::new(parts.public),
             denials: Denials::open(parts.denials_log)?,
             boots,
             machines: Mutex::default(),
@@ -319,7 +328,8 @@ impl World {
         let ula = self.installation.ula;
         let sight =
             Sight::of(network, ula, rules, &policy.directory, desired.members(network.id), |id| desired.machine(id));
-        let view = names::network_view(network, ula, &sight, &policy, &self.resolvers);
+        let operators = sessions::operators(network, ula, desired.sessions_in(network.id), |id| desired.machine(id));
+        let view = names::network_view(network, ula, &sight, &policy, operators, &self.resolvers);
         let derived = Arc::new(Derived { versions, view, sight, facts: Mutex::default() });
         lock(&self.derived).insert(network.id, Arc::clone(&derived));
         derived
@@ -356,7 +366,21 @@ impl World {
     }
 
     pub(crate) fn member(&self, machine: &Machine, network: &Network) -> Member {
-        Member { number: machine.member, ipv4: machine.ipv4, ipv6: machine.ipv6(self.installation.ula, network.number) }
+        Member {
+            number: machine.member,
+            access: Access::Link,
+            ipv4: machine.ipv4,
+            ipv6: machine.ipv6(self.installation.ula, network.number),
+        }
+    }
+
+    pub(crate) fn operator(&self, session: &Session, network: &Network) -> Member {
+        Member {
+            number: session.member,
+            access: Access::Tunnel,
+            ipv4: session.ipv4,
+            ipv6: session.ipv6(self.installation.ula, network.number),
+        }
     }
 
     /// The boot that a container on this host belongs to, written before it is made.
@@ -389,7 +413,11 @@ pub(crate) fn container_of(state: Option<DriverState>) -> Container {
 }
 
 pub(crate) fn member_spec(member: &Member) -> MemberSpec {
-    MemberSpec { number: member.number, ipv4: member.ipv4, ipv6: member.ipv6 }
+    let access = match member.access {
+        Access::Link => warren_kernel::Access::Link,
+        Access::Tunnel => warren_kernel::Access::Tunnel,
+    };
+    MemberSpec { number: member.number, access, ipv4: member.ipv4, ipv6: member.ipv6 }
 }
 
 pub(crate) fn member_specs<'a>(members: impl IntoIterator<Item = &'a Member>) -> Vec<MemberSpec> {
@@ -397,7 +425,11 @@ pub(crate) fn member_specs<'a>(members: impl IntoIterator<Item = &'a Member>) ->
 }
 
 pub(crate) fn member_of(spec: &MemberSpec) -> Member {
-    Member { number: spec.number, ipv4: spec.ipv4, ipv6: spec.ipv6 }
+    let access = match spec.access {
+        warren_kernel::Access::Link => Access::Link,
+        warren_kernel::Access::Tunnel => Access::Tunnel,
+    };
+    Member { number: spec.number, access, ipv4: spec.ipv4, ipv6: spec.ipv6 }
 }
 
 /// Runs a blocking call of the kernel crate on a thread that may block.

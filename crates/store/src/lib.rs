@@ -2,7 +2,7 @@
 //!
 //! A store is a sorted map from keys to values with one revision counter for all of it. [`Store`] is the contract;
 //! [`sqlite`] is the backend for one host, and a second one has to pass [`conformance`] unchanged. [`schema`] names
-//! the keys and the records behind them; nobody else spells a key.
+//! the keys and the records behind them; nobody else spells a key. [`session`] is how an operator session ends.
 //!
 //! A write that was answered survives the death of the process and the loss of power. A watch replays every change
 //! since a revision, in order, and then follows.
@@ -13,7 +13,9 @@ use async_trait::async_trait;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod domain;
 pub mod schema;
+pub mod session;
 pub mod sqlite;
 mod typed;
 

@@ -14,6 +14,9 @@
 //! | `address/{network}/{address in hex}` | [`AddressHold`] |
 //! | `machine/{id}`, `machine-name/{account}/{name}`, `member/{network}/{id}` | [`Machine`], its id, empty |
 //! | `status/{machine}` | [`MachineStatus`] |
+//! | `session/{id}`, `session-of/{account}/{network}/{id}`, `session-key/{public key in hex}` | [`Session`], empty, [`KeyHold`] |
+//! | `domain/{host}`, `domain-of/{account}/{host}`, `domain-at/{machine}/{host}` | [`Domain`], empty, empty |
+//! | `domain-claim/{account}/{host}` | [`DomainClaim`] |
 //! | `uid-slot/{slot}` | the machine that has it |
 //! | `event/{id}` | [`Event`] |
 //! | `audit/{id}` | [`AuditEntry`], until it is in the log |
@@ -27,13 +30,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
 use warren_model::audit::AuditSchedule;
+use warren_model::domain::{Domain, DomainClaim};
 use warren_model::grant::GrantTarget;
+use warren_model::policy::HostName;
 use warren_model::record::{
     Account, AddressHold, ApiKey, AuditEntry, Event, Grant, IdempotencyRecord, Identity, Installation, Machine,
     MachineStatus, Network, NetworkProblem, PolicyVersion, Token,
 };
+use warren_model::session::{KeyHold, Session, WireGuardKey};
 use warren_model::{
-    AccountId, EventId, IdentityId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber, TokenId,
+    AccountId, EventId, IdentityId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber, SessionId, TokenId,
 };
 
 /// A key and the type of the record behind it.
@@ -266,6 +272,84 @@ pub fn status(machine: MachineId) -> Key<MachineStatus> {
 
 pub fn statuses() -> Prefix<MachineStatus> {
     Prefix::new("status/".into())
+}
+
+pub fn session(id: SessionId) -> Key<Session> {
+    Key::new(format!("session/{id}"))
+}
+
+pub fn sessions() -> Prefix<Session> {
+    Prefix::new("session/".into())
+}
+
+pub fn session_of(account: AccountId, network: NetworkId, id: SessionId) -> Key<()> {
+    Key::new(format!("session-of/{account}/{network}/{id}"))
+}
+
+/// Every session of one account, by network.
+pub fn sessions_of(account: AccountId) -> Prefix<()> {
+    Prefix::new(format!("session-of/{account}/"))
+}
+
+/// Every session in one network of an account, the oldest first.
+pub fn sessions_in(account: AccountId, network: NetworkId) -> Prefix<()> {
+    Prefix::new(format!("session-of/{account}/{network}/"))
+}
+
+/// The session in a key made by [`session`] or [`session_of`].
+pub fn session_in(key: &str) -> Option<SessionId> {
+    key.rsplit('/').next()?.parse().ok()
+}
+
+pub fn session_keys() -> Prefix<KeyHold> {
+    Prefix::new("session-key/".into())
+}
+
+/// A public key is of one session at most, whatever its network, and of one account for long afterwards.
+pub fn session_key(public_key: &WireGuardKey) -> Key<KeyHold> {
+    Key::new(format!("session-key/{}", public_key.hex()))
+}
+
+/// A host name leads to one place at most in the whole installation.
+pub fn domain(host: &HostName) -> Key<Domain> {
+    Key::new(format!("domain/{host}"))
+}
+
+/// Every domain, of every account.
+pub fn domains() -> Prefix<Domain> {
+    Prefix::new("domain/".into())
+}
+
+pub fn domain_of(account: AccountId, host: &HostName) -> Key<()> {
+    Key::new(format!("domain-of/{account}/{host}"))
+}
+
+/// Every domain of one account, by host name.
+pub fn domains_of(account: AccountId) -> Prefix<()> {
+    Prefix::new(format!("domain-of/{account}/"))
+}
+
+pub fn domain_at(machine: MachineId, host: &HostName) -> Key<()> {
+    Key::new(format!("domain-at/{machine}/{host}"))
+}
+
+/// Every domain that leads to one machine.
+pub fn domains_at(machine: MachineId) -> Prefix<()> {
+    Prefix::new(format!("domain-at/{machine}/"))
+}
+
+/// The host name in a key made by [`domain`], [`domain_of`], [`domain_at`] or [`domain_claim`].
+pub fn host_in(key: &str) -> Option<HostName> {
+    key.rsplit('/').next()?.parse().ok()
+}
+
+pub fn domain_claim(account: AccountId, host: &HostName) -> Key<DomainClaim> {
+    Key::new(format!("domain-claim/{account}/{host}"))
+}
+
+/// Every claim of one account, by host name.
+pub fn domain_claims(account: AccountId) -> Prefix<DomainClaim> {
+    Prefix::new(format!("domain-claim/{account}/"))
 }
 
 pub fn uid_slot(slot: u16) -> Key<MachineId> {

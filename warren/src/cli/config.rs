@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use serde::Deserialize;
+use warren_model::client_config::{Endpoint, InvalidEndpoint};
 
+use super::public::{self, InvalidPublic, PublicArgs, PublicFlags};
 use crate::client::target::DEFAULT_DATA_DIR;
 
 /// Where the API listens unless told otherwise.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7070);
+/// Where operators' WireGuard is answered unless told otherwise.
+pub const DEFAULT_VPN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 51820);
 /// The OCI runtime unless told otherwise: a program found on the search path, or an absolute path.
 pub const DEFAULT_RUNTIME: &str = "runc";
 /// What is logged unless told otherwise.
@@ -34,6 +38,12 @@ pub struct UpArgs {
     pub private_ranges: Vec<IpNet>,
     /// Origins whose pages may call the API from a browser: `https://app.example`, or `*` for all.
     pub cors_origins: Vec<String>,
+    /// Where operators' WireGuard is answered.
+    pub vpn_listen: SocketAddr,
+    /// Where operators reach it; found out when absent.
+    pub vpn_endpoint: Option<Endpoint>,
+    /// Where and how machines' ports are made public.
+    pub public: PublicArgs,
     /// End the machines when the server is told to end.
     pub stop_machines: bool,
     /// How many machines an account may have.
@@ -87,6 +97,14 @@ pub struct UpFlags {
     #[arg(long = "cors-origin", value_name = "ORIGIN", env = "WARREN_CORS_ORIGINS", value_delimiter = ',',
           value_parser = origin)]
     pub cors_origins: Vec<String>,
+    /// Where the WireGuard of operators is answered, over UDP [default: 0.0.0.0:51820]
+    #[arg(long, value_name = "ADDR:PORT", env = "WARREN_VPN_LISTEN", value_parser = vpn_listen)]
+    pub vpn_listen: Option<SocketAddr>,
+    /// Where operators reach that, such as vpn.example.com:51820 [default: the host that a client asks]
+    #[arg(long, value_name = "HOST:PORT", env = "WARREN_VPN_ENDPOINT")]
+    pub vpn_endpoint: Option<Endpoint>,
+    #[command(flatten)]
+    pub public: PublicFlags,
     /// A file with settings; every setting is explained in docs/warren.toml
     #[arg(long, value_name = "FILE", env = "WARREN_CONFIG")]
     pub config: Option<PathBuf>,
@@ -120,6 +138,16 @@ struct File {
     resolvers: Option<Vec<String>>,
     private_ranges: Option<Vec<String>>,
     cors_origins: Option<Vec<String>>,
+    vpn_listen: Option<String>,
+    vpn_endpoint: Option<String>,
+    https_listen: Option<String>,
+    http_listen: Option<String>,
+    tls_cert: Option<String>,
+    tls_key: Option<String>,
+    acme_directory: Option<String>,
+    acme_ca: Option<String>,
+    acme_email: Option<String>,
+    preview_suffix: Option<String>,
     stop_machines: Option<bool>,
     machines_per_account: Option<usize>,
     networks_per_account: Option<usize>,
@@ -148,6 +176,12 @@ pub enum ConfigError {
     PrivateRange(String),
     #[error("cors_origins: {0}")]
     CorsOrigin(String),
+    #[error("vpn_listen: {0}")]
+    VpnListen(String),
+    #[error("vpn_endpoint: {0}")]
+    VpnEndpoint(InvalidEndpoint),
+    #[error(transparent)]
+    Public(#[from] InvalidPublic),
     #[error("{setting} must not be empty; leave it out for {default}")]
     Empty { setting: &'static str, default: &'static str },
     #[error("there is no current directory to start {path} from: {source}")]
@@ -208,7 +242,29 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
             named.iter().map(|text| origin(text)).collect::<Result<_, _>>().map_err(ConfigError::CorsOrigin)?
         }
     };
+    let vpn_listen = match (flags.vpn_listen, file.vpn_listen) {
+        (Some(listen), _) => listen,
+        (None, Some(text)) => vpn_listen(&text).map_err(ConfigError::VpnListen)?,
+        (None, None) => DEFAULT_VPN_LISTEN,
+    };
+    let vpn_endpoint = match (flags.vpn_endpoint, file.vpn_endpoint.filter(|text| !text.is_empty())) {
+        (None, Some(text)) => Some(text.parse().map_err(ConfigError::VpnEndpoint)?),
+        (flag, _) => flag,
+    };
+    let of_file = PublicFlags {
+        https_listen: file.https_listen,
+        http_listen: file.http_listen,
+        tls_cert: file.tls_cert,
+        tls_key: file.tls_key,
+        acme_directory: file.acme_directory,
+        acme_ca: file.acme_ca,
+        acme_email: file.acme_email,
+        preview_suffix: file.preview_suffix,
+    };
+    let public = public::settle(flags.public, of_file)?;
     Ok(UpArgs {
+        vpn_listen,
+        vpn_endpoint,
         pool_dir: absolute("pool_dir", "DIR/pool", pool_dir)?,
         data_dir,
         listen: flags.listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
@@ -217,6 +273,7 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
         resolvers,
         private_ranges,
         cors_origins,
+        public,
         stop_machines: flags.stop_machines.or(file.stop_machines).unwrap_or(false),
         machines_per_account: flags.machines_per_account.or(file.machines_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
         networks_per_account: flags.networks_per_account.or(file.networks_per_account).unwrap_or(DEFAULT_PER_ACCOUNT),
@@ -240,6 +297,15 @@ fn range(text: &str) -> Result<IpNet, String> {
         Ok(range)
     } else {
         Err(format!("{range} is an address; its range is {}", range.trunc()))
+    }
+}
+
+/// Operators are told the port, so it cannot be any.
+fn vpn_listen(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        Ok(_) => Err("the port has to be one that operators can be told, not 0".to_owned()),
+        Err(_) => Err(format!("{text:?} is not ADDR:PORT; write it like 0.0.0.0:51820 or [::]:51820")),
     }
 }
 
@@ -281,6 +347,9 @@ mod tests {
             resolvers: vec![],
             private_ranges: vec![],
             cors_origins: vec![],
+            vpn_listen: "0.0.0.0:51820".parse().unwrap(),
+            vpn_endpoint: None,
+            public: PublicArgs::default(),
             stop_machines: false,
             machines_per_account: 1000,
             networks_per_account: 1000,
@@ -330,6 +399,22 @@ mod tests {
     }
 
     #[test]
+    fn where_operators_come_in_is_an_address_and_where_they_find_it_may_be_a_name() {
+        let settled =
+            merge(UpFlags::default(), file("vpn_listen = '[::]:5182'\nvpn_endpoint = 'vpn.example:443'").unwrap());
+        let settled = settled.unwrap();
+        assert_eq!((settled.vpn_listen.to_string(), settled.vpn_listen.port()), ("[::]:5182".into(), 5182));
+        assert_eq!(settled.vpn_endpoint.unwrap().to_string(), "vpn.example:443");
+        let flags = UpFlags { vpn_endpoint: Some("192.0.2.1:1".parse().unwrap()), ..UpFlags::default() };
+        let settled = merge(flags, file("vpn_endpoint = 'vpn.example:443'").unwrap()).unwrap();
+        assert_eq!(settled.vpn_endpoint.unwrap().host(), "192.0.2.1", "a flag wins");
+        for wrong in ["vpn_listen = '0.0.0.0:0'", "vpn_listen = ':51820'", "vpn_endpoint = 'vpn.example'"] {
+            let error = merge(UpFlags::default(), file(wrong).unwrap()).unwrap_err().to_string();
+            assert!(error.starts_with(wrong.split(' ').next().unwrap()), "{error}");
+        }
+    }
+
+    #[test]
     fn an_unknown_or_malformed_setting_is_refused_with_its_place() {
         let error = file("listen = '127.0.0.1:1'\nlisten_adress = 'x'").unwrap_err().to_string();
         assert!(error.contains("warren.toml") && error.contains("listen_adress"), "{error}");
@@ -365,6 +450,14 @@ mod tests {
         assert!(data_dir.is_some() && listen.is_some() && pool_dir.is_some() && forwarding.is_some());
         assert!(resolvers.is_some() && documented.private_ranges.is_some() && documented.cors_origins.is_some());
         assert!(runtime.is_some() && stop_machines.is_some() && log_format.is_some() && log.is_some());
+        assert!(documented.vpn_listen.is_some() && documented.vpn_endpoint.is_some());
+        let File { https_listen, http_listen, tls_cert, tls_key, .. } = &documented;
+        let File { acme_directory, acme_ca, acme_email, preview_suffix, .. } = &documented;
+        for setting in
+            [https_listen, http_listen, tls_cert, tls_key, acme_directory, acme_ca, acme_email, preview_suffix]
+        {
+            assert!(setting.is_some());
+        }
         assert!(machines_per_account.is_some() && networks_per_account.is_some());
         let defaults = merge(UpFlags::default(), File::default()).unwrap();
         assert_eq!(merge(UpFlags::default(), documented).unwrap(), defaults);

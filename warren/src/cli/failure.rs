@@ -115,10 +115,12 @@ fn lines(text: &str) -> String {
 
 /// The server's advice names routes and fields of the HTTP API; a person at a prompt has commands and flags.
 fn in_commands(detail: &str) -> String {
-    const SAME: [(&str, &str); 10] = [
+    const SAME: [(&str, &str); 12] = [
         ("see GET /v1/machines", "see `warren machine ls`"),
         ("see GET /v1/networks", "see `warren network ls`"),
         ("see GET /v1/images", "see `warren image ls`"),
+        ("see GET /v1/sessions", "see `warren vpn ls`"),
+        ("_seconds is 60 to 86400", " is 1m to 24h"),
         ("see GET /v1/accounts", "see `warren account ls`"),
         ("see GET /v1/keys", "see `warren key ls`"),
         ("see GET /v1/policy/versions", "see `warren policy history`"),

@@ -39,6 +39,9 @@ pub struct DemoArgs {
     /// Where images are kept, so that a second run need not build one
     #[arg(long, value_name = "DIR", env = "WARREN_POOL_DIR")]
     pub pool_dir: Option<PathBuf>,
+    /// The npm client for the chapter that is about it, as scripts/install-client.sh installs it; left out when absent
+    #[arg(long, value_name = "DIR")]
+    pub client: Option<PathBuf>,
 }
 
 pub fn up(flags: UpFlags) -> Result<(), Failure> {

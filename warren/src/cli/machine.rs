@@ -1,6 +1,6 @@
 //! `machine`.
 
-mod several;
+pub(super) mod several;
 
 use clap::{Args, Subcommand, ValueEnum};
 use warren_model::wire::{CreateMachine, Machine, Port, UpdateMachine};

@@ -3,12 +3,14 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`account`], [`identity`], [`network`], [`machine`], [`image`] | the commands named so |
+//! | [`vpn`] | `vpn`: operators' sessions |
 //! | [`exec`] | `exec` and `shell`: a command's streams, signals and status |
 //! | [`copy`] | `cp` |
+//! | [`domain`] | `domain`: what is public |
 //! | [`policy`], [`explain`], [`denials`] | `policy`; `explain` and `reach`; `denials` |
 //! | [`audit`] | `audit`: reports, their verification, the log of mutations |
 //! | [`observe`], [`topology`] | `topology`, `events`, `logs`, `ports`, `traffic` |
-//! | `host`, [`config`] | `up`, `doctor`, `demo`, `uninstall` and the server's settings (feature `server`) |
+//! | `host`, [`config`], `public` | `up`, `doctor`, `demo`, `uninstall` and the server's settings (feature `server`) |
 //! | [`render`], [`output`], [`progress`], [`follow`] | data to text, and where it goes |
 //! | [`failure`] | exit statuses and messages |
 
@@ -18,6 +20,7 @@ pub mod audit;
 pub mod config;
 pub mod copy;
 pub mod denials;
+pub mod domain;
 pub mod exec;
 pub mod explain;
 pub mod failure;
@@ -32,10 +35,13 @@ pub mod observe;
 pub mod output;
 pub mod policy;
 pub mod progress;
+#[cfg(feature = "server")]
+pub mod public;
 pub mod render;
 pub mod terminal;
 pub mod topology;
 pub mod values;
+pub mod vpn;
 
 use std::ffi::OsString;
 use std::io;
@@ -113,8 +119,9 @@ Examples:
   warren up --data-dir /srv/warren --listen 127.0.0.1:0
   warren up --forwarding                        lets networks with open egress reach the internet
   warren up --resolver 9.9.9.9 --resolver [2620:fe::fe]:53
+  warren up --https-listen 0.0.0.0:443 --http-listen 0.0.0.0:80 --preview-suffix preview.example.com
   warren up --config /etc/warren/warren.toml")]
-    Up(config::UpFlags),
+    Up(Box<config::UpFlags>),
     /// Accounts: the tenants that own networks and machines (root key only)
     #[command(subcommand)]
     Account(account::AccountCommand),
@@ -133,6 +140,9 @@ Examples:
     /// Machines: computers on a private network
     #[command(subcommand)]
     Machine(machine::MachineCommand),
+    /// Operators in private networks, over WireGuard
+    #[command(subcommand)]
+    Vpn(vpn::VpnCommand),
     /// Run a command in a machine
     Exec(exec::ExecArgs),
     /// Open a shell in a machine
@@ -160,6 +170,9 @@ Examples:
     /// Audits: prove from inside every machine that the policy holds
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Domains: host names that lead from the public internet to a machine's port
+    #[command(subcommand)]
+    Domain(domain::DomainCommand),
     /// Draw every network with what is in it
     Topology(topology::TopologyArgs),
     /// Show what happened
@@ -249,7 +262,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
     let Cli { globals, command } = cli;
     match command {
         #[cfg(feature = "server")]
-        Command::Up(flags) => host::up(flags)?,
+        Command::Up(flags) => host::up(*flags)?,
         #[cfg(feature = "server")]
         Command::Edge(args) => host::edge(args)?,
         #[cfg(feature = "server")]
@@ -283,6 +296,7 @@ fn with_server(globals: Globals, command: Command) -> Result<i32, Failure> {
             Command::Version => account::version(&context).await?,
             Command::Network(command) => network::run(&context, command).await?,
             Command::Machine(command) => machine::run(&context, command).await?,
+            Command::Vpn(command) => vpn::run(&context, command).await?,
             Command::Image(command) => image::run(&context, command).await?,
             Command::Exec(args) => return exec::exec(&context, args).await,
             Command::Shell(args) => return exec::shell(&context, args).await,
@@ -295,6 +309,7 @@ fn with_server(globals: Globals, command: Command) -> Result<i32, Failure> {
             Command::Reach(args) => explain::reach(&context, args).await?,
             Command::Denials(args) => denials::run(&context, args).await?,
             Command::Audit(command) => return audit::run(&context, command).await,
+            Command::Domain(command) => domain::run(&context, command).await?,
             Command::Events(args) => observe::events(&context, args).await?,
             Command::Topology(args) => topology::run(&context, args).await?,
             Command::Completion { shell } => completion(shell)?,

@@ -164,6 +164,35 @@ fn policies() {
 }
 
 #[test]
+fn operators() {
+    use vpn::VpnCommand;
+    for line in [
+        "open agents",
+        "open agents --ttl 1h --idle 30m --reachable --dns",
+        "open agents --only worker:8080 --public-key hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=",
+        "up agents --ttl 1h --idle 30m --only worker:1 --reachable --ula --config-dir /etc/wireguard",
+        "ls",
+        "ls agents --limit 5",
+    ] {
+        assert!(matches!(parse(&format!("warren vpn {line}")), Command::Vpn(_)), "{line}");
+    }
+    let Command::Vpn(command) = parse("warren vpn close ses_01 session-2") else { panic!() };
+    assert_eq!(command, VpnCommand::Close { sessions: vec!["ses_01".into(), "session-2".into()] });
+    for line in [
+        "",
+        "open",
+        "open a b",
+        "open a --only :1",
+        "open a --public-key x",
+        "up a --public-key x",
+        "close",
+        "open a --ula",
+    ] {
+        assert_eq!(refused(&format!("warren vpn {line}")), 2, "{line}");
+    }
+}
+
+#[test]
 fn machines() {
     use machine::MachineCommand;
     use warren_model::wire::CreateMachine;
@@ -316,7 +345,7 @@ fn the_host_commands() {
     let line = "warren up --data-dir /d --listen 127.0.0.1:0 --pool-dir /p --forwarding --runtime crun --stop-machines \
                 --log-format json --log debug";
     let Command::Up(flags) = parse(line) else { panic!() };
-    let settled = config::settle(config::UpFlags { config: None, ..flags }).unwrap();
+    let settled = config::settle(config::UpFlags { config: None, ..*flags }).unwrap();
     assert_eq!(settled.listen.to_string(), "127.0.0.1:0");
     assert!(settled.forwarding && settled.stop_machines);
     assert_eq!((settled.runtime.as_str(), settled.log_format), ("crun", config::LogFormat::Json));
@@ -330,7 +359,13 @@ fn the_host_commands() {
     assert!(matches!(parse("warren demo --pool-dir /p"), Command::Demo(_)));
     let Command::Up(flags) = parse("warren up --resolver 192.0.2.1 --resolver [fd00::1]:5353") else { panic!() };
     assert_eq!(flags.resolvers, ["192.0.2.1:53".parse().unwrap(), "[fd00::1]:5353".parse().unwrap()]);
+    let Command::Up(flags) = parse("warren up --vpn-listen [::]:5182 --vpn-endpoint vpn.example:443") else { panic!() };
+    let settled = config::settle(config::UpFlags { config: None, ..*flags }).unwrap();
+    assert_eq!((settled.vpn_listen.port(), settled.vpn_endpoint.unwrap().port()), (5182, 443));
     for line in [
+        "up --vpn-listen 51820",
+        "up --vpn-listen 0.0.0.0:0",
+        "up --vpn-endpoint vpn.example",
         "up --resolver dns.example",
         "up --resolver",
         "up --listen nowhere",
@@ -339,5 +374,43 @@ fn the_host_commands() {
         "uninstall",
     ] {
         assert_eq!(refused(&format!("warren {line}")), 2, "{line}");
+    }
+}
+
+#[test]
+fn domains() {
+    use domain::DomainCommand;
+    let parse = |line: &str| match parse(line) {
+        Command::Domain(command) => command,
+        other => panic!("{line}: {other:?}"),
+    };
+    assert!(matches!(parse("warren domain map a.example w:80"), DomainCommand::Map { host: Some(_), .. }));
+    assert!(matches!(parse("warren domain map w:80"), DomainCommand::Map { host: None, .. }));
+    for line in [
+        "map a.example w:80 --auth-bearer-file f --requests-per-second 5 --burst 9 --max-body 1M --idle 5 --concurrent 2",
+        "map w:80 --auth-basic-file f",
+        "set a.example --to w:80 --open",
+        "verify a.example",
+        "claims --limit 3",
+        "disclaim a.example",
+        "ls",
+        "show a.example",
+        "unmap a.example",
+        "ca",
+    ] {
+        parse(&format!("warren domain {line}"));
+    }
+    for line in [
+        "map",
+        "map a.example",
+        "map a.example w:0",
+        "map a.example w:80 b",
+        "map w:80 --auth-bearer-file f --auth-basic-file f",
+        "set a.example --open --auth-basic-file f",
+        "map w:80 --max-body much",
+        "verify",
+        "ls --limit 0",
+    ] {
+        assert_eq!(refused(&format!("warren domain {line}")), 2, "{line}");
     }
 }

@@ -46,7 +46,7 @@ impl Boundaries for LiveBoundaries {
 
     async fn denials(&self, account: AccountId, filter: DenialFilter, limit: usize) -> Vec<Denial> {
         self.world.fetch_denials().await;
-        self.world.denials.list(account, filter.machine, filter.after, limit)
+        self.world.denials.list(account, filter.machine.map(Into::into), filter.after, limit)
     }
 
     fn follow(&self, account: AccountId) -> BoxStream<'static, Denial> {
@@ -132,7 +132,7 @@ mod tests {
             time: Timestamp::UNIX_EPOCH,
             account: format!("acc_{account:026}").parse().unwrap(),
             network: format!("net_{:026}", 1).parse().unwrap(),
-            machine: None,
+            member: None,
             to: None,
             name: None,
             port: None,

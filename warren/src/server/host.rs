@@ -30,6 +30,7 @@ impl LiveHost {
         let mut registry = Registry::default();
         world.metrics.register(&mut registry);
         world.denials.register(&mut registry);
+        world.register_public_metrics(&mut registry);
         Self { world, forwarding, registry, examined: Mutex::default() }
     }
 }

@@ -4,18 +4,28 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use warren_model::InstallationId;
+use warren_model::session::{TunnelKey, WireGuardKey};
 use warren_runtime::driver::CgroupParent;
+
+/// How long the lock of a server that is gone is waited for.
+const LAST_BREATH: Duration = Duration::from_secs(2);
 
 /// The data directory, by what is in it.
 #[derive(Debug, Clone)]
 pub struct Layout {
     directory: PathBuf,
+}
+
+/// Whether there is such a process.
+fn is_alive(pid: i32) -> bool {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }
 
 impl Layout {
@@ -39,6 +49,11 @@ impl Layout {
         self.directory.join("root.key")
     }
 
+    /// The private key that operators' tunnels end with.
+    fn tunnel_key_file(&self) -> PathBuf {
+        self.directory.join("vpn.key")
+    }
+
     pub fn audit_log(&self) -> PathBuf {
         self.directory.join("audit.log")
     }
@@ -46,6 +61,11 @@ impl Layout {
     /// The key that audits are signed with, and their reports.
     pub fn audits(&self) -> PathBuf {
         self.directory.join("audit")
+    }
+
+    /// Certificates and keys of public names.
+    pub fn public(&self) -> PathBuf {
+        self.directory.join("public")
     }
 
     /// What policies refused of late.
@@ -82,14 +102,25 @@ impl Layout {
             .mode(0o600)
             .open(&path)
             .with_context(|| format!("cannot open {}", path.display()))?;
-        let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-            let directory = self.directory.display();
-            if error != Errno::EWOULDBLOCK {
-                return anyhow::anyhow!("cannot lock {}: {error}", path.display());
+        let (mut file, deadline) = (file, Instant::now() + LAST_BREATH);
+        let mut lock = loop {
+            let back = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => break lock,
+                Err((_, error)) if error != Errno::EWOULDBLOCK => {
+                    anyhow::bail!("cannot lock {}: {error}", path.display());
+                }
+                Err((file, _)) => file,
+            };
+            let holder = self.lock_holder();
+            if holder.is_some_and(is_alive) || Instant::now() > deadline {
+                let directory = self.directory.display();
+                let holder = holder.map_or(String::new(), |pid| format!(" (process {pid})"));
+                anyhow::bail!("another server{holder} uses {directory}: end that one, or choose another --data-dir");
             }
-            let holder = self.lock_holder().map_or(String::new(), |pid| format!(" (process {pid})"));
-            anyhow::anyhow!("another server{holder} uses {directory}: end that one, or choose another --data-dir")
-        })?;
+            // What a server that was killed had just forked has its lock for a moment longer.
+            std::thread::sleep(Duration::from_millis(5));
+            file = back;
+        };
         lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()))?;
         Ok(lock)
     }
@@ -100,11 +131,37 @@ impl Layout {
     }
 
     pub fn write_root_key(&self, key: &str) -> anyhow::Result<()> {
-        let path = self.root_key();
+        self.write_secret(&self.root_key(), key)
+    }
+
+    /// The private key that operators' tunnels end with, which is made the first time: what operators were given names
+    /// its public half.
+    pub fn tunnel_key(&self) -> anyhow::Result<TunnelKey> {
+        let path = self.tunnel_key_file();
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let key: WireGuardKey = text.trim().parse().with_context(|| {
+                    format!("{} holds no WireGuard key; remove it to have a new one", path.display())
+                })?;
+                Ok(TunnelKey::from_bytes(*key.as_bytes()))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let mut bytes = [0; 32];
+                getrandom::fill(&mut bytes).context("the kernel gives no random numbers")?;
+                // The text of a key is the same for both halves.
+                self.write_secret(&path, &WireGuardKey::from_bytes(bytes).to_string())?;
+                Ok(TunnelKey::from_bytes(bytes))
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// A line that only the server's user can read, there whole or not at all.
+    fn write_secret(&self, path: &Path, line: &str) -> anyhow::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-        writeln!(file, "{key}")?;
+        writeln!(file, "{line}")?;
         file.as_file().sync_all()?;
-        file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(())
     }
 
@@ -119,6 +176,7 @@ impl Layout {
         let own = [
             self.socket(),
             self.root_key(),
+            self.tunnel_key_file(),
             self.audit_log(),
             self.audit_log().with_extension("head"),
             self.denials_log(),
@@ -136,12 +194,15 @@ impl Layout {
                 _ => {}
             }
         }
-        match fs::remove_dir_all(self.audits()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", self.audits().display()))
+        for folder in [self.audits(), self.public()] {
+            match fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     pub fn read_traces(&self) -> anyhow::Result<Option<Traces>> {
@@ -193,5 +254,21 @@ mod tests {
         assert!(said.contains("--data-dir") && !said.contains("EAGAIN"), "{said}");
         drop(lock);
         assert!(layout.lock().is_ok());
+    }
+
+    #[test]
+    fn the_lock_of_a_server_that_is_gone_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path().to_owned());
+        let lock = layout.lock().unwrap();
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        fs::write(layout.lock_file(), gone.id().to_string()).unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| layout.lock().map(drop));
+            std::thread::sleep(Duration::from_millis(200));
+            drop(lock);
+            second.join().unwrap().unwrap();
+        });
     }
 }

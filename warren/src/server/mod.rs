@@ -17,7 +17,9 @@ mod layout;
 mod listen;
 mod logging;
 mod mounts;
+mod publisher;
 mod resolvers;
+mod tunnels;
 mod uninstall;
 mod up;
 

@@ -24,7 +24,7 @@ use warren_api::{ApiConfig, bootstrap};
 use warren_kernel::Kernel;
 use warren_model::access::{Images, MachineAccess};
 use warren_model::policy::PrivateRanges;
-use warren_reconcile::{AuditSettings, Auditor, Parts, World};
+use warren_reconcile::{AuditSettings, Auditor, Parts, TunnelSettings, World};
 use warren_runtime::agent::AgentHub;
 use warren_runtime::disk::Pool;
 use warren_runtime::driver::{CgroupParent, ContainerConfig, ContainerDriver, Driver, find_program};
@@ -34,6 +34,8 @@ use warren_store::{SqliteStore, Store};
 use super::boundaries::LiveBoundaries;
 use super::host::LiveHost;
 use super::layout::{Layout, Traces};
+use super::publisher::{self, LivePublisher};
+use super::tunnels::LiveTunnels;
 use super::{edge_config, listen, mounts, resolvers};
 use crate::cli::config::UpArgs;
 
@@ -54,6 +56,8 @@ pub fn up(args: UpArgs) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the server makes namespaces and mounts, so it has to run as root: run it with sudo");
     }
+    // Machines pass through directories that are made here, as users that own nothing.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     // Read before the mount namespace changes: `ip netns exec` puts a namespace's own file there.
     let resolvers = match args.resolvers.is_empty() {
         true => resolvers::of_this_host(),
@@ -86,6 +90,8 @@ pub fn up(args: UpArgs) -> anyhow::Result<()> {
 
 async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: Vec<SocketAddr>) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&layout.store())?);
+    // Whatever the umask was; what SQLite puts beside it takes after it.
+    std::fs::set_permissions(layout.store(), std::fs::Permissions::from_mode(0o600))?;
     let boot = bootstrap::ensure(store.as_ref(), Timestamp::now()).await?;
     let installation = boot.installation.clone();
     match boot.root_key {
@@ -140,11 +146,13 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         driver: Arc::clone(&driver),
         agents: agents.clone(),
         edge: edge_config(&installation.id, layout.edge_log())?,
-        resolvers,
+        resolvers: resolvers.clone(),
         private_ranges: private_ranges.clone(),
         run_directory,
         audit_log: layout.audit_log(),
         denials_log: layout.denials_log(),
+        tunnel: TunnelSettings { listen: args.vpn_listen, key: layout.tunnel_key()? },
+        public: publisher::settings(&args.public, layout.public(), &installation.id)?,
     })
     .await?;
 
@@ -155,6 +163,7 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
     config.networks_per_account = args.networks_per_account;
     config.private_ranges = private_ranges;
     config.cors_origins = args.cors_origins.clone();
+    config.resolvers = resolvers;
     let access: Arc<dyn MachineAccess> = Arc::new(agents);
     let host = Arc::new(LiveHost::new(Arc::clone(&world), forwarding));
     let boundaries = Arc::new(LiveBoundaries::new(Arc::clone(&world)));
@@ -162,7 +171,10 @@ async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: 
         AuditSettings { directory: layout.audits(), api: listener.local_addr()?, version: env!("CARGO_PKG_VERSION") };
     let auditor = Auditor::new(Arc::clone(&world), settings);
     tasks.spawn(Arc::clone(&auditor).keep_schedules());
-    let router = warren_api::router(config, store, access, images, host, boundaries, auditor);
+    let tunnels = Arc::new(LiveTunnels::new(Arc::clone(&world), args.vpn_endpoint.clone()));
+    let publisher = Arc::new(LivePublisher::new(Arc::clone(&world), &args.public));
+    let parts = warren_api::Parts { store, access, images, host, boundaries, audits: auditor, tunnels, publisher };
+    let router = warren_api::router(config, parts);
     let socket = layout.socket();
     tokio::select! {
         served = serve(router, listener, &socket, shutdown) => served?,

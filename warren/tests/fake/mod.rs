@@ -14,8 +14,10 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use warren_model::{Code, Problem};
 
+mod domain;
 mod policy;
 pub mod run;
+mod vpn;
 
 pub struct Fake {
     pub url: String,
@@ -27,6 +29,11 @@ pub struct Fake {
 struct Memory {
     images: Vec<String>,
     policy: String,
+    domains: BTreeMap<String, Value>,
+    /// How often each name was asked for.
+    claims: BTreeMap<String, u32>,
+    /// Ids of those that are open, and what was asked for.
+    sessions: BTreeMap<String, Value>,
     /// `None` is a directory.
     files: BTreeMap<String, Option<Vec<u8>>>,
 }
@@ -78,7 +85,9 @@ fn router() -> Router {
         .route("/v1/machines/{machine}/files/list", get(list))
         .route("/v1/machines/{machine}/files/directories", post(make_directory))
         .route("/v1/events", get(events))
+        .merge(domain::router())
         .merge(policy::router())
+        .merge(vpn::router())
         .with_state(Arc::new(Mutex::new(memory)))
 }
 

@@ -7,19 +7,19 @@ use axum::response::Response;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use warren_model::allocate::{self, AllocateError, Holds, MemberKind};
-use warren_model::record::{
-    AddressHold, EventKind, Failure, Limits, Machine, MachineState, MachineStatus, Network, Power,
-};
-use warren_model::{AccountId, Code, Label, MachineId, MemberNumber, wire};
-use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
+use warren_model::allocate::MemberKind;
+use warren_model::record::{EventKind, Failure, Limits, Machine, MachineState, MachineStatus, Power};
+use warren_model::{AccountId, Code, Label, MachineId, wire};
+use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, schema};
 
+use super::domains::map;
 use super::wanted::{self, Wanted};
 use super::{Made, power, views};
 use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
 use crate::idempotency::{self, Claim, Idempotency, Seen};
+use crate::members::{self, Seat};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::policies::{self, InForce};
 use crate::state::{Api, Shared};
@@ -104,21 +104,13 @@ pub(crate) async fn make(
 /// What a new machine was given, and what must still be so when it is written.
 struct Choice {
     machine: Machine,
-    network: Versioned<Network>,
-    hold: Option<Versioned<AddressHold>>,
-    next_member: Option<Versioned<MemberNumber>>,
+    seat: Seat,
     /// Says who may give the machine's tags; `None` when it has none.
     policy: Option<InForce>,
 }
 
 async fn choose(api: &Api, caller: &Caller, wanted: &Wanted, limits: Limits, now: Timestamp) -> Answer<Choice> {
     let network = resolve::network(api, caller.account, &wanted.network).await?;
-    if network.record.deleting {
-        return Err(ApiError::new(
-            Code::NotFound,
-            format!("network {} is being deleted: name another one", network.record.name),
-        ));
-    }
     let mut policy = None;
     if !wanted.tags.is_empty() {
         let in_force = policies::in_force(api, caller.account).await?;
@@ -139,15 +131,14 @@ async fn choose(api: &Api, caller: &Caller, wanted: &Wanted, limits: Limits, now
         }
         None => free_name(api, caller.account).await?,
     };
-    let (ipv4, hold) = address(api, &network.record, wanted, now).await?;
-    let next_member = api.store.read(&schema::next_member(network.record.id)).await?;
+    let seat = members::choose(api, network, MemberKind::Machine, wanted.address, now).await?;
     let machine = Machine {
         id: MachineId::from_ulid(secret::ulid(now)?),
         account: caller.account,
-        network: network.record.id,
+        network: seat.network.record.id,
         name,
-        member: next_member.as_ref().map_or(MemberNumber::FIRST, |next| next.record),
-        ipv4,
+        member: seat.number,
+        ipv4: seat.ipv4,
         image: wanted.image.clone(),
         limits,
         ports: wanted.ports.clone(),
@@ -158,7 +149,7 @@ async fn choose(api: &Api, caller: &Caller, wanted: &Wanted, limits: Limits, now
         boot: 1,
         created_at: now,
     };
-    Ok(Choice { machine, network, hold, next_member, policy })
+    Ok(Choice { machine, seat, policy })
 }
 
 impl Choice {
@@ -166,34 +157,23 @@ impl Choice {
         let machine = &self.machine;
         let (name, member) =
             (schema::machine_name(machine.account, &machine.name), schema::member(machine.network, machine.id));
-        let (address, slot) = (schema::address(machine.network, machine.ipv4), schema::uid_slot(machine.uid_slot));
-        let next_member = schema::next_member(machine.network);
-        let hold = AddressHold { kind: MemberKind::Machine, holder: Some(machine.id), resting_until: None };
+        let slot = schema::uid_slot(machine.uid_slot);
         let status =
             MachineStatus { state: MachineState::Creating, boot: machine.boot, failure: None, started_at: None };
-        let following = machine.member.next().ok_or_else(|| {
-            ApiError::new(
-                Code::NetworkFull,
-                "this network has used up its 4,294,967,294 member numbers: create the machine in another network",
-            )
-        })?;
         let txn = TxnBuilder::new();
         let txn = match &self.policy {
             Some(policy) => policy.same(txn, machine.account),
             None => txn,
         };
-        Ok(txn
-            .unchanged(&self.network)
+        Ok(self
+            .seat
+            .put(txn, machine.id)?
             .absent(&name)
             .absent(&slot)
-            .same(&address, self.hold.as_ref())
-            .same(&next_member, self.next_member.as_ref())
             .put(&schema::machine(machine.id), machine)?
             .put(&name, &machine.id)?
             .put(&member, &())?
-            .put(&address, &hold)?
             .put(&slot, &machine.id)?
-            .put(&next_member, &following)?
             .put(&schema::status(machine.id), &status)?)
     }
 
@@ -204,61 +184,9 @@ impl Choice {
             account: *account,
             network: Some(*network),
             machine: Some(*id),
-            message: format!("machine {name} was created in network {} with {ipv4}", self.network.record.name),
+            message: format!("machine {name} was created in network {} with {ipv4}", self.seat.network.record.name),
         }
     }
-}
-
-async fn address(
-    api: &Api,
-    network: &Network,
-    wanted: &Wanted,
-    now: Timestamp,
-) -> Answer<(std::net::Ipv4Addr, Option<Versioned<AddressHold>>)> {
-    if let Some(asked) = wanted.address {
-        let hold = api.store.read(&schema::address(network.id, asked)).await?;
-        let holds = hold.iter().map(|hold| (asked, hold.record.as_hold())).collect();
-        if let Err(error) = allocate::check_explicit(network.cidr, asked, &holds) {
-            let holder = hold.and_then(|hold| hold.record.holder);
-            return Err(refused_address(api, network, error, holder).await?);
-        }
-        return Ok((asked, hold));
-    }
-    let (read, _) = api.store.list_all(&schema::addresses(network.id)).await?;
-    let holds: Holds =
-        read.iter().filter_map(|hold| Some((schema::address_of(&hold.key)?, hold.record.as_hold()))).collect();
-    match allocate::allocate(network.cidr, MemberKind::Machine, &holds, now) {
-        Ok(given) => {
-            let hold = read.into_iter().find(|hold| schema::address_of(&hold.key) == Some(given));
-            Ok((given, hold))
-        }
-        Err(error) => Err(refused_address(api, network, error, None).await?),
-    }
-}
-
-async fn refused_address(
-    api: &Api,
-    network: &Network,
-    error: AllocateError,
-    holder: Option<MachineId>,
-) -> Answer<ApiError> {
-    let detail = match (error, holder) {
-        (AllocateError::Taken(address), Some(holder)) => {
-            // A network and all its members belong to one account, so the name is the caller's own.
-            let name = api.store.read(&schema::machine(holder)).await?.map(|read| read.record.name.to_string());
-            let name = name.unwrap_or_else(|| "a machine that is being deleted".to_owned());
-            format!("{address} is held by {name} ({holder}): choose another address, or leave private_ip out")
-        }
-        (AllocateError::Full(cidr), _) => format!(
-            "every address of network {} ({cidr}) is held: delete a machine, or use a wider network",
-            network.name
-        ),
-        (AllocateError::Reserved(_), _) => {
-            format!("{error}: choose another address, or leave private_ip out")
-        }
-        _ => format!("{error}: choose an address inside it, or leave private_ip out"),
-    };
-    Ok(ApiError::new(error.code(), detail))
 }
 
 async fn free_uid_slot(api: &Api) -> Answer<u16> {
@@ -391,8 +319,10 @@ async fn undo(api: &Api, caller: &Caller, id: MachineId, claim: &Claim) -> Answe
         let Some(read) = api.store.read(&schema::machine(id)).await? else { return Ok(true) };
         let mut machine = read.record.clone();
         machine.power = Power::Gone;
+        let now = Timestamp::now();
         let txn = TxnBuilder::new().unchanged(&read).put(&schema::machine(id), &machine)?;
-        let deed = Deed { caller, now: Timestamp::now(), action: "machine.create.undo" };
+        let txn = map::withdraw_all(&*api.store, txn, caller, now, id).await?;
+        let deed = Deed { caller, now, action: "machine.create.undo" };
         let txn = deed.record(claim.undo(txn), id, &(), [power::deleted(&machine)])?;
         if let TxnOutcome::Committed(revision) = txn.commit(&*api.store).await? {
             return Ok(power::wait_until_gone(api, id, revision, deadline).await?.is_ok());

@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use warren_model::denial::Denial;
-use warren_model::{Code, DenialId, MachineId, wire};
+use warren_model::{Code, DenialId, Label, MemberId, wire};
 use warren_store::{Typed, schema};
 
 use crate::boundaries::DenialFilter;
@@ -93,7 +93,7 @@ async fn stream(api: Shared, caller: &Caller, filter: DenialFilter) -> Response 
     };
     let known: HashSet<_> = old.iter().map(|denial| (denial.id, denial.count)).collect();
     let new = following.filter(move |denial| {
-        let wanted = filter.machine.is_none_or(|machine| denial.machine == Some(machine));
+        let wanted = filter.machine.is_none_or(|machine| denial.member == Some(machine.into()));
         std::future::ready(wanted && !known.contains(&(denial.id, denial.count)))
     });
     let shutdown = api.config.shutdown.clone().cancelled_owned();
@@ -114,18 +114,24 @@ fn sent(api: Shared, denials: impl Stream<Item = Denial>) -> impl Stream<Item = 
     })
 }
 
+async fn name(api: &Api, member: MemberId) -> Option<Label> {
+    match member {
+        MemberId::Machine(id) => Some(api.store.read(&schema::machine(id)).await.ok()??.record.name),
+        MemberId::Session(id) => Some(api.store.read(&schema::session(id)).await.ok()??.record.name()),
+    }
+}
+
 /// Denials as their account sees them.
 pub(super) async fn views(api: &Api, denials: Vec<Denial>) -> Vec<wire::Denial> {
-    let mut names: HashMap<MachineId, String> = HashMap::new();
+    let mut names: HashMap<MemberId, String> = HashMap::new();
     let mut views = Vec::with_capacity(denials.len());
     for denial in denials {
-        let machine = match denial.machine {
+        let machine = match denial.member {
             Some(id) => Some(match names.get(&id) {
                 Some(name) => name.clone(),
                 None => {
                     // A name that cannot be read is no reason to keep a denial back.
-                    let read = api.store.read(&schema::machine(id)).await.ok().flatten();
-                    let name = read.map_or_else(|| id.to_string(), |read| read.record.name.to_string());
+                    let name = name(api, id).await.map_or_else(|| id.to_string(), |name| name.to_string());
                     names.insert(id, name.clone());
                     name
                 }

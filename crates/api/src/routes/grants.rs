@@ -66,7 +66,7 @@ pub(crate) async fn grant_machine(
 
 /// Take back what was granted on a machine
 ///
-/// At once, in streams that are open too. Nothing to take back is no error.
+/// At once, in streams that are open too. Where nothing was granted on it, that is said: what was meant may be another.
 #[utoipa::path(delete, path = "/v1/identities/{identity}/machines/{machine}", operation_id = "revoke_machine",
     tag = "identities", responses((status = 204, description = "Taken back")),
     params(("identity" = String, Path, description = "Id or name"),
@@ -77,8 +77,7 @@ pub(crate) async fn revoke_machine(
     NamedPair(identity, machine): NamedPair,
 ) -> Answer<StatusCode> {
     let about = About::machine(&api, &caller, &machine).await?;
-    take_back(&api, &caller, &identity, about).await?;
-    Ok(StatusCode::NO_CONTENT)
+    revoke(&api, &caller, &identity, about).await
 }
 
 /// Grant an identity something on every machine of a network
@@ -101,7 +100,7 @@ pub(crate) async fn grant_network(
 
 /// Take back what was granted on a network
 ///
-/// At once, in streams that are open too. Nothing to take back is no error.
+/// At once, in streams that are open too. Where nothing was granted on it, that is said: what was meant may be another.
 #[utoipa::path(delete, path = "/v1/identities/{identity}/networks/{network}", operation_id = "revoke_network",
     tag = "identities", responses((status = 204, description = "Taken back")),
     params(("identity" = String, Path, description = "Id or name"),
@@ -112,8 +111,20 @@ pub(crate) async fn revoke_network(
     NamedPair(identity, network): NamedPair,
 ) -> Answer<StatusCode> {
     let about = About::network(&api, &caller, &network).await?;
-    take_back(&api, &caller, &identity, about).await?;
-    Ok(StatusCode::NO_CONTENT)
+    revoke(&api, &caller, &identity, about).await
+}
+
+async fn revoke(api: &Api, caller: &Caller, identity: &str, about: About) -> Answer<StatusCode> {
+    let called = about.called.clone();
+    match take_back(api, caller, identity, about).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(ApiError::new(
+            Code::NotFound,
+            format!(
+                "nothing was granted to {identity} on {called}: see GET /v1/identities/{identity}/grants for what was"
+            ),
+        )),
+    }
 }
 
 /// What a grant is about, and how a message calls it.

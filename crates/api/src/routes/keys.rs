@@ -5,10 +5,13 @@ use axum::extract::State;
 use axum::response::Response;
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 use warren_model::record::{ApiKey, EventKind};
 use warren_model::{Code, KeyId, wire};
+use warren_store::session::{self, Why};
 use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
+use super::sessions::end;
 use super::{ListQuery, SECRET_NOT_REPEATED, created, replayed};
 use crate::bootstrap;
 use crate::caller::Caller;
@@ -111,11 +114,12 @@ async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Response> {
 
 /// Revoke a key
 ///
-/// It stops working at once. Revoking it again is no error.
+/// It stops working at once, and the sessions that it opened are closed. Revoking it again is no error.
 #[utoipa::path(delete, path = "/v1/keys/{key}", operation_id = "revoke_key", tag = "keys",
     params(("key" = String, Path, description = "Id, or a name that only one key has")),
     responses((status = 204, description = "Revoked")))]
 pub(crate) async fn revoke(State(api): State<Shared>, caller: Caller, Named(given): Named) -> Answer<StatusCode> {
+    let deadline = Instant::now() + api.config.operation_deadline;
     for _ in 0..ATTEMPTS {
         let now = Timestamp::now();
         let read = find(&api, &caller, &given).await?;
@@ -132,10 +136,15 @@ pub(crate) async fn revoke(State(api): State<Shared>, caller: Caller, Named(give
         let mut key = read.record.clone();
         key.revoked_at = Some(now);
         let txn = TxnBuilder::new().unchanged(&read).put(&schema::api_key(&key.hash), &key)?;
+        // Whoever opens another one writes the key, so none can slip in.
+        let sessions = session::opened_by(&*api.store, key.id).await?;
+        let (txn, mut told, ids) = end::put_closed(txn, &sessions, &Why::KeyRevoked, now)?;
+        told.push(news(&key, EventKind::KeyRevoked, "was revoked"));
         let deed = Deed { caller: &caller, now, action: "key.revoke" };
-        let txn = deed.record(txn, key.id, &(), [news(&key, EventKind::KeyRevoked, "was revoked")])?;
+        let txn = deed.record(txn, key.id, &(), told)?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
             api.credentials.forget_key(&key.hash);
+            end::cut(&api, &ids, deadline).await?;
             return Ok(StatusCode::NO_CONTENT);
         }
     }

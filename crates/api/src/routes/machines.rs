@@ -12,6 +12,7 @@ use warren_model::record::{EventKind, Machine, MachineState, Power};
 use warren_model::{Code, Label, LabelKey, Tag, Verb, wire};
 use warren_store::{TxnBuilder, TxnOutcome, Typed, schema};
 
+use super::domains::map;
 use super::{power, views, wanted};
 use crate::caller::Caller;
 use crate::cursor::Paging;
@@ -179,6 +180,9 @@ pub(crate) async fn update(
         machine.ports = ports.clone().unwrap_or(machine.ports);
         machine.tags = tags.clone().unwrap_or(machine.tags);
         machine.labels = labels.clone().unwrap_or(machine.labels);
+        if machine.ports != read.record.ports {
+            map::refuse_lost_ports(&api, &machine).await?;
+        }
         if machine != read.record {
             let mut txn = TxnBuilder::new().unchanged(&read).put(&schema::machine(machine.id), &machine)?;
             if machine.tags != read.record.tags {

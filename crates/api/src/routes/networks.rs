@@ -11,10 +11,14 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use warren_model::policy::{Policy, Rule, Subject, Target};
 use warren_model::record::{Egress, EventKind, Network, Power};
+use warren_model::session::Session;
 use warren_model::{AccountId, Code, Label, NetworkCidr, NetworkId, wire};
+use warren_store::session::{self, Why};
 use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
+use super::domains::map;
 use super::policy::enforce;
+use super::sessions::end;
 use super::{ListQuery, Made, views, wanted};
 use crate::caller::Caller;
 use crate::cursor::Paging;
@@ -239,7 +243,7 @@ pub(crate) async fn rename(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct DeleteQuery {
-    /// Delete the machines in it too, and leave rules of the policy that name it without effect.
+    /// Delete the machines in it too, close the sessions, and leave rules of the policy that name it without effect.
     force: Option<bool>,
 }
 
@@ -284,16 +288,19 @@ async fn ask_to_delete(api: &Api, caller: &Caller, id: NetworkId, force: bool) -
             return Ok(Some(since));
         }
         let members = members_of(api, id).await?;
-        if !force && !members.is_empty() {
-            let names: Vec<_> = members.iter().take(3).map(|machine| machine.record.name.to_string()).collect();
-            let more = if members.len() > names.len() { " and others" } else { "" };
+        let sessions = session::in_network(&*api.store, caller.account, id).await?;
+        let live = sessions.iter().map(|open| &open.session.record).filter(|session| now < session.expires_at);
+        let count = members.len() + live.clone().count();
+        if !force && count > 0 {
+            let machines = members.iter().map(|machine| machine.record.name.clone());
+            let names: Vec<_> = machines.chain(live.map(Session::name)).take(3).map(|name| name.to_string()).collect();
+            let more = if count > names.len() { " and others" } else { "" };
             return Err(ApiError::new(
                 Code::NetworkNotEmpty,
                 format!(
-                    "network {} has {} members ({}{more}): delete them first, or add ?force=true (--force) to delete \
-                     them with it",
+                    "network {} has {count} members ({}{more}): delete them first, or add ?force=true (--force) to \
+                     delete them with it",
                     read.record.name,
-                    members.len(),
                     names.join(", ")
                 ),
             ));
@@ -307,7 +314,7 @@ async fn ask_to_delete(api: &Api, caller: &Caller, id: NetworkId, force: bool) -
         }
         let mut network = read.record.clone();
         network.deleting = true;
-        // Whoever makes a machine compares the network's record unchanged, so none can slip in.
+        // Whoever makes a machine or opens a session compares the network's record unchanged, so none can slip in.
         let mut txn = TxnBuilder::new().unchanged(&read).put(&schema::network(id), &network)?;
         if members.is_empty() {
             txn = txn.empty(&schema::members(id));
@@ -315,7 +322,7 @@ async fn ask_to_delete(api: &Api, caller: &Caller, id: NetworkId, force: bool) -
         if let Some(policy) = policy {
             txn = policy.same(txn, caller.account);
         }
-        let mut told = Vec::new();
+        let (mut txn, mut told, _) = end::put_closed(txn, &sessions, &Why::NetworkDeleted, now)?;
         if !read.record.deleting {
             let message = format!("network {} is being deleted", network.name);
             told.push(news(&network, EventKind::NetworkDeleted, message));
@@ -325,6 +332,7 @@ async fn ask_to_delete(api: &Api, caller: &Caller, id: NetworkId, force: bool) -
             let mut machine = member.record;
             machine.power = Power::Gone;
             txn = txn.put(&schema::machine(machine.id), &machine)?;
+            txn = map::withdraw_all(&*api.store, txn, caller, now, machine.id).await?;
             told.push(super::power::deleted(&machine));
         }
         let deed = Deed { caller, now, action: "network.delete" };

@@ -9,6 +9,7 @@ use warren_model::record::{EventKind, Failure, Machine, MachineState, MachineSta
 use warren_model::{AccountId, Code, Label, MachineId, wire};
 use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
+use super::domains::map;
 use super::views;
 use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
@@ -66,7 +67,7 @@ pub(crate) async fn restart(
 
 /// Delete a machine
 ///
-/// With its disk. Answers when nothing of it is left; its name is free then, and its address rests for ten minutes.
+/// With its disk and its domains. Answers when nothing of it is left; its name is free then, and its address rests for ten minutes.
 #[utoipa::path(delete, path = "/v1/machines/{machine}", operation_id = "delete_machine", tag = "machines",
     params(("machine" = String, Path, description = "Id or name")),
     responses((status = 204, description = "Deleted")))]
@@ -97,8 +98,10 @@ async fn ask_to_delete(api: &Api, caller: &Caller, id: MachineId) -> Answer<Opti
         }
         let mut machine = read.record.clone();
         machine.power = Power::Gone;
+        let now = Timestamp::now();
         let txn = TxnBuilder::new().unchanged(&read).put(&schema::machine(id), &machine)?;
-        let deed = Deed { caller, now: Timestamp::now(), action: "machine.delete" };
+        let txn = map::withdraw_all(&*api.store, txn, caller, now, id).await?;
+        let deed = Deed { caller, now, action: "machine.delete" };
         let txn = deed.record(txn, id, &(), [deleted(&machine)])?;
         if let TxnOutcome::Committed(revision) = txn.commit(&*api.store).await? {
             return Ok(Some(revision));

@@ -12,7 +12,7 @@ use crate::bootstrap::DEFAULT;
 use crate::error::{Answer, ApiError};
 
 /// How many ports a machine may declare.
-const PORTS: usize = 256;
+pub(crate) const PORTS: usize = 256;
 /// How many tags and how many labels a machine may have.
 const MARKS: usize = 64;
 /// MiB of memory that a machine has when nothing is asked for.

@@ -92,7 +92,7 @@ impl Boundaries for FakeBoundaries {
         let all = self.denials.lock().unwrap();
         let wanted = all.iter().filter(|denial| {
             denial.account == account
-                && filter.machine.is_none_or(|machine| denial.machine == Some(machine))
+                && filter.machine.is_none_or(|machine| denial.member == Some(machine.into()))
                 && filter.after.is_none_or(|after| denial.id > after)
         });
         let wanted: Vec<_> = wanted.cloned().collect();
@@ -113,7 +113,7 @@ impl Boundaries for FakeBoundaries {
 
     async fn gather(&self, machine: MachineId, since: Timestamp) -> Vec<Denial> {
         let all = self.denials.lock().unwrap();
-        all.iter().filter(|denial| denial.machine == Some(machine) && denial.time >= since).cloned().collect()
+        all.iter().filter(|denial| denial.member == Some(machine.into()) && denial.time >= since).cloned().collect()
     }
 
     async fn flows(&self, _: AccountId) -> Vec<wire::LiveFlow> {

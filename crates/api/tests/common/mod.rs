@@ -2,8 +2,12 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod dns;
+pub mod domains;
 mod fakes;
 pub mod places;
+mod publisher;
+mod tunnels;
 
 use std::sync::Arc;
 
@@ -20,6 +24,8 @@ use warren_api::{ApiConfig, bootstrap};
 use warren_store::{Range, SqliteStore, Store};
 
 pub use fakes::{FakeAudits, FakeBoundaries, FakeHost, FakeImages, FakeMachines};
+pub use publisher::FakePublisher;
+pub use tunnels::FakeTunnels;
 
 pub struct Lab {
     pub router: Router,
@@ -27,6 +33,8 @@ pub struct Lab {
     pub host: Arc<FakeHost>,
     pub boundaries: Arc<FakeBoundaries>,
     pub audits: Arc<FakeAudits>,
+    pub tunnels: Arc<FakeTunnels>,
+    pub publisher: Arc<FakePublisher>,
     pub root: String,
     reconciler: JoinHandle<()>,
     _directory: tempfile::TempDir,
@@ -111,17 +119,32 @@ pub async fn lab_with(adjust: impl FnOnce(&mut ApiConfig)) -> Lab {
     let host = Arc::new(FakeHost::default());
     let boundaries = Arc::new(FakeBoundaries::default());
     let audits = Arc::new(FakeAudits::default());
-    let router = warren_api::router(
-        config,
-        store.clone(),
-        Arc::new(FakeMachines),
-        Arc::new(FakeImages::default()),
-        host.clone(),
-        boundaries.clone(),
-        audits.clone(),
-    );
+    let tunnels = Arc::new(FakeTunnels::default());
+    let publisher = Arc::new(FakePublisher::default());
+    let parts = warren_api::Parts {
+        store: store.clone(),
+        access: Arc::new(FakeMachines),
+        images: Arc::new(FakeImages::default()),
+        host: host.clone(),
+        boundaries: boundaries.clone(),
+        audits: audits.clone(),
+        tunnels: tunnels.clone(),
+        publisher: publisher.clone(),
+    };
+    let router = warren_api::router(config, parts);
     let reconciler = tokio::spawn(fakes::reconcile(store.clone()));
-    Lab { router, store, host, boundaries, audits, root: made.root_key.unwrap(), reconciler, _directory: directory }
+    Lab {
+        router,
+        store,
+        host,
+        boundaries,
+        audits,
+        tunnels,
+        publisher,
+        root: made.root_key.unwrap(),
+        reconciler,
+        _directory: directory,
+    }
 }
 
 impl Lab {

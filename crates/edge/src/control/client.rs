@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -17,12 +18,16 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
+use warren_ingress::Snapshot;
 use warren_model::NetworkNumber;
+use warren_model::session::TunnelKey;
 
-use crate::control::frame::{Channel, MAX_MESSAGE};
+use crate::control::frame::{Channel, MAX_DESCRIPTORS, MAX_MESSAGE};
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, Reply, Request};
 use crate::denials::TakenDenials;
 use crate::flows::{FlowCounters, OpenFlow};
+use crate::operators::SessionStatus;
+use crate::public::{PublicCounters, PublicKind};
 use crate::view::{NetworkView, Sockets};
 
 /// How long the edge may take over one request.
@@ -239,7 +244,7 @@ impl EdgeClient {
     /// before.
     pub async fn status(&self) -> Result<EdgeStatus, EdgeError> {
         match timeout(STATUS, self.request(&Request::Status, Vec::new())).await.map_err(|_| EdgeError::TimedOut)?? {
-            Reply::Status(status) => Ok(status),
+            Reply::Status(status) => Ok(*status),
             other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
         }
     }
@@ -274,10 +279,69 @@ impl EdgeClient {
     /// `sockets` are needed the first time ([`RefusalCode::SocketsMissing`](crate::RefusalCode::SocketsMissing)
     /// otherwise); given later, they take the place of the ones before. An error that is not
     /// [broken](EdgeError::is_broken) is about this view alone: the edge goes on with the one before.
-    pub async fn put_network(&self, view: &NetworkView, sockets: Option<Sockets>) -> Result<(), EdgeError> {
-        let request = Request::PutNetwork { view: Box::new(view.clone()), sockets: sockets.is_some() };
-        let descriptors = sockets.map_or_else(Vec::new, |sockets| sockets.into_descriptors().into());
+    /// So it is with `device`, by which operators come in; without one none of the view's operators do.
+    pub async fn put_network(
+        &self,
+        view: &NetworkView,
+        sockets: Option<Sockets>,
+        device: Option<OwnedFd>,
+    ) -> Result<(), EdgeError> {
+        let (announced, has_device) = (sockets.is_some(), device.is_some());
+        let request = Request::PutNetwork { view: Box::new(view.clone()), sockets: announced, device: has_device };
+        let mut descriptors = sockets.map_or_else(Vec::new, |sockets| Vec::from(sockets.into_descriptors()));
+        descriptors.extend(device);
         self.done(&request, descriptors).await
+    }
+
+    /// Serves operators of all networks on these sockets, at most one of each family, instead of those before.
+    pub async fn listen(&self, sockets: Vec<UdpSocket>, key: &TunnelKey) -> Result<(), EdgeError> {
+        let descriptors = sockets.into_iter().map(OwnedFd::from).collect();
+        self.done(&Request::Listen { key: key.clone() }, descriptors).await
+    }
+
+    /// How the sessions of one network stand, or those of all.
+    pub async fn sessions(&self, network: Option<NetworkNumber>) -> Result<Vec<SessionStatus>, EdgeError> {
+        match self.request(&Request::Sessions { network }, Vec::new()).await? {
+            Reply::Sessions(sessions) => Ok(sessions),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
+    /// Serves the public on these listeners instead of those of the kind before; none to serve none.
+    pub async fn listen_public(&self, kind: PublicKind, listeners: Vec<TcpListener>) -> Result<(), EdgeError> {
+        let descriptors = listeners.into_iter().map(OwnedFd::from).collect();
+        self.done(&Request::ListenPublic { kind }, descriptors).await
+    }
+
+    /// Adds sockets by which the public side connects to the machines of a network: of TCP over IPv4, unconnected, made
+    /// in the network's namespace.
+    pub async fn add_dialers(&self, network: NetworkNumber, sockets: Vec<OwnedFd>) -> Result<(), EdgeError> {
+        let mut sockets = sockets.into_iter();
+        loop {
+            let some: Vec<OwnedFd> = sockets.by_ref().take(MAX_DESCRIPTORS).collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            self.done(&Request::AddDialers { network }, some).await?;
+        }
+    }
+
+    /// The public side reaches nothing of the network any more.
+    pub async fn remove_dialers(&self, network: NetworkNumber) -> Result<(), EdgeError> {
+        self.done(&Request::RemoveDialers { network }, Vec::new()).await
+    }
+
+    /// Publishes this and nothing else. When this returns, what is not published any more is closed to everybody.
+    pub async fn put_public(&self, generation: u64, snapshot: Snapshot) -> Result<(), EdgeError> {
+        self.done(&Request::PutPublic { generation, snapshot: Box::new(snapshot) }, Vec::new()).await
+    }
+
+    /// What happened to requests from outside since the edge started.
+    pub async fn public_counters(&self) -> Result<PublicCounters, EdgeError> {
+        match self.request(&Request::PublicCounters, Vec::new()).await? {
+            Reply::PublicCounters(counters) => Ok(counters),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
     }
 
     /// Ends the answers for a network and closes its sockets. A network that is not there is no error.

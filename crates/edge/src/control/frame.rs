@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 
 /// The longest message, in bytes: room for a network of several hundred thousand names.
 pub(crate) const MAX_MESSAGE: usize = 64 << 20;
-/// How many descriptors one message may bring.
-const MAX_DESCRIPTORS: usize = 8;
+/// How many descriptors one message may bring; the kernel takes at most 253 (`SCM_MAX_FD`).
+pub(crate) const MAX_DESCRIPTORS: usize = 64;
 const READ: usize = 64 << 10;
 
 /// One end of a control connection.

@@ -1,29 +1,69 @@
 //! What the daemon and the edge say to each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use warren_ingress::Snapshot;
 use warren_model::NetworkNumber;
+use warren_model::session::TunnelKey;
 
 use crate::denials::TakenDenials;
 use crate::dns::stats::QueryCounters;
 use crate::flows::{FlowCounters, OpenFlow};
+use crate::operators::{SessionStatus, TunnelStatus};
+use crate::public::{PublicCounters, PublicKind, PublicStatus};
 use crate::view::NetworkView;
 
 /// Grows with every change that the other end has to know about.
-pub(crate) const PROTOCOL: u32 = 4;
+pub(crate) const PROTOCOL: u32 = 6;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Request {
-    Hello { protocol: u32 },
+    Hello {
+        protocol: u32,
+    },
     Status,
-    PutNetwork { view: Box<NetworkView>, sockets: bool },
-    RemoveNetwork { number: NetworkNumber },
-    TakeDenials { after: u64 },
-    OpenFlows { network: NetworkNumber },
-    FlowCounters { network: NetworkNumber },
+    PutNetwork {
+        view: Box<NetworkView>,
+        sockets: bool,
+        device: bool,
+    },
+    Listen {
+        key: TunnelKey,
+    },
+    Sessions {
+        network: Option<NetworkNumber>,
+    },
+    RemoveNetwork {
+        number: NetworkNumber,
+    },
+    TakeDenials {
+        after: u64,
+    },
+    OpenFlows {
+        network: NetworkNumber,
+    },
+    FlowCounters {
+        network: NetworkNumber,
+    },
+    /// With the listeners of this kind.
+    ListenPublic {
+        kind: PublicKind,
+    },
+    /// With sockets to the machines of this network.
+    AddDialers {
+        network: NetworkNumber,
+    },
+    RemoveDialers {
+        network: NetworkNumber,
+    },
+    PutPublic {
+        generation: u64,
+        snapshot: Box<Snapshot>,
+    },
+    PublicCounters,
     Shutdown,
 }
 
@@ -31,10 +71,12 @@ pub(crate) enum Request {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Reply {
     Hello { protocol: u32, pid: i32 },
-    Status(EdgeStatus),
+    Status(Box<EdgeStatus>),
     Denials(TakenDenials),
     OpenFlows(Vec<OpenFlow>),
     FlowCounters(Vec<FlowCounters>),
+    Sessions(Vec<SessionStatus>),
+    PublicCounters(PublicCounters),
     Done,
     Refused(Refusal),
 }
@@ -50,6 +92,11 @@ pub struct EdgeStatus {
     pub queries: QueryCounters,
     /// How many names have synthetic addresses, all machines together.
     pub names: u64,
+    /// `None` while no sockets for operators are here.
+    pub tunnel: Option<TunnelStatus>,
+    /// The networks whose device for operators is here.
+    pub devices: BTreeSet<NetworkNumber>,
+    pub public: PublicStatus,
 }
 
 /// A request that the edge did not carry out; nothing changed.
@@ -80,6 +127,8 @@ pub enum RefusalCode {
     SocketsUnfit,
     /// A name in the view is not inside `.internal`, or is given twice.
     InvalidName,
+    /// What is to be published cannot be.
+    InvalidPublic,
 }
 
 impl fmt::Display for RefusalCode {
@@ -90,6 +139,7 @@ impl fmt::Display for RefusalCode {
             Self::SocketsMissing => "sockets_missing",
             Self::SocketsUnfit => "sockets_unfit",
             Self::InvalidName => "invalid_name",
+            Self::InvalidPublic => "invalid_public",
         })
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +17,8 @@ use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, RefusalCode, Reply,
 use crate::dns::zone::ZoneError;
 use crate::flows::{FlowCounters, OpenFlow};
 use crate::network::{Listening, Network, Shared, Workers};
+use crate::operators::{Operators, OperatorsError};
+use crate::public::{Public, PublicError};
 use crate::view::{NetworkView, Sockets};
 
 /// The most connections in one answer to the daemon: no network has more.
@@ -23,8 +27,21 @@ const LISTED_FLOWS: usize = 10_000;
 const CONNECTIONS: usize = 8;
 
 /// Serves control connections until one of them asks to shut down.
-pub(crate) async fn serve(listener: UnixListener, daemon_uid: u32, workers: Workers, shared: Arc<Shared>) {
-    let edge = Arc::new(Edge { networks: Mutex::default(), shared, workers, shutdown: Notify::new() });
+pub(crate) async fn serve(
+    listener: UnixListener,
+    daemon_uid: u32,
+    workers: Workers,
+    public: Public,
+    shared: Arc<Shared>,
+) {
+    let edge = Arc::new(Edge {
+        networks: Mutex::default(),
+        shared,
+        workers,
+        operators: Operators::default(),
+        public,
+        shutdown: Notify::new(),
+    });
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -53,6 +70,8 @@ struct Edge {
     networks: Mutex<BTreeMap<NetworkNumber, Running>>,
     shared: Arc<Shared>,
     workers: Workers,
+    operators: Operators,
+    public: Public,
     shutdown: Notify,
 }
 
@@ -81,8 +100,7 @@ async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
                 return Err(Refusal::new(RefusalCode::Protocol, "say hello first"));
             }
             let hello = matches!(request, Request::Hello { protocol: PROTOCOL });
-            let sockets = <[_; Sockets::COUNT]>::try_from(descriptors).ok().map(Sockets::from_descriptors);
-            let (reply, ended) = edge.handle(request, sockets)?;
+            let (reply, ended) = edge.handle(request, descriptors)?;
             greeted |= hello;
             Ok((reply, ended, ends))
         };
@@ -101,17 +119,27 @@ async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
 
 impl Edge {
     /// Carries out a request; also returns the tasks that have to end because of it.
-    fn handle(&self, request: Request, sockets: Option<Sockets>) -> Result<(Reply, Option<JoinSet<()>>), Refusal> {
+    fn handle(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<(Reply, Option<JoinSet<()>>), Refusal> {
         match request {
             Request::Hello { protocol: _ } => Ok((Reply::Hello { protocol: PROTOCOL, pid: pid() }, None)),
-            Request::Status => Ok((Reply::Status(self.status()), None)),
-            Request::PutNetwork { view, sockets: announced } => {
-                if announced && sockets.is_none() {
-                    return Err(Refusal::new(RefusalCode::SocketsMissing, "the sockets did not arrive"));
-                }
-                Ok((Reply::Done, self.put(&view, sockets.filter(|_| announced))?))
+            Request::Status => Ok((Reply::Status(Box::new(self.status())), None)),
+            Request::PutNetwork { view, sockets, device } => {
+                let (sockets, device) = split(descriptors, sockets, device)?;
+                let ended = self.put(&view, sockets)?;
+                // Those who are not to come in any more are out before the answer.
+                self.operators.put(view.number, device, &view.operators).map_err(|error| unfit(&error))?;
+                Ok((Reply::Done, ended))
             }
+            Request::Listen { key } => {
+                let sockets = descriptors.into_iter().map(UdpSocket::from).collect();
+                self.operators.listen(sockets, &key).map_err(|error| unfit(&error))?;
+                tracing::info!("operators can come in");
+                Ok((Reply::Done, None))
+            }
+            Request::Sessions { network } => Ok((Reply::Sessions(self.operators.sessions(network)), None)),
             Request::RemoveNetwork { number } => {
+                self.operators.remove(number);
+                self.public.remove_dialers(number);
                 let removed = self.networks().remove(&number);
                 if removed.is_some() {
                     tracing::info!(network = %number, "removed");
@@ -125,6 +153,24 @@ impl Edge {
             Request::TakeDenials { after } => Ok((Reply::Denials(self.shared.all_denials.take(after)), None)),
             Request::OpenFlows { network } => Ok((Reply::OpenFlows(self.open_flows(network)), None)),
             Request::FlowCounters { network } => Ok((Reply::FlowCounters(self.flow_counters(network)), None)),
+            Request::ListenPublic { kind } => {
+                self.public.listen(kind, descriptors).map_err(|error| unpublished(&error))?;
+                Ok((Reply::Done, None))
+            }
+            Request::AddDialers { network } => {
+                self.public.add_dialers(network, descriptors).map_err(|error| unpublished(&error))?;
+                Ok((Reply::Done, None))
+            }
+            Request::RemoveDialers { network } => {
+                self.public.remove_dialers(network);
+                Ok((Reply::Done, None))
+            }
+            Request::PutPublic { generation, snapshot } => {
+                self.public.put(generation, &snapshot).map_err(|error| unpublished(&error))?;
+                tracing::info!(names = snapshot.sites.len(), "published");
+                Ok((Reply::Done, None))
+            }
+            Request::PublicCounters => Ok((Reply::PublicCounters(self.public.counters()), None)),
             Request::Shutdown => Ok((Reply::Done, None)),
         }
     }
@@ -150,6 +196,9 @@ impl Edge {
             networks: running().map(|(number, network)| (number, network.zone.load().generation)).collect(),
             queries: self.shared.stats.read(),
             names: running().map(|(_, network)| network.names.count() as u64).sum(),
+            tunnel: self.operators.status(),
+            devices: self.operators.devices().into_iter().collect(),
+            public: self.public.status(),
         }
     }
 
@@ -188,6 +237,38 @@ impl Edge {
     }
 }
 
+/// The sockets and the device that were announced; nothing else may have come.
+fn split(
+    mut descriptors: Vec<OwnedFd>,
+    sockets: bool,
+    device: bool,
+) -> Result<(Option<Sockets>, Option<OwnedFd>), Refusal> {
+    let expected = if sockets { Sockets::COUNT } else { 0 } + usize::from(device);
+    if descriptors.len() != expected {
+        let message = format!("{} descriptors arrived instead of {expected}", descriptors.len());
+        return Err(Refusal::new(RefusalCode::SocketsMissing, message));
+    }
+    let device = if device { descriptors.pop() } else { None };
+    Ok((<[_; Sockets::COUNT]>::try_from(descriptors).ok().map(Sockets::from_descriptors), device))
+}
+
+fn unfit(error: &OperatorsError) -> Refusal {
+    Refusal::new(RefusalCode::SocketsUnfit, chain(error))
+}
+
+fn unpublished(error: &PublicError) -> Refusal {
+    let code = match error {
+        PublicError::Snapshot(_) => RefusalCode::InvalidPublic,
+        PublicError::Threads(_) | PublicError::Listener(_) | PublicError::Dialer(..) => RefusalCode::SocketsUnfit,
+    };
+    Refusal::new(code, chain(error))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 fn pid() -> i32 {
     nix::unistd::getpid().as_raw()
 }
@@ -213,7 +294,7 @@ mod tests {
         for (number, count) in numbers.into_iter().zip([LISTED_FLOWS + 1, 1]) {
             let network = Network::new(&NetworkView { number, ..network_view() }, shared.clone()).unwrap();
             let key = FlowKey {
-                machine: MachineId::from_ulid(Ulid::from_parts(1, 1)),
+                member: MachineId::from_ulid(Ulid::from_parts(1, 1)).into(),
                 source: Ipv4Addr::LOCALHOST.into(),
                 host: "a.example.com".parse().unwrap(),
                 port: 443,
@@ -227,6 +308,8 @@ mod tests {
             networks: Mutex::new(networks),
             shared,
             workers: Workers::start(1).unwrap(),
+            operators: Operators::default(),
+            public: Public::start(1).unwrap(),
             shutdown: Notify::new(),
         };
         let listed = |number| edge.open_flows(number).iter().filter(|flow| flow.network == number).count();

@@ -68,7 +68,7 @@ impl Reply<'_> {
             return Some(self.refuse_unrecorded(format!("{} is not a member of this network", self.source)));
         };
         if let Some(address) = answer::address_of(name)
-            && let Some(host) = self.network.names.name_of(member.machine, address)
+            && let Some(host) = self.network.names.name_of(member.id, address)
             && let Some(octets) = wire::encode(host.as_str())
         {
             let length = match self.query.record_type {
@@ -95,7 +95,7 @@ impl Reply<'_> {
         }
         let wildcard = self.outside.is_by_wildcard(self.source, &host);
         Some(match self.query.record_type {
-            record_type::A | record_type::AAAA => self.address(member.machine, &host, wildcard),
+            record_type::A | record_type::AAAA => self.address(member.id, &host, wildcard),
             record_type::ANY => done(answer::every_type(&self.query.head, self.buffer, self.udp), Kind::Answered),
             ordinary if !wildcard || ORDINARY.contains(&ordinary) => self.no_data(None),
             other => {
@@ -106,7 +106,7 @@ impl Reply<'_> {
         })
     }
 
-    fn address(&mut self, machine: warren_model::MachineId, host: &HostName, wildcard: bool) -> Outcome {
+    fn address(&mut self, machine: warren_model::MemberId, host: &HostName, wildcard: bool) -> Outcome {
         let (four, six) = match self.network.names.assign(machine, host, wildcard) {
             Ok(addresses) => addresses,
             Err(error @ (AssignError::TooFast | AssignError::Full)) => {

@@ -91,7 +91,7 @@ fn an_allowed_name_has_a_synthetic_address_of_each_family_that_leads_back_to_it(
         assert!(range.parse::<ipnet::IpNet>().unwrap().contains(&address), "{address}");
         assert_eq!(answer.answers[0].ttl, 60);
         assert!(answer.authorities.is_empty() && error(&answer).is_none());
-        let machine = member(2, "web").machine;
+        let machine = member(2, "web").id;
         assert_eq!(lab.network.names.name_of(machine, address).unwrap().as_str(), "api.example.com");
     }
     assert!(lab.denials().is_empty());

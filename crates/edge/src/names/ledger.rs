@@ -10,7 +10,7 @@
 //!   warren-names 1 7                        format, and the number of the file
 //!   + mch_01… 1031 api.example.com          given: the slot, counted from 198.18.0.1
 //!   - mch_01… 1031                          free again
-//!   - mch_01…                               the machine is gone
+//!   - mch_01…                               the member is gone
 //!   ready
 //! ```
 
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use warren_model::MachineId;
+use warren_model::MemberId;
 use warren_model::policy::HostName;
 
 const FORMAT: &str = "warren-names 1";
@@ -31,7 +31,7 @@ const READY: &str = "ready";
 const SMALL: u64 = 1 << 20;
 /// How many times longer than what it says a file may become.
 const WASTE: u64 = 4;
-/// How long machines that nobody has claimed since the start are kept: their networks come back with the daemon.
+/// How long members that nobody has claimed since the start are kept: their networks come back with the daemon.
 const UNCLAIMED: Duration = Duration::from_secs(24 * 3600);
 
 /// The files could not be opened or read.
@@ -56,7 +56,7 @@ struct Book {
     length: u64,
     /// The length from which on it is written anew.
     enough: u64,
-    machines: HashMap<MachineId, Page>,
+    members: HashMap<MemberId, Page>,
     since: Instant,
 }
 
@@ -94,7 +94,7 @@ impl Ledger {
             number: said.number,
             length: 0,
             enough: 0,
-            machines: said.machines,
+            members: said.members,
             since: Instant::now(),
         };
         // Begins each life with a whole file, whatever the last one left at the end of the old.
@@ -103,39 +103,39 @@ impl Ledger {
         Ok(Self(Mutex::new(book)))
     }
 
-    /// What this machine was given; from now on it is somebody's.
-    pub fn claim(&self, machine: MachineId) -> Vec<(u32, HostName)> {
+    /// What this member was given; from now on it is somebody's.
+    pub fn claim(&self, member: MemberId) -> Vec<(u32, HostName)> {
         let mut book = self.book();
-        let page = book.machines.entry(machine).or_default();
+        let page = book.members.entry(member).or_default();
         page.claimed = true;
         page.by_slot.iter().map(|(slot, host)| (*slot, host.clone())).collect()
     }
 
-    /// Records that a machine was given a slot, whoever had it before.
-    pub fn give(&self, machine: MachineId, slot: u32, host: &HostName) -> io::Result<()> {
+    /// Records that a member was given a slot, whoever had it before.
+    pub fn give(&self, member: MemberId, slot: u32, host: &HostName) -> io::Result<()> {
         let mut book = self.book();
-        book.append(&given(machine, slot, host))?;
-        book.machines.entry(machine).or_default().by_slot.insert(slot, host.clone());
+        book.append(&given(member, slot, host))?;
+        book.members.entry(member).or_default().by_slot.insert(slot, host.clone());
         Ok(())
     }
 
     /// Records that a slot is free again.
-    pub fn take_back(&self, machine: MachineId, slot: u32) -> io::Result<()> {
+    pub fn take_back(&self, member: MemberId, slot: u32) -> io::Result<()> {
         let mut book = self.book();
-        book.append(&format!("- {machine} {slot}\n"))?;
-        if let Some(page) = book.machines.get_mut(&machine) {
+        book.append(&format!("- {member} {slot}\n"))?;
+        if let Some(page) = book.members.get_mut(&member) {
             page.by_slot.remove(&slot);
         }
         Ok(())
     }
 
-    /// Forgets what a machine was given.
-    pub fn forget(&self, machine: MachineId) {
+    /// Forgets what a member was given.
+    pub fn forget(&self, member: MemberId) {
         let mut book = self.book();
-        let had = book.machines.remove(&machine).is_some_and(|page| !page.by_slot.is_empty());
+        let had = book.members.remove(&member).is_some_and(|page| !page.by_slot.is_empty());
         // What is not forgotten on disk takes a little room there, and nothing else.
-        if had && let Err(error) = book.append(&format!("- {machine}\n")) {
-            tracing::warn!(%error, "that a machine is gone could not be recorded");
+        if had && let Err(error) = book.append(&format!("- {member}\n")) {
+            tracing::warn!(%error, "that a member is gone could not be recorded");
         }
     }
 
@@ -157,7 +157,7 @@ impl Book {
     /// Writes what holds to the other file, which counts once it is whole.
     fn rewrite(&mut self) -> io::Result<()> {
         if self.since.elapsed() > UNCLAIMED {
-            self.machines.retain(|_, page| page.claimed);
+            self.members.retain(|_, page| page.claimed);
         }
         let (other, number) = (1 - self.current, self.number + 1);
         let text = format!("{FORMAT} {number}\n{}{READY}\n", self.whole());
@@ -170,24 +170,24 @@ impl Book {
 
     fn whole(&self) -> String {
         let lines = self
-            .machines
+            .members
             .iter()
-            .flat_map(|(machine, page)| page.by_slot.iter().map(|(slot, host)| given(*machine, *slot, host)));
+            .flat_map(|(member, page)| page.by_slot.iter().map(|(slot, host)| given(*member, *slot, host)));
         lines.collect()
     }
 }
 
-fn given(machine: MachineId, slot: u32, host: &HostName) -> String {
+fn given(member: MemberId, slot: u32, host: &HostName) -> String {
     let mut line = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(line, "+ {machine} {slot} {host}");
+    let _ = writeln!(line, "+ {member} {slot} {host}");
     line
 }
 
 #[derive(Default)]
 struct Said {
     number: u64,
-    machines: HashMap<MachineId, Page>,
+    members: HashMap<MemberId, Page>,
 }
 
 /// What a file says; `None` when it was never finished. A line that breaks off at the end does not count.
@@ -195,24 +195,24 @@ fn read(bytes: &[u8]) -> Option<Said> {
     let whole = &bytes[..bytes.iter().rposition(|byte| *byte == b'\n')? + 1];
     let mut lines = std::str::from_utf8(whole).ok()?.lines();
     let number = lines.next()?.strip_prefix(FORMAT)?.strip_prefix(' ')?.parse().ok()?;
-    let mut said = Said { number, machines: HashMap::<MachineId, Page>::new() };
+    let mut said = Said { number, members: HashMap::<MemberId, Page>::new() };
     let mut ready = false;
     for line in lines {
         let mut words = line.split(' ');
         match (words.next(), words.next(), words.next(), words.next()) {
-            (Some("+"), Some(machine), Some(slot), Some(host)) => {
-                let (Ok(machine), Ok(slot), Ok(host)) = (machine.parse(), slot.parse(), host.parse()) else { continue };
-                said.machines.entry(machine).or_default().by_slot.insert(slot, host);
+            (Some("+"), Some(member), Some(slot), Some(host)) => {
+                let (Ok(member), Ok(slot), Ok(host)) = (member.parse(), slot.parse(), host.parse()) else { continue };
+                said.members.entry(member).or_default().by_slot.insert(slot, host);
             }
-            (Some("-"), Some(machine), Some(slot), None) => {
-                let (Ok(machine), Ok(slot)) = (machine.parse(), slot.parse::<u32>()) else { continue };
-                if let Some(page) = said.machines.get_mut(&machine) {
+            (Some("-"), Some(member), Some(slot), None) => {
+                let (Ok(member), Ok(slot)) = (member.parse(), slot.parse::<u32>()) else { continue };
+                if let Some(page) = said.members.get_mut(&member) {
                     page.by_slot.remove(&slot);
                 }
             }
-            (Some("-"), Some(machine), None, None) => {
-                let Ok(machine) = machine.parse() else { continue };
-                said.machines.remove(&machine);
+            (Some("-"), Some(member), None, None) => {
+                let Ok(member) = member.parse() else { continue };
+                said.members.remove(&member);
             }
             (Some(READY), None, None, None) => ready = true,
             _ => {}
@@ -227,8 +227,8 @@ mod tests {
     use proptest::prelude::*;
     use ulid::Ulid;
 
-    fn machine(number: u64) -> MachineId {
-        MachineId::from_ulid(Ulid::from_parts(number, 1))
+    fn member(number: u64) -> MemberId {
+        warren_model::MachineId::from_ulid(Ulid::from_parts(number, 1)).into()
     }
 
     fn host(index: u32) -> HostName {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     fn claimed(ledger: &Ledger, number: u64) -> Vec<(u32, HostName)> {
-        let mut known = ledger.claim(machine(number));
+        let mut known = ledger.claim(member(number));
         known.sort();
         known
     }
@@ -252,11 +252,11 @@ mod tests {
             let ledger = open(directory.path());
             let before: Vec<_> = (0..life).map(|index| (index, host(index))).collect();
             assert_eq!(claimed(&ledger, 1), before);
-            ledger.give(machine(1), life, &host(life)).unwrap();
-            ledger.give(machine(2), life, &host(life)).unwrap();
-            ledger.take_back(machine(2), life).unwrap();
-            ledger.give(machine(3), 9, &host(9)).unwrap();
-            ledger.forget(machine(3));
+            ledger.give(member(1), life, &host(life)).unwrap();
+            ledger.give(member(2), life, &host(life)).unwrap();
+            ledger.take_back(member(2), life).unwrap();
+            ledger.give(member(3), 9, &host(9)).unwrap();
+            ledger.forget(member(3));
             assert!(claimed(&ledger, 2).is_empty() && claimed(&ledger, 3).is_empty());
         }
         assert!(claimed(&open(directory.path()), 2).is_empty());
@@ -266,15 +266,15 @@ mod tests {
     fn a_line_that_breaks_off_does_not_count_and_what_comes_after_it_does() {
         let directory = tempfile::tempdir().unwrap();
         let ledger = open(directory.path());
-        ledger.give(machine(1), 1, &host(1)).unwrap();
+        ledger.give(member(1), 1, &host(1)).unwrap();
         let current = if ledger.book().current == 0 { "names-a" } else { "names-b" };
         let path = directory.path().join(current);
         let mut file = File::options().append(true).open(&path).unwrap();
-        file.write_all(format!("+ {} 2 n2.exam", machine(1)).as_bytes()).unwrap();
+        file.write_all(format!("+ {} 2 n2.exam", member(1)).as_bytes()).unwrap();
         drop(ledger);
         let next = open(directory.path());
         assert_eq!(claimed(&next, 1), [(1, host(1))]);
-        next.give(machine(1), 3, &host(3)).unwrap();
+        next.give(member(1), 3, &host(3)).unwrap();
         assert_eq!(claimed(&open(directory.path()), 1), [(1, host(1)), (3, host(3))]);
     }
 
@@ -282,9 +282,9 @@ mod tests {
     fn a_file_that_was_not_finished_leaves_the_other_in_force() {
         let directory = tempfile::tempdir().unwrap();
         let ledger = open(directory.path());
-        ledger.give(machine(1), 1, &host(1)).unwrap();
+        ledger.give(member(1), 1, &host(1)).unwrap();
         let other = if ledger.book().current == 0 { "names-b" } else { "names-a" };
-        std::fs::write(directory.path().join(other), format!("{FORMAT} 99\n+ {} 7 n7.example.com\n", machine(1)))
+        std::fs::write(directory.path().join(other), format!("{FORMAT} 99\n+ {} 7 n7.example.com\n", member(1)))
             .unwrap();
         assert_eq!(claimed(&open(directory.path()), 1), [(1, host(1))]);
     }
@@ -294,7 +294,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let ledger = open(directory.path());
         for index in 0..200_000 {
-            ledger.give(machine(1), index % 7, &host(index)).unwrap();
+            ledger.give(member(1), index % 7, &host(index)).unwrap();
         }
         let sizes = ["names-a", "names-b"].map(|name| directory.path().join(name).metadata().unwrap().len());
         assert!(sizes.iter().all(|size| *size <= SMALL + 100), "{sizes:?}");

@@ -1,7 +1,7 @@
-//! Synthetic addresses: what a machine dials in place of a name outside.
+//! Synthetic addresses: what a member dials in place of a name outside.
 //!
-//! An address belongs to one name **of one machine**: two machines may have the same address for different names, and a
-//! machine keeps the address of a name as long as it may remember it. Where an address lies in the range follows from a
+//! An address belongs to one name **of one member**: two members may have the same address for different names, and a
+//! member keeps the address of a name as long as it may remember it. Where an address lies in the range follows from a
 //! hash of the name, so that it is nearly always the same everywhere; what was given is in the [`Ledger`] before it is
 //! said, so that an edge that was killed gives nothing twice.
 
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv6Net;
-use warren_model::MachineId;
+use warren_model::MemberId;
 use warren_model::policy::{HostName, RuleId};
 
 pub(crate) use ledger::Ledger;
@@ -21,11 +21,11 @@ pub use ledger::LedgerError;
 
 /// How long an answer with a synthetic address may be remembered, in seconds.
 pub(crate) const TTL: u32 = 60;
-/// The names that a machine has addresses for at the same time.
+/// The names that a member has addresses for at the same time.
 const NAMES: usize = 4096;
 /// A name that was neither asked for nor dialled for so long may lose its address to another.
 const REST: Duration = Duration::from_secs(3600);
-/// The new names that a machine gets through wildcards in [`PERIOD`].
+/// The new names that a member gets through wildcards in [`PERIOD`].
 const FRESH: u32 = 60;
 const PERIOD: Duration = Duration::from_secs(60);
 /// 198.18.0.0/15 ([`warren_model::policy::NAMES_V4`]).
@@ -33,7 +33,7 @@ const FIRST: u32 = u32::from_be_bytes([198, 18, 0, 0]);
 /// How many addresses it has without the first and the last.
 const SLOTS: u32 = (1 << 17) - 2;
 
-/// The names of one network's machines.
+/// The names of one network's members.
 #[derive(Debug)]
 pub(crate) struct Names {
     ledger: Arc<Ledger>,
@@ -43,11 +43,11 @@ pub(crate) struct Names {
 #[derive(Debug)]
 struct State {
     range6: Ipv6Net,
-    machines: HashMap<MachineId, Machine>,
+    members: HashMap<MemberId, Member>,
 }
 
 #[derive(Debug)]
-struct Machine {
+struct Member {
     by_name: HashMap<HostName, Given>,
     by_slot: HashMap<u32, HostName>,
     /// Since when the new names are counted, and how many there were.
@@ -64,7 +64,7 @@ struct Given {
 /// Why a name gets no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AssignError {
-    #[error("the machine is not a member")]
+    #[error("it is not a member")]
     NoMember,
     #[error("more than {FRESH} new names through wildcards within a minute")]
     TooFast,
@@ -83,35 +83,35 @@ impl AssignError {
 
 impl Names {
     pub fn new(ledger: Arc<Ledger>, range6: Ipv6Net) -> Self {
-        Self { ledger, state: Mutex::new(State { range6, machines: HashMap::new() }) }
+        Self { ledger, state: Mutex::new(State { range6, members: HashMap::new() }) }
     }
 
-    /// The addresses that a machine dials for this name. `wildcard`: the rule that allows it has one, so that what a
-    /// machine could say by choosing names is bounded.
+    /// The addresses that a member dials for this name. `wildcard`: the rule that allows it has one, so that what a
+    /// member could say by choosing names is bounded.
     pub fn assign(
         &self,
-        machine: MachineId,
+        member: MemberId,
         host: &HostName,
         wildcard: bool,
     ) -> Result<(Ipv4Addr, Ipv6Addr), AssignError> {
-        self.assign_at(machine, host, wildcard, Instant::now())
+        self.assign_at(member, host, wildcard, Instant::now())
     }
 
-    /// The name that this address is given for, to this machine.
-    pub fn name_of(&self, machine: MachineId, address: IpAddr) -> Option<HostName> {
-        self.name_of_at(machine, address, Instant::now())
+    /// The name that this address is given for, to this member.
+    pub fn name_of(&self, member: MemberId, address: IpAddr) -> Option<HostName> {
+        self.name_of_at(member, address, Instant::now())
     }
 
-    /// Takes over what the ledger has for machines that are new here, and forgets those that are gone for good.
-    pub fn keep(&self, range6: Ipv6Net, members: impl Iterator<Item = MachineId>) {
+    /// Takes over what the ledger has for members that are new here, and forgets those that are gone for good.
+    pub fn keep(&self, range6: Ipv6Net, members: impl Iterator<Item = MemberId>) {
         let now = Instant::now();
         let mut state = self.state();
         state.range6 = range6;
-        let mut before = std::mem::take(&mut state.machines);
-        state.machines = members
-            .map(|machine| {
-                let kept = before.remove(&machine).unwrap_or_else(|| Machine::new(self.ledger.claim(machine), now));
-                (machine, kept)
+        let mut before = std::mem::take(&mut state.members);
+        state.members = members
+            .map(|member| {
+                let kept = before.remove(&member).unwrap_or_else(|| Member::new(self.ledger.claim(member), now));
+                (member, kept)
             })
             .collect();
         for gone in before.into_keys() {
@@ -119,7 +119,7 @@ impl Names {
         }
     }
 
-    /// Forgets every machine.
+    /// Forgets every member.
     pub fn clear(&self) {
         let range6 = self.state().range6;
         self.keep(range6, std::iter::empty());
@@ -127,47 +127,47 @@ impl Names {
 
     /// How many names have addresses.
     pub fn count(&self) -> usize {
-        self.state().machines.values().map(|machine| machine.by_name.len()).sum()
+        self.state().members.values().map(|member| member.by_name.len()).sum()
     }
 
     fn assign_at(
         &self,
-        id: MachineId,
+        id: MemberId,
         host: &HostName,
         wildcard: bool,
         now: Instant,
     ) -> Result<(Ipv4Addr, Ipv6Addr), AssignError> {
         let mut state = self.state();
         let range6 = state.range6;
-        let machine = state.machines.get_mut(&id).ok_or(AssignError::NoMember)?;
-        if let Some(given) = machine.by_name.get_mut(host) {
+        let member = state.members.get_mut(&id).ok_or(AssignError::NoMember)?;
+        if let Some(given) = member.by_name.get_mut(host) {
             given.used = now;
             return Ok(addresses(range6, given.slot));
         }
         if wildcard {
-            machine.count_fresh(now)?;
+            member.count_fresh(now)?;
         }
         let unrecorded = |error: std::io::Error| {
             tracing::error!(%error, "an address for a name could not be recorded, and is not given");
             AssignError::Unrecorded
         };
-        if machine.by_name.len() >= NAMES {
-            let slot = machine.drop_oldest(now)?;
+        if member.by_name.len() >= NAMES {
+            let slot = member.drop_oldest(now)?;
             self.ledger.take_back(id, slot).map_err(unrecorded)?;
         }
-        let slot = machine.free_slot(host);
+        let slot = member.free_slot(host);
         self.ledger.give(id, slot, host).map_err(unrecorded)?;
-        machine.by_slot.insert(slot, host.clone());
-        machine.by_name.insert(host.clone(), Given { slot, used: now });
+        member.by_slot.insert(slot, host.clone());
+        member.by_name.insert(host.clone(), Given { slot, used: now });
         Ok(addresses(range6, slot))
     }
 
-    fn name_of_at(&self, id: MachineId, address: IpAddr, now: Instant) -> Option<HostName> {
+    fn name_of_at(&self, id: MemberId, address: IpAddr, now: Instant) -> Option<HostName> {
         let mut state = self.state();
         let slot = slot(state.range6, address)?;
-        let machine = state.machines.get_mut(&id)?;
-        let host = machine.by_slot.get(&slot)?.clone();
-        if let Some(given) = machine.by_name.get_mut(&host) {
+        let member = state.members.get_mut(&id)?;
+        let host = member.by_slot.get(&slot)?.clone();
+        if let Some(given) = member.by_name.get_mut(&host) {
             given.used = now;
         }
         Some(host)
@@ -178,7 +178,7 @@ impl Names {
     }
 }
 
-impl Machine {
+impl Member {
     /// What is known from before counts as just used: nobody knows when it was.
     fn new(known: Vec<(u32, HostName)>, now: Instant) -> Self {
         let by_name = known.iter().map(|(slot, host)| (host.clone(), Given { slot: *slot, used: now })).collect();
@@ -208,7 +208,7 @@ impl Machine {
         Ok(slot)
     }
 
-    /// There is one: a machine has far fewer names than there are slots.
+    /// There is one: a member has far fewer names than there are slots.
     fn free_slot(&self, host: &HostName) -> u32 {
         let hash = blake3::hash(host.as_str().as_bytes());
         let [a, b, c, d, ..] = *hash.as_bytes();
@@ -245,8 +245,8 @@ mod tests {
     use std::collections::HashSet;
     use ulid::Ulid;
 
-    fn machine(number: u64) -> MachineId {
-        MachineId::from_ulid(Ulid::from_parts(number, 1))
+    fn member(number: u64) -> MemberId {
+        warren_model::MachineId::from_ulid(Ulid::from_parts(number, 1)).into()
     }
 
     fn host(text: &str) -> HostName {
@@ -259,26 +259,26 @@ mod tests {
 
     fn names(directory: &std::path::Path) -> Names {
         let names = Names::new(Arc::new(Ledger::open(directory, "names").unwrap()), range6());
-        names.keep(range6(), [machine(1), machine(2)].into_iter());
+        names.keep(range6(), [member(1), member(2)].into_iter());
         names
     }
 
     #[test]
-    fn an_address_belongs_to_one_name_of_one_machine_and_is_found_by_both_families() {
+    fn an_address_belongs_to_one_name_of_one_member_and_is_found_by_both_families() {
         let directory = tempfile::tempdir().unwrap();
         let names = names(directory.path());
-        let (four, six) = names.assign(machine(1), &host("api.example.com"), false).unwrap();
+        let (four, six) = names.assign(member(1), &host("api.example.com"), false).unwrap();
         assert_eq!((four.octets()[0], four.octets()[1] & 0xfe), (198, 18));
         assert_eq!(&six.octets()[..12], &range6().addr().octets()[..12]);
         assert_eq!(six.octets()[12..], four.octets());
         for address in [IpAddr::V4(four), IpAddr::V6(six)] {
-            assert_eq!(names.name_of(machine(1), address), Some(host("api.example.com")));
-            assert_eq!(names.name_of(machine(2), address), None, "of another machine");
+            assert_eq!(names.name_of(member(1), address), Some(host("api.example.com")));
+            assert_eq!(names.name_of(member(2), address), None, "of another member");
         }
-        assert_eq!(names.assign(machine(1), &host("api.example.com"), false), Ok((four, six)));
-        assert_eq!(names.assign(machine(3), &host("api.example.com"), false), Err(AssignError::NoMember));
+        assert_eq!(names.assign(member(1), &host("api.example.com"), false), Ok((four, six)));
+        assert_eq!(names.assign(member(3), &host("api.example.com"), false), Err(AssignError::NoMember));
         for foreign in ["198.18.0.0", "198.19.255.255", "10.0.0.1", "fd12:3456:789a:2:ffff::c612:1"] {
-            assert_eq!(names.name_of(machine(1), foreign.parse().unwrap()), None, "{foreign}");
+            assert_eq!(names.name_of(member(1), foreign.parse().unwrap()), None, "{foreign}");
         }
     }
 
@@ -291,20 +291,20 @@ mod tests {
         let mut seen = HashSet::new();
         for index in 0..NAMES {
             let name = host(&format!("n{index}.example.com"));
-            let (four, _) = names.assign_at(machine(1), &name, false, at(index as u64 / 10)).unwrap();
+            let (four, _) = names.assign_at(member(1), &name, false, at(index as u64 / 10)).unwrap();
             assert!(seen.insert(four), "{four} was given twice");
         }
         let late = host("late.example.com");
-        assert_eq!(names.assign_at(machine(1), &late, false, at(3599)), Err(AssignError::Full));
-        assert!(names.assign_at(machine(1), &host("n5.example.com"), false, at(3599)).is_ok(), "known already");
+        assert_eq!(names.assign_at(member(1), &late, false, at(3599)), Err(AssignError::Full));
+        assert!(names.assign_at(member(1), &host("n5.example.com"), false, at(3599)).is_ok(), "known already");
         // Dialled is used as well.
-        let first = names.assign_at(machine(2), &host("n0.example.com"), false, at(0)).unwrap().0;
-        assert!(names.name_of_at(machine(1), first.into(), at(3599)).is_some());
-        let given = names.assign_at(machine(1), &late, false, at(3600)).unwrap().0;
-        assert_eq!(names.name_of_at(machine(1), given.into(), at(3600)), Some(late));
-        assert!(names.state().machines[&machine(1)].by_name.contains_key(&host("n5.example.com")));
-        assert!(names.state().machines[&machine(1)].by_name.contains_key(&host("n0.example.com")));
-        assert_eq!(names.state().machines[&machine(1)].by_name.len(), NAMES);
+        let first = names.assign_at(member(2), &host("n0.example.com"), false, at(0)).unwrap().0;
+        assert!(names.name_of_at(member(1), first.into(), at(3599)).is_some());
+        let given = names.assign_at(member(1), &late, false, at(3600)).unwrap().0;
+        assert_eq!(names.name_of_at(member(1), given.into(), at(3600)), Some(late));
+        assert!(names.state().members[&member(1)].by_name.contains_key(&host("n5.example.com")));
+        assert!(names.state().members[&member(1)].by_name.contains_key(&host("n0.example.com")));
+        assert_eq!(names.state().members[&member(1)].by_name.len(), NAMES);
     }
 
     #[test]
@@ -313,7 +313,7 @@ mod tests {
         let names = names(directory.path());
         let start = Instant::now();
         let ask = |index: u32, at: Instant| {
-            names.assign_at(machine(1), &host(&format!("n{index}.example.com")), true, at).map(|_| ())
+            names.assign_at(member(1), &host(&format!("n{index}.example.com")), true, at).map(|_| ())
         };
         for index in 0..FRESH {
             ask(index, start).unwrap();
@@ -321,20 +321,20 @@ mod tests {
         assert_eq!(ask(FRESH, start), Err(AssignError::TooFast));
         assert_eq!(ask(0, start), Ok(()), "a name that it has is not new");
         assert_eq!(ask(FRESH, start + PERIOD), Ok(()));
-        assert!(names.assign_at(machine(2), &host("n.example.com"), true, start).is_ok(), "another machine");
+        assert!(names.assign_at(member(2), &host("n.example.com"), true, start).is_ok(), "another member");
     }
 
     #[test]
     fn what_was_given_outlives_the_edge_and_what_is_gone_is_forgotten() {
         let directory = tempfile::tempdir().unwrap();
         let before = names(directory.path());
-        let given = before.assign(machine(1), &host("a.example.com"), false).unwrap();
-        before.assign(machine(2), &host("b.example.com"), false).unwrap();
-        before.keep(range6(), [machine(1)].into_iter());
+        let given = before.assign(member(1), &host("a.example.com"), false).unwrap();
+        before.assign(member(2), &host("b.example.com"), false).unwrap();
+        before.keep(range6(), [member(1)].into_iter());
         drop(before);
         let after = names(directory.path());
-        assert_eq!(after.name_of(machine(1), given.0.into()), Some(host("a.example.com")));
-        assert_eq!(after.count(), 1, "the second machine was gone");
+        assert_eq!(after.name_of(member(1), given.0.into()), Some(host("a.example.com")));
+        assert_eq!(after.count(), 1, "the second member was gone");
         after.clear();
         assert_eq!((after.count(), names(directory.path()).count()), (0, 0));
     }
@@ -354,7 +354,7 @@ mod tests {
                     kept = names(directory.path());
                 }
                 let text = host(&format!("n{name}.example.com"));
-                let (four, _) = kept.assign(machine(number), &text, false).unwrap();
+                let (four, _) = kept.assign(member(number), &text, false).unwrap();
                 prop_assert_eq!(*given.entry((number, four)).or_insert(name), name);
             }
         }

@@ -27,7 +27,7 @@ impl Gate for Network {
     type Place = Place;
 
     fn name_of(&self, source: IpAddr, address: IpAddr) -> Option<HostName> {
-        let machine = self.outside.load().member(source)?.machine;
+        let machine = self.outside.load().member(source)?.id;
         self.names.name_of(machine, address)
     }
 
@@ -67,8 +67,8 @@ impl Gate for Network {
         rule: &RuleId,
         application: Application,
     ) -> Option<Arc<dyn Passage>> {
-        let machine = self.outside.load().member(source)?.machine;
-        let key = FlowKey { machine, source, host: host.clone(), port, rule: rule.clone(), application };
+        let member = self.outside.load().member(source)?.id;
+        let key = FlowKey { member, source, host: host.clone(), port, rule: rule.clone(), application };
         Some(Arc::new(self.flows.open(key, &self.outside)))
     }
 }

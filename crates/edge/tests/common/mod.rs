@@ -90,7 +90,7 @@ pub fn view(number: u16, generation: u64, names: &[(&str, u8)]) -> NetworkView {
         generation,
         names: names.iter().map(|(name, last)| record(name, *last)).collect(),
         members: vec![Member {
-            machine: MachineId::from_ulid(ulid(3)),
+            id: MachineId::from_ulid(ulid(3)).into(),
             network: "lab".parse().unwrap(),
             name: "agent".parse().unwrap(),
             number: MemberNumber::FIRST,

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
-use warren_model::{InstallationId, MemberNumber};
+use warren_model::{InstallationId, MacAddress, MemberNumber};
 
 use super::item::Entry;
 use super::sets::Set;
 use super::shape::Shape;
-use super::{Flow, MemberCounters, MemberSpec, Traffic};
+use super::{Access, Flow, MemberCounters, MemberSpec, Traffic};
 use crate::names;
 use crate::netlink::{Attributes, BatchError, CREATE, Message, Socket, be32, be64};
 
@@ -149,11 +149,18 @@ impl Listing {
 
     /// The members that all sets of this shape agree on, and whether the members' sets hold anything else.
     pub(crate) fn members(&self, installation: &InstallationId, shape: Shape) -> (BTreeSet<MemberSpec>, bool) {
-        let halves = |set: Set, length: usize| -> BTreeMap<MemberNumber, Vec<u8>> {
+        let tunnel = names::tunnel_link(installation);
+        let halves = |set: Set, length: usize| -> BTreeMap<(MemberNumber, Access), Vec<u8>> {
             self.of(set)
                 .filter_map(|entry| {
                     let link = crate::netlink::text(entry.key.get(..16)?)?;
-                    Some((names::parse_member_link(installation, link)?, entry.key.get(24..24 + length)?.to_vec()))
+                    let who = if link == tunnel {
+                        let mac = MacAddress::from_octets(entry.key.get(16..22)?.try_into().ok()?);
+                        (mac.member()?, Access::Tunnel)
+                    } else {
+                        (names::parse_member_link(installation, link)?, Access::Link)
+                    };
+                    Some((who, entry.key.get(24..24 + length)?.to_vec()))
                 })
                 .collect()
         };
@@ -161,10 +168,11 @@ impl Listing {
         let sets = Set::of_members(shape);
         let members: BTreeSet<MemberSpec> = halves(Set::Senders4, 4)
             .into_iter()
-            .filter_map(|(number, four)| {
+            .filter_map(|(who, four)| {
+                let (number, access) = who;
                 let ipv4 = Ipv4Addr::from(<[u8; 4]>::try_from(four).ok()?);
-                let ipv6 = Ipv6Addr::from(<[u8; 16]>::try_from(sixes.get(&number)?.as_slice()).ok()?);
-                Some(MemberSpec { number, ipv4, ipv6 })
+                let ipv6 = Ipv6Addr::from(<[u8; 16]>::try_from(sixes.get(&who)?.as_slice()).ok()?);
+                Some(MemberSpec { number, access, ipv4, ipv6 })
             })
             .filter(|member| sets.iter().all(|set| self.has(*set, &set.key(installation, member))))
             .collect();

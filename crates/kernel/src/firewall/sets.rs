@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use warren_model::{InstallationId, MacAddress};
 
-use super::MemberSpec;
 use super::elements::{ARP, INET};
 use super::item::{Field, Item};
 use super::shape::Shape;
+use super::{Access, MemberSpec};
 use crate::names;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -177,7 +177,12 @@ impl Set {
 
     /// The member's element, in a set that has one per member.
     pub(crate) fn member(self, installation: &InstallationId, member: &MemberSpec) -> Item {
-        let link = || Field::Link(names::member_link(installation, member.number));
+        let link = || {
+            Field::Link(match member.access {
+                Access::Link => names::member_link(installation, member.number),
+                Access::Tunnel => names::tunnel_link(installation),
+            })
+        };
         let mac = || Field::Mac(MacAddress::of_member(member.number));
         let four = Field::Address(IpAddr::V4(member.ipv4));
         let six = Field::Address(IpAddr::V6(member.ipv6));

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
+use warren_kernel::{Access, Kernel, MemberSpec, NetworkSpec};
 use warren_lab::{Lab, Namespace};
 use warren_model::policy::NetworkRules;
 use warren_model::record::Egress;
@@ -62,7 +62,12 @@ impl Fixture {
     pub fn member(&self, spec: &NetworkSpec, number: u32) -> MemberSpec {
         let member = MemberNumber::new(number).unwrap();
         let ipv4 = u32::from(spec.cidr.network()) + number;
-        MemberSpec { number: member, ipv4: ipv4.into(), ipv6: self.ula.member(spec.number, member) }
+        MemberSpec {
+            number: member,
+            access: Access::Link,
+            ipv4: ipv4.into(),
+            ipv6: self.ula.member(spec.number, member),
+        }
     }
 
     /// A namespace attached as this member; the member must be admitted, too.

@@ -1,7 +1,7 @@
 //! Three members in groups of their own, and flows between them.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -123,7 +123,7 @@ pub struct Connection {
 impl Connection {
     /// From a port of the client's own choice, or from this one.
     pub fn open(from: &Namespace, to: &Namespace, target: SocketAddr, port: u16) -> std::io::Result<Self> {
-        let listener = to.enter(|| TcpListener::bind(target))?;
+        let listener = to.listen(target)?;
         listener.set_nonblocking(true)?;
         let target = listener.local_addr()?;
         let client = from.enter(|| if port == 0 { dial(target) } else { dial_from(port, target) })?;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::name::{Label, Tag};
 use crate::record::Egress;
+use crate::session::OPERATOR_TAG;
 
 /// Something that is wrong with a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +82,7 @@ impl<'a> Check<'a> {
         }
         if let Subject::Tag(_, tag) = subject
             && !self.tags.contains(tag)
+            && tag.as_str() != OPERATOR_TAG
         {
             let hint = hint(tag.as_str(), self.tags.iter().map(|tag| tag.as_str()));
             self.find(pointer(), format!("nobody has the tag {tag}, and tagOwners does not list it{hint}"));

@@ -206,9 +206,8 @@ impl<'a> Bench<'a> {
         'a: 's,
     {
         self.spend(receivers.len())?;
-        let is_sender = |member: &Member| {
-            member.machine == from.machine && member.network == from.network && member.name == from.name
-        };
+        let is_sender =
+            |member: &Member| member.id == from.id && member.network == from.network && member.name == from.name;
         let mut goals: Vec<Destination<'t>> = receivers
             .iter()
             .filter_map(|kind| kind.iter().find(|member| !is_sender(member)))
@@ -263,7 +262,7 @@ fn invent(subject: &Subject, directory: &Directory, other_than: Option<&Member>)
     };
     // The last addresses of a range are no member's.
     let mut member = Member {
-        machine: MachineId::from_ulid(ulid::Ulid::nil()),
+        id: MachineId::from_ulid(ulid::Ulid::nil()).into(),
         network: network.clone(),
         name: (if other_than.is_some() { "another" } else { "somebody" }).parse().ok()?,
         number: MemberNumber::new(u32::MAX).ok()?,

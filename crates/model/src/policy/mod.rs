@@ -55,7 +55,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{MemberNumber, NetworkNumber};
 use crate::cidr::NetworkCidr;
-use crate::id::{MachineId, NetworkId};
+use crate::id::{MemberId, NetworkId};
 use crate::name::{Label, Tag};
 use crate::record::Egress;
 
@@ -65,7 +65,7 @@ pub use compile::{CompileError, Group, NameDecision, NameRule, NetworkRules, com
 pub use edges::{edges, following};
 pub use evaluate::{Destination, Flow, Sender, Verdict, evaluate};
 pub use global::{GLOBAL_V6, NOT_GLOBAL_V4, NOT_GLOBAL_V6, is_global};
-pub use host::{HostName, HostPattern};
+pub use host::{HostName, HostPattern, InvalidHost};
 pub use ports::{Application, PortRange, Ports, Protocol};
 pub use private::PrivateRanges;
 pub use protect::{BUILTIN, HostLimits, PROTECTED, protected_ranges, protection};
@@ -313,7 +313,7 @@ pub struct NetworkEntry {
 /// A member as policy sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    pub machine: MachineId,
+    pub id: MemberId,
     pub network: Label,
     pub name: Label,
     pub number: MemberNumber,

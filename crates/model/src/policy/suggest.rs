@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn no_rule_is_suggested_that_no_policy_may_hold() {
         let member: Member = serde_json::from_value(serde_json::json!({
-            "machine": "mch_01m80p9pd7vhxnyw255xxk75p1", "network": "dev", "name": "agent", "number": 2,
+            "id": "mch_01m80p9pd7vhxnyw255xxk75p1", "network": "dev", "name": "agent", "number": 2,
             "ipv4": "10.0.1.10", "ipv6": "fd00::2", "tags": [],
         }))
         .unwrap();

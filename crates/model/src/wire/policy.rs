@@ -311,7 +311,7 @@ shape! {
         pub id: String,
         #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
         pub time: Timestamp,
-        /// The name of the machine that was refused; its id when it is gone.
+        /// The name of the machine or operator session that was refused; its id when it is gone.
         pub machine: Option<String>,
         /// The address, where there was one.
         #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]

@@ -26,6 +26,7 @@ forbid: [{id: f, from: net:dev, to: net:prod}]
 allow:
 - {id: a, from: dev/tag:agent, to: dev/tag:db, ports: [tcp/5432]}
 - {id: b, from: dev/tag:future, to: dev/machine-to-come}
+- {id: c, from: dev/tag:operator, to: dev/tag:db}
 tests: [{from: dev/tag:agent, to: dev/tag:db, port: tcp/5432, expect: allow, by: a}]";
     assert_refused(text, &[]);
 }

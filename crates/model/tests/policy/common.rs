@@ -44,7 +44,7 @@ pub fn member(directory: &mut Directory, text: &str) {
     let count = directory.members.iter().filter(|member| member.network == label(network)).count();
     let number = MemberNumber::new(count as u32 + 2).unwrap();
     directory.members.push(Member {
-        machine: MachineId::from_ulid(Ulid::from_parts(1, directory.members.len() as u128)),
+        id: MachineId::from_ulid(Ulid::from_parts(1, directory.members.len() as u128)).into(),
         network: label(network),
         name: label(name),
         number,

@@ -371,7 +371,7 @@ fn faults(step: &Step) -> Vec<String> {
     let mut faults = Vec::new();
     for (port, denied) in &step.expected {
         for from in &directory.members {
-            for to in directory.members.iter().filter(|to| to.machine != from.machine) {
+            for to in directory.members.iter().filter(|to| to.id != from.id) {
                 let (source, goal) = (format!("{}/{}", from.network, from.name), format!("{}/{}", to.network, to.name));
                 let expected = !is_denied(denied, &source, &goal);
                 let judged = judge(&policy, &directory, &source, &goal, port).allowed;

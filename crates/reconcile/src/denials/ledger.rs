@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use jiff::{SignedDuration, Timestamp};
 use warren_model::denial::Denial;
-use warren_model::{AccountId, DenialId, MachineId};
+use warren_model::{AccountId, DenialId, MemberId};
 
 /// How many records of one account are kept.
 const KEPT: usize = 10_000;
@@ -24,7 +24,7 @@ pub(crate) struct Ledger {
 struct Ring {
     entries: VecDeque<Entry>,
     /// How many of them are about each machine.
-    shares: HashMap<Option<MachineId>, usize>,
+    shares: HashMap<Option<MemberId>, usize>,
 }
 
 #[derive(Debug)]
@@ -82,13 +82,13 @@ impl Ledger {
     pub fn list(
         &self,
         account: AccountId,
-        machine: Option<MachineId>,
+        member: Option<MemberId>,
         after: Option<DenialId>,
         limit: usize,
     ) -> Vec<Denial> {
         let Some(ring) = self.accounts.get(&account) else { return Vec::new() };
         let ring = || ring.entries.iter().map(|entry| &entry.denial);
-        let wanted = |denial: &&Denial| machine.is_none_or(|machine| denial.machine == Some(machine));
+        let wanted = |denial: &&Denial| member.is_none_or(|member| denial.member == Some(member));
         match after {
             Some(after) => {
                 let first = ring().position(|denial| denial.id == after).map_or_else(
@@ -107,13 +107,13 @@ impl Ledger {
     }
 
     /// What this machine was refused since then, oldest first; also what was counted since then on an earlier record.
-    pub fn since(&self, account: AccountId, machine: MachineId, since: Timestamp, limit: usize) -> Vec<Denial> {
+    pub fn since(&self, account: AccountId, member: MemberId, since: Timestamp, limit: usize) -> Vec<Denial> {
         let ring = self.accounts.get(&account);
         let recent = ring
             .into_iter()
             .flat_map(|ring| ring.entries.iter().rev())
             .take_while(|entry| entry.denial.time >= since - SLACK)
-            .filter(|entry| entry.denial.machine == Some(machine) && entry.last >= since);
+            .filter(|entry| entry.denial.member == Some(member) && entry.last >= since);
         let mut found: Vec<_> = recent.take(limit).map(|entry| entry.denial.clone()).collect();
         found.reverse();
         found
@@ -125,7 +125,7 @@ impl Ring {
         if self.entries.len() == KEPT {
             self.make_room();
         }
-        *self.shares.entry(entry.denial.machine).or_default() += 1;
+        *self.shares.entry(entry.denial.member).or_default() += 1;
         self.entries.push_back(entry);
     }
 
@@ -133,12 +133,12 @@ impl Ring {
     fn make_room(&mut self) {
         let most = self.shares.values().copied().max();
         // Shares of one each are the whole ring of as many machines: then the oldest goes.
-        let oldest = self.entries.iter().position(|entry| self.shares.get(&entry.denial.machine).copied() == most);
+        let oldest = self.entries.iter().position(|entry| self.shares.get(&entry.denial.member).copied() == most);
         let Some(gone) = oldest.and_then(|place| self.entries.remove(place)) else { return };
-        if let Some(share) = self.shares.get_mut(&gone.denial.machine) {
+        if let Some(share) = self.shares.get_mut(&gone.denial.member) {
             *share -= 1;
             if *share == 0 {
-                self.shares.remove(&gone.denial.machine);
+                self.shares.remove(&gone.denial.member);
             }
         }
     }
@@ -148,7 +148,7 @@ impl Ring {
 const SLACK: SignedDuration = SignedDuration::from_secs(2);
 
 fn is_alike(known: &Denial, new: &Denial) -> bool {
-    known.machine == new.machine
+    known.member == new.member
         && known.network == new.network
         && known.to == new.to
         && known.name == new.name
@@ -173,7 +173,7 @@ mod tests {
             time: Timestamp::from_second(second).unwrap(),
             account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
             network: NetworkId::from_ulid(Ulid::from_parts(1, 1)),
-            machine: Some(MachineId::from_ulid(Ulid::from_parts(machine, 1))),
+            member: Some(warren_model::MachineId::from_ulid(Ulid::from_parts(machine, 1)).into()),
             to: Some([10, 0, 1, 11].into()),
             name: None,
             port: Some(port),
@@ -199,9 +199,9 @@ mod tests {
         let first = Denial { time: at(100_000), ..denial(1, 1, 80, 100) };
         ledger.add(first.clone(), at(100_000));
         ledger.add(Denial { time: at(100_600), ..denial(2, 1, 80, 100) }, at(100_600));
-        let told = ledger.since(first.account, first.machine.unwrap(), at(100_500), 10);
+        let told = ledger.since(first.account, first.member.unwrap(), at(100_500), 10);
         assert_eq!(told, [Denial { count: 2, ..first.clone() }]);
-        assert_eq!(ledger.since(first.account, first.machine.unwrap(), at(100_700), 10), []);
+        assert_eq!(ledger.since(first.account, first.member.unwrap(), at(100_700), 10), []);
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
             add(&mut ledger, denial(2 + n, 1, 80, 10 + 2 * n as i64));
         }
         let first = denial(1, 2, 80, 1);
-        assert_eq!(ledger.list(first.account, first.machine, None, 10), std::slice::from_ref(&first));
+        assert_eq!(ledger.list(first.account, first.member, None, 10), std::slice::from_ref(&first));
         assert_eq!(ledger.list(first.account, None, None, usize::MAX).len(), KEPT);
     }
 
@@ -225,7 +225,7 @@ mod tests {
         }
         let first = denial(1, 0, 80, 0);
         let listed = ledger.list(first.account, None, None, usize::MAX);
-        assert_eq!((listed.len(), listed[0].machine), (KEPT, denial(1, 10, 80, 0).machine));
+        assert_eq!((listed.len(), listed[0].member), (KEPT, denial(1, 10, 80, 0).member));
         assert_eq!(ledger.accounts[&first.account].shares.len(), KEPT);
     }
 
@@ -260,7 +260,7 @@ mod tests {
         for n in 1..=5 {
             add(&mut ledger, denial(n, n % 2, 80 + n as u16, 100 + n as i64));
         }
-        let (account, odd) = (denial(1, 1, 1, 1).account, denial(1, 1, 1, 1).machine);
+        let (account, odd) = (denial(1, 1, 1, 1).account, denial(1, 1, 1, 1).member);
         let ids = |list: Vec<Denial>| list.iter().map(|denial| denial.port.unwrap() - 80).collect::<Vec<_>>();
         assert_eq!(ids(ledger.list(account, None, Some(denial(2, 0, 0, 0).id), 2)), [3, 4]);
         assert_eq!(ids(ledger.list(account, None, None, 2)), [4, 5]);

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use warren_model::MachineId;
+use warren_model::MemberId;
 use warren_model::denial::Denial;
 
 /// At this size, in bytes, the file becomes the older one.
@@ -22,7 +22,7 @@ const LOGGED: u32 = 20;
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
     second: Option<Instant>,
-    logged: HashMap<Option<MachineId>, u32>,
+    logged: HashMap<Option<MemberId>, u32>,
 }
 
 impl Shares {
@@ -32,7 +32,7 @@ impl Shares {
             self.second = Some(now);
             self.logged.clear();
         }
-        let logged = self.logged.entry(denial.machine).or_default();
+        let logged = self.logged.entry(denial.member).or_default();
         *logged += 1;
         *logged <= LOGGED
     }
@@ -83,7 +83,7 @@ mod tests {
     use ulid::Ulid;
     use warren_model::denial::Layer;
     use warren_model::policy::Protocol;
-    use warren_model::{AccountId, DenialId, NetworkId};
+    use warren_model::{AccountId, DenialId, MachineId, NetworkId};
 
     fn denial() -> Denial {
         Denial {
@@ -91,7 +91,7 @@ mod tests {
             time: jiff::Timestamp::UNIX_EPOCH,
             account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
             network: NetworkId::from_ulid(Ulid::from_parts(1, 1)),
-            machine: None,
+            member: None,
             to: None,
             name: Some("example.com".into()),
             port: None,
@@ -108,8 +108,8 @@ mod tests {
     fn a_machine_that_is_refused_often_leaves_room_in_the_log() {
         let (mut shares, now) = (Shares::default(), Instant::now());
         let logged = |shares: &mut Shares, machine: u64, at| {
-            let machine = Some(MachineId::from_ulid(Ulid::from_parts(machine, 1)));
-            let denial = Denial { machine, ..denial() };
+            let member = Some(MachineId::from_ulid(Ulid::from_parts(machine, 1)).into());
+            let denial = Denial { member, ..denial() };
             (0..100).filter(|_| shares.admit(&denial, at)).count()
         };
         assert_eq!([logged(&mut shares, 1, now), logged(&mut shares, 2, now)], [20, 20]);

@@ -27,7 +27,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{broadcast, mpsc};
 use warren_kernel::{DeniedLosses, DeniedPacket};
 use warren_model::denial::Denial;
-use warren_model::{AccountId, DenialId, MachineId};
+use warren_model::{AccountId, DenialId, MachineId, MemberId};
 
 use crate::ReconcileError;
 use crate::world::{World, blocking, lock};
@@ -53,7 +53,7 @@ pub struct Denials {
     /// The number of the last record that was fetched from the edge.
     fetched: tokio::sync::Mutex<u64>,
     /// How often the edge refused each machine.
-    by_edge: Mutex<HashMap<MachineId, u64>>,
+    by_edge: Mutex<HashMap<MemberId, u64>>,
     counted: Family<LayerLabel, Counter>,
     losses: Losses,
 }
@@ -92,21 +92,21 @@ impl Denials {
     pub fn list(
         &self,
         account: AccountId,
-        machine: Option<MachineId>,
+        member: Option<MemberId>,
         after: Option<DenialId>,
         limit: usize,
     ) -> Vec<Denial> {
-        lock(&self.ledger).list(account, machine, after, limit)
+        lock(&self.ledger).list(account, member, after, limit)
     }
 
-    /// What this machine was refused since then, oldest first.
-    pub fn since(&self, account: AccountId, machine: MachineId, since: Timestamp, limit: usize) -> Vec<Denial> {
-        lock(&self.ledger).since(account, machine, since, limit)
+    /// What this member was refused since then, oldest first.
+    pub fn since(&self, account: AccountId, member: MemberId, since: Timestamp, limit: usize) -> Vec<Denial> {
+        lock(&self.ledger).since(account, member, since, limit)
     }
 
-    /// How often the edge refused this machine since it started.
-    pub fn by_edge(&self, machine: MachineId) -> u64 {
-        lock(&self.by_edge).get(&machine).copied().unwrap_or(0)
+    /// How often the edge refused this member since it started.
+    pub fn by_edge(&self, member: MemberId) -> u64 {
+        lock(&self.by_edge).get(&member).copied().unwrap_or(0)
     }
 
     pub fn register(&self, registry: &mut Registry) {
@@ -141,7 +141,7 @@ impl World {
     pub async fn gather_denials(&self, machine: MachineId, since: Timestamp, limit: usize) -> Vec<Denial> {
         self.fetch_denials().await;
         let account = self.desired.read().machine(machine).map(|machine| machine.account);
-        account.map_or_else(Vec::new, |account| self.denials.since(account, machine, since, limit))
+        account.map_or_else(Vec::new, |account| self.denials.since(account, machine.into(), since, limit))
     }
 }
 
@@ -195,10 +195,10 @@ async fn fetch(world: &World) -> Result<(), ReconcileError> {
         let taken = world.edge.take_denials(*fetched).await?;
         *fetched = taken.last;
         taken.denials.into_iter().for_each(|denial| world.denials.add(denial));
-        let mut totals: HashMap<MachineId, u64> = HashMap::new();
+        let mut totals: HashMap<MemberId, u64> = HashMap::new();
         for total in taken.totals {
-            if let Some(machine) = total.machine {
-                *totals.entry(machine).or_default() += total.count;
+            if let Some(member) = total.member {
+                *totals.entry(member).or_default() += total.count;
             }
         }
         *lock(&world.denials.by_edge) = totals;

@@ -19,12 +19,12 @@ pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> O
     let protocol = Protocol::of_number(packet.protocol);
     let sender = directory.at(&network.name, packet.source);
     let port = packet.destination_port.filter(|_| protocol.has_ports());
-    let denial = |layer, verdict: Verdict, machine, name, suggested_rule| Denial {
+    let denial = |layer, verdict: Verdict, member, name, suggested_rule| Denial {
         id: DenialId::from_ulid(Ulid::generate()),
         time: now,
         account: network.account,
         network: network.id,
-        machine,
+        member,
         to: Some(packet.destination),
         name,
         port,
@@ -42,11 +42,11 @@ pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> O
         let link = packet.inbound.as_deref();
         let number = link.and_then(|link| names::parse_member_link(&world.installation.id, link));
         let mut members = directory.members.iter().filter(|member| member.network == network.name);
-        let machine = members.find(|member| Some(member.number) == number).map(|member| member.machine);
+        let member = members.find(|member| Some(member.number) == number).map(|member| member.id);
         let verdict = builtin("spoofing", format!("{} is not the address of the link it came by", packet.source));
-        return Some(denial(Layer::Network, verdict, machine, None, None));
+        return Some(denial(Layer::Network, verdict, member, None, None));
     };
-    let machine = Some(sender.machine);
+    let member = Some(sender.id);
     let rules = known.rules(network.id);
     let linked = |number: &NetworkNumber| {
         let name = directory.networks.iter().find(|(_, entry)| entry.number == *number).map(|(name, _)| name)?;
@@ -63,7 +63,7 @@ pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> O
     let name = inside.map(|member| format!("{}/{}", member.network, member.name));
     if is_own(world, &network, packet.destination) {
         let verdict = builtin("host", "the gateway answers DNS, pings and the proxy's port only".to_owned());
-        return Some(denial(Layer::Network, verdict, machine, name, None));
+        return Some(denial(Layer::Network, verdict, member, name, None));
     }
     let to = inside.map_or(Destination::Address(packet.destination), Destination::Member);
     let flow = Flow { from: sender, to, protocol, port };
@@ -80,7 +80,7 @@ pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> O
         IpAddr::V6(six) => world.installation.ula.range().contains(&six),
     };
     let layer = if inside.is_some() || in_range { Layer::Network } else { Layer::Egress };
-    Some(denial(layer, verdict, machine, name, suggested))
+    Some(denial(layer, verdict, member, name, suggested))
 }
 
 fn builtin(name: &str, reason: String) -> Verdict {

@@ -11,7 +11,7 @@ use warren_audit::report::{
 };
 use warren_model::policy::{Intra, Rule};
 use warren_model::record::{ApiKey, Egress, MachineState, Network, PolicyVersion};
-use warren_model::{AccountId, KeyId, Label, MachineId};
+use warren_model::{AccountId, KeyId, Label, MachineId, MemberId};
 use warren_plan::network::{ObservedNetwork, plan};
 use warren_store::{Typed, schema};
 
@@ -143,23 +143,23 @@ pub(crate) fn networks(policy: &AccountPolicy) -> Vec<NetworkItem> {
 pub(crate) fn machines(
     world: &World,
     policy: &AccountPolicy,
-    failures: &BTreeMap<MachineId, String>,
+    failures: &BTreeMap<MemberId, String>,
     in_scope: impl Fn(&Label) -> bool,
 ) -> Vec<MachineItem> {
     let mut machines: Vec<MachineItem> = policy
         .directory
         .members
         .iter()
-        .map(|member| {
-            let state = state(world, member.machine);
-            let probed = match (state, failures.get(&member.machine)) {
+        .filter_map(|member| {
+            let state = state(world, member.id.machine()?);
+            let probed = match (state, failures.get(&member.id)) {
                 (_, Some(why)) => Probed::No { why: why.clone() },
                 (MachineState::Running, None) if in_scope(&member.network) => Probed::Yes,
                 (MachineState::Running, None) => Probed::OutOfScope,
                 (other, None) => Probed::No { why: format!("it is {}", other.as_str()) },
             };
-            MachineItem {
-                id: member.machine.to_string(),
+            Some(MachineItem {
+                id: member.id.to_string(),
                 name: member.name.to_string(),
                 network: member.network.to_string(),
                 ipv4: member.ipv4.into(),
@@ -167,7 +167,7 @@ pub(crate) fn machines(
                 tags: member.tags.iter().map(ToString::to_string).collect(),
                 state: state.as_str().to_owned(),
                 probed,
-            }
+            })
         })
         .collect();
     machines.sort_by(|one, other| (&one.network, &one.name).cmp(&(&other.network, &other.name)));
@@ -240,7 +240,7 @@ pub(crate) async fn denials(world: &World, account: AccountId, now: Timestamp) -
     for denial in records.iter().filter(|denial| now.duration_since(denial.time) < OF_LATE) {
         found.total += denial.count;
         *found.by_layer.entry(denial.layer.as_str().to_owned()).or_default() += denial.count;
-        let machine = denial.machine.and_then(|id| world.desired.read().machine(id));
+        let machine = denial.member.and_then(MemberId::machine).and_then(|id| world.desired.read().machine(id));
         let machine = machine.map_or_else(|| "a machine that is gone".to_owned(), |machine| machine.name.to_string());
         *by_machine.entry(machine).or_default() += denial.count;
     }

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use warren_audit::findings::{self, Findings};
 use warren_audit::matrix::{self, Foreign, Host, Matrix, Outside, Setting};
 use warren_audit::report::Cell;
-use warren_model::MachineId;
+use warren_model::MemberId;
 use warren_model::policy::{Directory, Policy};
 use warren_model::probe::{Arrivals, Attempts, Outcome, Setup, Token};
 
@@ -36,7 +36,7 @@ pub(crate) trait HostSide: Send + Sync {
     /// The tokens that came in since.
     fn arrivals(&self) -> BTreeSet<Token>;
     /// Refusals counted so far for each of these machines; absent where none are counted.
-    async fn refusals(&self, machines: &[MachineId]) -> BTreeMap<MachineId, u64>;
+    async fn refusals(&self, machines: &[MemberId]) -> BTreeMap<MemberId, u64>;
     /// Whether the host's own API answers at its port.
     async fn api(&self) -> Option<(u16, bool)>;
 }
@@ -59,7 +59,7 @@ pub(crate) struct Examined {
     pub cells: Vec<Cell>,
     pub gaps: Vec<String>,
     /// Machines whose probe did not work, and why.
-    pub failures: BTreeMap<MachineId, String>,
+    pub failures: BTreeMap<MemberId, String>,
     /// How many flows were tried.
     pub attempts: usize,
 }
@@ -91,7 +91,7 @@ pub(crate) async fn examine(
         },
         &mut token,
     );
-    let mut wanted: BTreeMap<MachineId, (Attempts, usize)> = BTreeMap::new();
+    let mut wanted: BTreeMap<MemberId, (Attempts, usize)> = BTreeMap::new();
     for control in &controls {
         let (attempts, of_controls) = wanted.entry(control.machine).or_default();
         attempts.attempts.push(control.attempt.clone());
@@ -100,7 +100,7 @@ pub(crate) async fn examine(
     for check in &checks {
         wanted.entry(check.sender).or_default().0.attempts.push(check.attempt.clone());
     }
-    let senders: Vec<MachineId> = wanted.keys().copied().collect();
+    let senders: Vec<MemberId> = wanted.keys().copied().collect();
 
     let mut found = Findings {
         host_reached: host_side.control().await,
@@ -125,19 +125,16 @@ pub(crate) async fn examine(
     Examined { cells, gaps, failures, attempts }
 }
 
-type Probes = HashMap<MachineId, Box<dyn Probe>>;
+type Probes = HashMap<MemberId, Box<dyn Probe>>;
 
 async fn start(
     prober: &dyn Prober,
     subject: &mut Subject<'_>,
-    failures: &mut BTreeMap<MachineId, String>,
+    failures: &mut BTreeMap<MemberId, String>,
     told: &(dyn Fn(String, f32) + Send + Sync),
 ) -> Probes {
-    let mut setups: Vec<(MachineId, Setup)> = subject
-        .hosts
-        .iter()
-        .map(|host| (host.member.machine, matrix::setup(subject.policy, host, LIFETIME_MS)))
-        .collect();
+    let mut setups: Vec<(MemberId, Setup)> =
+        subject.hosts.iter().map(|host| (host.member.id, matrix::setup(subject.policy, host, LIFETIME_MS))).collect();
     setups.extend(subject.foreign.iter().map(|foreign| {
         let setup = Setup {
             addresses: foreign.addresses.clone(),
@@ -167,7 +164,7 @@ async fn start(
     }
     drop(starting);
     for host in &mut subject.hosts {
-        host.listening = listening.remove(&host.member.machine);
+        host.listening = listening.remove(&host.member.id);
     }
     subject.foreign.retain_mut(|foreign| match listening.remove(&foreign.machine) {
         Some(heard) => {
@@ -181,9 +178,9 @@ async fn start(
 
 async fn attempt(
     probes: &mut Probes,
-    wanted: &BTreeMap<MachineId, (Attempts, usize)>,
+    wanted: &BTreeMap<MemberId, (Attempts, usize)>,
     found: &mut Findings,
-    failures: &mut BTreeMap<MachineId, String>,
+    failures: &mut BTreeMap<MemberId, String>,
     told: &(dyn Fn(String, f32) + Send + Sync),
 ) {
     let flows: usize = wanted.values().map(|(attempts, _)| attempts.attempts.len()).sum();
@@ -217,7 +214,7 @@ async fn attempt(
 async fn collect(
     probes: Probes,
     found: &mut Findings,
-    failures: &mut BTreeMap<MachineId, String>,
+    failures: &mut BTreeMap<MemberId, String>,
     told: &(dyn Fn(String, f32) + Send + Sync),
 ) {
     told("collecting what arrived".to_owned(), 0.87);

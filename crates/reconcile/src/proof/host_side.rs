@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use warren_model::MachineId;
+use warren_model::MemberId;
 use warren_model::probe::Token;
 
 use super::examine::HostSide;
@@ -83,11 +83,11 @@ impl HostSide for LiveHostSide<'_> {
         lock(&self.seen).clone()
     }
 
-    async fn refusals(&self, machines: &[MachineId]) -> BTreeMap<MachineId, u64> {
+    async fn refusals(&self, machines: &[MemberId]) -> BTreeMap<MemberId, u64> {
         let mut by_network: BTreeMap<_, Vec<_>> = BTreeMap::new();
         {
             let desired = self.world.desired.read();
-            for machine in machines.iter().filter_map(|id| desired.machine(*id)) {
+            for machine in machines.iter().filter_map(|id| desired.machine(id.machine()?)) {
                 if let Some(network) = desired.network(machine.network) {
                     by_network.entry(network.number).or_default().push((machine.id, machine.member));
                 }
@@ -100,7 +100,7 @@ impl HostSide for LiveHostSide<'_> {
             let Ok(counters) = blocking(move || kernel.refused(number)).await else { continue };
             for (machine, member) in members {
                 if let Some(counter) = counters.get(&member) {
-                    found.insert(machine, counter.packets);
+                    found.insert(machine.into(), counter.packets);
                 }
             }
         }

@@ -318,12 +318,14 @@ fn internal(error: warren_store::StoreError) -> AccessError {
 /// The running machines of the account.
 fn hosts(world: &World, policy: &AccountPolicy, in_scope: impl Fn(&Label) -> bool) -> Vec<Host> {
     let desired = world.desired.read();
-    let running =
-        policy.directory.members.iter().filter(|member| state(world, member.machine) == MachineState::Running);
+    let runs = |id| state(world, id) == MachineState::Running;
+    let members = policy.directory.members.iter();
+    // Operators' own machines are not ours to probe.
+    let running = members.filter_map(|member| Some((member, member.id.machine().filter(|id| runs(*id))?)));
     running
-        .map(|member| Host {
+        .map(|(member, id)| Host {
             member: member.clone(),
-            ports: desired.machine(member.machine).map(|machine| machine.ports.clone()).unwrap_or_default(),
+            ports: desired.machine(id).map(|machine| machine.ports.clone()).unwrap_or_default(),
             sends: in_scope(&member.network),
             listening: None,
         })
@@ -349,7 +351,7 @@ async fn foreign(world: &World, account: AccountId) -> Result<Vec<Foreign>, Acce
         *count += 1;
         found.push(Foreign {
             account: names.get(&machine.account).cloned().unwrap_or_else(|| machine.account.to_string()),
-            machine: machine.id,
+            machine: machine.id.into(),
             addresses: vec![machine.ipv4.into(), machine.ipv6(world.installation.ula, network.number).into()],
             gateway: network.cidr.gateway().into(),
             name: machine.name.to_string(),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use warren_guest::protocol;
-use warren_model::MachineId;
+use warren_model::MemberId;
 use warren_model::access::{ExecCommand, ExecInput, ExecOutput, ExecSession, MachineAccess};
 use warren_model::probe::{self, Arrivals, Attempts, LONGEST_LINE, Listening, MOST_ATTEMPTS, Observations, Setup};
 
@@ -28,7 +28,7 @@ pub(crate) struct ProbeFailure(pub String);
 /// Starts probes.
 #[async_trait]
 pub(crate) trait Prober: Send + Sync {
-    async fn start(&self, machine: MachineId, setup: &Setup) -> Result<(Listening, Box<dyn Probe>), ProbeFailure>;
+    async fn start(&self, machine: MemberId, setup: &Setup) -> Result<(Listening, Box<dyn Probe>), ProbeFailure>;
 }
 
 /// A probe that listens. Dropping it ends it.
@@ -44,7 +44,8 @@ pub(crate) struct InMachines(pub Arc<dyn MachineAccess>);
 
 #[async_trait]
 impl Prober for InMachines {
-    async fn start(&self, machine: MachineId, setup: &Setup) -> Result<(Listening, Box<dyn Probe>), ProbeFailure> {
+    async fn start(&self, member: MemberId, setup: &Setup) -> Result<(Listening, Box<dyn Probe>), ProbeFailure> {
+        let machine = member.machine().ok_or_else(|| ProbeFailure("it is no machine".to_owned()))?;
         let command = ExecCommand {
             argv: vec![protocol::INIT.to_owned(), probe::COMMAND.to_owned()],
             env: Default::default(),

@@ -14,7 +14,7 @@ use warren_model::probe::{
     Arrival, Arrivals, Attempt, Attempts, Holder, Listening, Observations, Outcome, Setup, Token,
 };
 use warren_model::record::Egress;
-use warren_model::{Label, MachineId, MemberNumber, NetworkId, NetworkNumber, UlaPrefix};
+use warren_model::{Label, MemberId, MemberNumber, NetworkId, NetworkNumber, UlaPrefix};
 
 use super::examine::{Examined, HostSide, Subject, examine};
 use super::prober::{Probe, ProbeFailure, Prober};
@@ -47,8 +47,8 @@ struct FakeWorld {
     policy: Policy,
     directory: Directory,
     fault: Fault,
-    arrivals: Mutex<HashMap<MachineId, Arrivals>>,
-    refused: Mutex<BTreeMap<MachineId, u64>>,
+    arrivals: Mutex<HashMap<MemberId, Arrivals>>,
+    refused: Mutex<BTreeMap<MemberId, u64>>,
 }
 
 impl FakeWorld {
@@ -67,7 +67,7 @@ impl FakeWorld {
             Attempt::Icmp { to, token } => (*to, Protocol::Icmp, None, token),
         };
         let target = self.directory.members.iter().find(|member| member.has(to));
-        let itself = target.is_some_and(|target| target.machine == from.machine);
+        let itself = target.is_some_and(|target| target.id == from.id);
         let policy = Sender::new(&self.policy, &self.directory, from, jiff::Timestamp::UNIX_EPOCH);
         let allowed = itself
             || match self.fault {
@@ -77,14 +77,14 @@ impl FakeWorld {
             };
         if !allowed || self.fault == Fault::Mute && !itself {
             if self.fault != Fault::Lost && self.fault != Fault::Mute {
-                *lock(&self.refused).entry(from.machine).or_default() += 1;
+                *lock(&self.refused).entry(from.id).or_default() += 1;
             }
             return if self.fault == Fault::Lost { Outcome::Silent } else { Outcome::Prohibited { by: None } };
         }
         match target {
             Some(target) if self.fault != Fault::Deaf => {
                 let mut arrivals = lock(&self.arrivals);
-                let arrivals = &mut arrivals.entry(target.machine).or_default().arrivals;
+                let arrivals = &mut arrivals.entry(target.id).or_default().arrivals;
                 arrivals.insert(token.clone(), Arrival { from: from.ipv4.into(), port });
                 Outcome::Echoed
             }
@@ -102,8 +102,8 @@ struct FakeProbe {
 
 #[async_trait]
 impl Prober for FakeProber {
-    async fn start(&self, machine: MachineId, setup: &Setup) -> Result<(Listening, Box<dyn Probe>), ProbeFailure> {
-        let member = self.0.directory.members.iter().find(|member| member.machine == machine).unwrap().clone();
+    async fn start(&self, machine: MemberId, setup: &Setup) -> Result<(Listening, Box<dyn Probe>), ProbeFailure> {
+        let member = self.0.directory.members.iter().find(|member| member.id == machine).unwrap().clone();
         if self.0.fault == Fault::Unprobed && member.name.as_str() == "db" {
             return Err(ProbeFailure("its agent is older than the audit".to_owned()));
         }
@@ -131,7 +131,7 @@ impl Probe for FakeProbe {
         if self.world.fault == Fault::Forgetful && self.member.name.as_str() == "db" {
             return Err(ProbeFailure("the connection to its agent broke off".to_owned()));
         }
-        Ok(lock(&self.world.arrivals).remove(&self.member.machine).unwrap_or_default())
+        Ok(lock(&self.world.arrivals).remove(&self.member.id).unwrap_or_default())
     }
 }
 
@@ -151,7 +151,7 @@ impl HostSide for FakeHostSide {
         BTreeSet::new()
     }
 
-    async fn refusals(&self, machines: &[MachineId]) -> BTreeMap<MachineId, u64> {
+    async fn refusals(&self, machines: &[MemberId]) -> BTreeMap<MemberId, u64> {
         let refused = lock(&self.0.refused);
         machines.iter().map(|machine| (*machine, refused.get(machine).copied().unwrap_or(0))).collect()
     }
@@ -165,7 +165,8 @@ fn member(directory: &mut Directory, network: &str, name: &str, number: u32, tag
     let entry = &directory.networks[&network.parse::<Label>().unwrap()];
     let four = u32::from(entry.cidr.gateway()) + 0x100 + number;
     let member = Member {
-        machine: MachineId::from_ulid(Ulid::from_parts(u64::from(number), u128::from(entry.number.get()))),
+        id: warren_model::MachineId::from_ulid(Ulid::from_parts(u64::from(number), u128::from(entry.number.get())))
+            .into(),
         network: network.parse().unwrap(),
         name: name.parse().unwrap(),
         number: MemberNumber::new(number).unwrap(),

@@ -129,7 +129,7 @@ async fn dropping_the_session_ends_the_command_but_not_what_it_put_into_the_back
     let lab = Lab::start().await;
     let mut session = lab.exec(command(&["sh", "-c", "setsid sleep 222 & echo ready; sleep 333"])).await.unwrap();
     assert!(matches!(session.output.recv().await, Some(ExecOutput::Stdout(_))));
-    assert_eq!(lab.sh("pgrep -f 'sleep 333'").await.exit.status, 0);
+    eventually("the command runs", async || lab.sh("pgrep -x -f 'sleep 333'").await.exit.status == 0).await;
     drop(session);
     eventually("the command ends", async || lab.sh("pgrep -x -f 'sleep 333'").await.exit.status == 1).await;
     assert_eq!(lab.sh("pgrep -x -f 'sleep 222'").await.exit.status, 0);

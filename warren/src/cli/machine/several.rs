@@ -1,4 +1,4 @@
-//! What is done to one machine or to several: all of them are tried, a few at a time.
+//! What is done to one machine or to several, or to other things with names: all of them are tried, a few at a time.
 
 use clap::Args;
 use futures::StreamExt;
@@ -23,7 +23,7 @@ pub struct Machines {
 
 pub async fn power(context: &Context, machines: Machines, verb: &str) -> Result<(), Failure> {
     let act = async |machine: &str| context.client.post_empty(&Route::new(&["machines", machine, verb])).await;
-    each(context, machines, act, |_, answer| {
+    each(context, machines.machines, act, |_, answer| {
         let machine: Machine = read(answer)?;
         Ok(format!("{} is {}", machine.name, machine.state.as_str()))
     })
@@ -41,26 +41,26 @@ pub async fn remove(context: &Context, machines: Machines) -> Result<(), Failure
             answer => answer,
         })
     };
-    each(context, machines, act, |machine, _| Ok(format!("removed {machine}"))).await
+    each(context, machines.machines, act, |machine, _| Ok(format!("removed {machine}"))).await
 }
 
 /// Tries all, in the order of the names. One that fails is reported, and the others are tried all the same; the exit
 /// status is that of the first failure. With `--json`, one is an object, and several are a list of those that were done.
-async fn each(
+pub async fn each(
     context: &Context,
-    machines: Machines,
+    names: Vec<String>,
     act: impl AsyncFn(&str) -> Result<Value, ClientError>,
     say: impl Fn(&str, Value) -> Result<String, Failure>,
 ) -> Result<(), Failure> {
     let output = context.output;
-    let several = machines.machines.len() > 1;
+    let several = names.len() > 1;
     let act = &act;
-    let tried = machines.machines.iter().map(|machine| async move { (machine, act(machine).await) });
+    let tried = names.iter().map(|name| async move { (name, act(name).await) });
     let mut outcomes = futures::stream::iter(tried).buffered(AT_ONCE);
     let (mut done, mut status) = (Vec::new(), failure::DONE);
-    while let Some((machine, outcome)) = outcomes.next().await {
+    while let Some((name, outcome)) = outcomes.next().await {
         match outcome {
-            Ok(answer) if !output.json => output.text(&say(machine, answer)?)?,
+            Ok(answer) if !output.json => output.text(&say(name, answer)?)?,
             Ok(answer) => done.push(answer),
             Err(error) if !several => return Err(error.into()),
             Err(error) => {

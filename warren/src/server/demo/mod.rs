@@ -3,7 +3,10 @@
 //! Every step is the command that a person would type, and every claim is checked; the first one that does not hold
 //! ends the demo with an error. What it makes it removes, also after an error.
 
+mod article;
 mod boundaries;
+mod operator;
+mod preview;
 mod stage;
 
 use std::time::{Duration, Instant};
@@ -11,9 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use warren_lab::Lab;
+use warren_lab::laptop::Laptop;
 use warren_lab::outside::Outside;
 
 use crate::cli::host::DemoArgs;
+use article::Client;
 use stage::{Stage, path_text};
 
 /// Bytes that travel while the daemon is killed.
@@ -27,6 +32,7 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the demo starts a server, which has to run as root: run it with sudo");
     }
+    let client = args.client.as_deref().map(Client::in_directory).transpose()?;
     let temporary = tempfile::Builder::new().prefix("warren-demo-").tempdir()?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
     let pool_dir = args.pool_dir.clone().unwrap_or_else(|| data_dir.join("pool"));
@@ -37,6 +43,7 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
         log: temporary.path().join("server.log"),
         key: None,
         server: None,
+        url: String::new(),
     };
     title("An image");
     let pool = stage.pool_dir.clone();
@@ -44,9 +51,10 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     stage.say_and_run(&["image", "build", "debian", "--pool-dir", path_text(&pool)?])?;
     let lab = Lab::new();
     let (outside, host) = Outside::new(&lab);
+    let laptop = Laptop::new(&lab, &host);
     // From here on nothing can touch the host's own network.
     setns(host.fd(), CloneFlags::CLONE_NEWNET).context("cannot enter the demo's network namespace")?;
-    let outcome = play(&mut stage, &outside);
+    let outcome = play(&mut stage, &outside, &laptop, client.as_ref());
     let removed = stage.leave_nothing();
     outcome?;
     removed?;
@@ -54,7 +62,7 @@ pub fn demo(args: DemoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn play(stage: &mut Stage, outside: &Outside) -> anyhow::Result<()> {
+fn play(stage: &mut Stage, outside: &Outside, laptop: &Laptop, client: Option<&Client>) -> anyhow::Result<()> {
     title("A server");
     stage.start_server()?;
 
@@ -85,7 +93,16 @@ fn play(stage: &mut Stage, outside: &Outside) -> anyhow::Result<()> {
     title("The daemon is killed while bytes travel");
     survive_the_daemon(stage)?;
 
+    operator::play(stage, laptop)?;
+    preview::play(stage, outside)?;
+
     boundaries::play(stage, outside)?;
+
+    if let Some(client) = client {
+        let acme = stage.key.clone();
+        article::play(stage, client)?;
+        stage.key = acme;
+    }
 
     title("The topology");
     stage.say_and_run(&["topology"])?;

@@ -6,8 +6,10 @@ use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
+use warren_lab::laptop::SERVER;
 use warren_lab::outside::RESOLVERS;
 
+use super::preview::SUFFIX;
 use super::{claim, title};
 
 /// The demo's installation, and who acts.
@@ -19,6 +21,8 @@ pub(super) struct Stage {
     pub log: PathBuf,
     pub key: Option<String>,
     pub server: Option<Child>,
+    /// Where the server answers.
+    pub url: String,
 }
 
 impl Stage {
@@ -48,11 +52,17 @@ impl Stage {
 
     pub fn start_server(&mut self) -> anyhow::Result<()> {
         let data_dir = self.data_dir.display();
-        println!("$ warren up --data-dir {data_dir} --listen 127.0.0.1:0 --resolver {}", RESOLVERS[0]);
+        let endpoint = format!("{SERVER}:51820");
+        let options = ["--listen", "127.0.0.1:0", "--resolver", RESOLVERS[0], "--vpn-endpoint", &endpoint];
+        let public = ["--https-listen", "0.0.0.0:443", "--http-listen", "0.0.0.0:80", "--preview-suffix", SUFFIX];
+        println!("$ warren up --data-dir {data_dir} {} \\\n      {}", options.join(" "), public.join(" "));
         std::fs::create_dir_all(&self.data_dir)?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut child = Command::new(&self.program)
-            .args(["up", "--listen", "127.0.0.1:0", "--resolver", RESOLVERS[0], "--data-dir"])
+            .arg("up")
+            .args(options)
+            .args(public)
+            .arg("--data-dir")
             .arg(&self.data_dir)
             .arg("--pool-dir")
             .arg(&self.pool_dir)
@@ -64,10 +74,11 @@ impl Stage {
         let mut ready = String::new();
         BufReader::new(stdout).read_line(&mut ready)?;
         self.server = Some(child);
-        if !ready.starts_with("ready ") {
+        let Some(url) = ready.trim().strip_prefix("ready ") else {
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             bail!("the server did not start:\n{log}");
-        }
+        };
+        self.url = url.to_owned();
         print!("{ready}");
         Ok(())
     }

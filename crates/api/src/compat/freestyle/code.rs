@@ -29,6 +29,8 @@ codes! {
     CreateSnapshotBadRequest = "CREATE_SNAPSHOT_BAD_REQUEST", 400;
     CreateVmBadRequest = "CREATE_VM_BAD_REQUEST", 400;
     CustomSizingNotAllowed = "CUSTOM_SIZING_NOT_ALLOWED", 403;
+    DomainAlreadyExists = "DOMAIN_ALREADY_EXISTS", 400;
+    DomainOwnershipNotVerified = "DOMAIN_OWNERSHIP_NOT_VERIFIED", 401;
     ExecTimedOut = "EXEC_TIMED_OUT", 408;
     ExecutionError = "EXECUTION_ERROR", 500;
     FailedToCreateVerificationCode = "FAILED_TO_CREATE_VERIFICATION_CODE", 400;
@@ -66,6 +68,7 @@ codes! {
     Unauthorized = "UNAUTHORIZED", 401;
     UserNotFound = "USER_NOT_FOUND", 404;
     ValidationError = "VALIDATION_ERROR", 400;
+    VerificationFailed = "VERIFICATION_FAILED", 400;
     VerificationNotFound = "VERIFICATION_NOT_FOUND", 404;
     VmAccessDenied = "VM_ACCESS_DENIED", 403;
     VmExitDuringStart = "VM_EXIT_DURING_START", 500;

@@ -22,9 +22,9 @@ use warren_store::{TxnBuilder, TxnOutcome, Typed, schema};
 use super::code::Said;
 use super::error::{Answer, Refusal};
 use super::extract::Body;
-use super::layer::Layer;
-use super::name;
+use super::layer::{GivenDomain, Layer};
 use super::wanted::{NAME_LABEL, NewFile, Wanted};
+use super::{domains, name};
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::extract::Named;
@@ -68,14 +68,16 @@ pub(crate) async fn create(
     caller: Caller,
     Body { value, bytes, place }: Body<Layer, WITH_FILES>,
 ) -> Answer<Json<Value>> {
-    let Wanted { mut machine, files } = Wanted::parse(value)?;
+    let Wanted { mut machine, files, domains } = Wanted::parse(value)?;
+    domains::check(&api, &caller, &domains).await?;
     let fingerprint = fingerprint(&caller, &bytes)?;
     drop(bytes);
     machine.labels.insert(REQUEST_LABEL.to_owned(), fingerprint.clone());
     let id = make(&api, &caller, &mut machine, &fingerprint).await?;
     fill(&api, &caller, id, files).await?;
     drop(place);
-    Ok(Json(json!({ "id": id.to_string(), "domains": [], "snapshotId": null })))
+    let hosts = publish(&api, &caller, id, &domains).await?;
+    Ok(Json(json!({ "id": id.to_string(), "domains": hosts, "snapshotId": null })))
 }
 
 /// A machine that runs: a new one, or the one that this request made before.
@@ -126,7 +128,7 @@ async fn before(
         return Ok(None);
     };
     let hold = api.store.read(&schema::address(network.record.id, address)).await?;
-    let Some(holder) = hold.and_then(|hold| hold.record.holder) else { return Ok(None) };
+    let Some(holder) = hold.and_then(|hold| hold.record.holder?.machine()) else { return Ok(None) };
     let Some(machine) = api.store.read(&schema::machine(holder)).await? else { return Ok(None) };
     let machine = machine.record;
     let asked = machine.labels.get(REQUEST_LABEL).is_some_and(|request| request.as_str() == fingerprint);
@@ -191,14 +193,27 @@ async fn fill(api: &Shared, caller: &Caller, id: MachineId, files: Vec<NewFile>)
                 format!("its files were not all written within {} seconds", FILL_LIMIT.as_secs()),
             ),
         };
-        if let Err(left) = power::delete(State(api.clone()), caller.clone(), Named(id.to_string())).await {
-            let code = left.problem.code.as_str();
-            tracing::warn!(machine = %id, code, "a machine that could not be filled is still being removed");
-        }
+        take_away(api, caller, id).await;
         let detail = format!("{path} could not be written, and the machine was removed: {}", error.problem.detail);
         return Err(ApiError::new(error.problem.code, detail).into());
     }
     mark(api, caller, id).await
+}
+
+/// Makes a machine public under the names that were asked for. One that cannot be is taken away again.
+async fn publish(api: &Shared, caller: &Caller, id: MachineId, asked: &[GivenDomain]) -> Answer<Vec<String>> {
+    let mapped = domains::map_all(api, caller, id, asked).await;
+    if mapped.is_err() {
+        take_away(api, caller, id).await;
+    }
+    mapped
+}
+
+async fn take_away(api: &Shared, caller: &Caller, id: MachineId) {
+    if let Err(left) = power::delete(State(api.clone()), caller.clone(), Named(id.to_string())).await {
+        let code = left.problem.code.as_str();
+        tracing::warn!(machine = %id, code, "a machine that could not be made as asked for is still being removed");
+    }
 }
 
 /// Notes that a machine has its files, for whoever asks again.

@@ -101,17 +101,17 @@ fn translate(code: Code, place: Place) -> Said {
         Code::NotFound if place == Place::Snapshots => Said::SnapshotNotFound,
         Code::NotFound | Code::RouteNotFound | Code::MethodNotAllowed => Said::NotFound,
         Code::ImageNotFound => Said::NoDefaultSnapshotAvailable,
-        Code::ServerBusy | Code::NotReady | Code::AgentUnavailable => Said::ServiceUnavailable,
+        Code::ServerBusy | Code::NotReady | Code::AgentUnavailable | Code::VpnUnavailable => Said::ServiceUnavailable,
         Code::DeadlineExceeded => match place {
             Place::Create | Place::Start => Said::VmStartTimeout,
             Place::Exec => Said::ExecTimedOut,
             _ => Said::ServiceUnavailable,
         },
-        Code::NameInUse | Code::AddressTaken | Code::ForwardingRequired => Said::Conflict,
+        Code::NameInUse | Code::AddressTaken | Code::ForwardingRequired | Code::PublicKeyInUse => Said::Conflict,
         Code::QuotaExceeded | Code::NetworkFull | Code::NetworksExhausted if place == Place::Create => {
             Said::VmLimitExceeded
         }
-        Code::QuotaExceeded | Code::NetworkFull | Code::NetworksExhausted => Said::LimitExceeded,
+        Code::QuotaExceeded | Code::NetworkFull | Code::NetworksExhausted | Code::SessionLimit => Said::LimitExceeded,
         Code::LimitUnavailable => Said::CustomSizingNotAllowed,
         Code::MachineNotRunning => Said::VmNotRunning,
         Code::MachineBusy => Said::AlreadyInProgress,
@@ -121,6 +121,10 @@ fn translate(code: Code, place: Place) -> Said {
         Code::PathInvalid => Said::InvalidFilePath,
         Code::PathNotFound => Said::FileNotFound,
         Code::PathDenied => Said::AccessDenied,
+        Code::DomainTaken => Said::DomainAlreadyExists,
+        Code::DomainNotVerified => Said::DomainOwnershipNotVerified,
+        Code::DomainInvalid => Said::InvalidDomain,
+        Code::IngressUnavailable => Said::ServiceUnavailable,
         Code::MachineDiskFull => Said::RootfsStorageQuotaExceeded,
         Code::HostDiskFull => Said::NoLocalStorageCapacity,
         other if other.status() < 500 => bad_request(place),

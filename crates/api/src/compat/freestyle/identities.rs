@@ -17,8 +17,8 @@ use crate::state::Shared;
 /// A part of a list, as the client asks for it.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Part {
-    limit: Option<usize>,
-    offset: Option<usize>,
+    pub limit: Option<usize>,
+    pub offset: Option<usize>,
 }
 
 impl Part {

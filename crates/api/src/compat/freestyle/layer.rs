@@ -35,6 +35,7 @@ pub(crate) struct Layer {
     pub memory_gib: Option<f64>,
     pub disk_gib: Option<u64>,
     pub ports: Vec<Port>,
+    pub domains: Vec<GivenDomain>,
     pub files: BTreeMap<String, GivenFile>,
     pub snapshot: Option<Box<Layer>>,
     pub template: Option<Box<Layer>>,
@@ -75,6 +76,13 @@ pub(crate) struct Port {
     pub protocol: Option<Protocol>,
 }
 
+#[derive(Debug, PartialEq, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct GivenDomain {
+    pub domain: String,
+    pub vm_port: Option<u16>,
+}
+
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GivenFile {
@@ -98,6 +106,7 @@ impl Layer {
             "memSizeGb" => self.memory_gib = map.next_value()?,
             "rootfsSizeGb" => self.disk_gib = map.next_value()?,
             "ports" => self.ports = map.next_value::<Option<_>>()?.unwrap_or_default(),
+            "domains" => self.domains = map.next_value::<Option<_>>()?.unwrap_or_default(),
             "additionalFiles" => self.files = map.next_value::<Option<_>>()?.unwrap_or_default(),
             "snapshot" => self.snapshot = map.next_value()?,
             "template" => self.template = map.next_value()?,

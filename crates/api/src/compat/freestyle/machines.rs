@@ -12,6 +12,7 @@ use warren_model::record::MachineState;
 use warren_model::{Code, wire};
 
 use super::code::Said;
+use super::domains;
 use super::error::{Answer, Refusal};
 use super::extract::Body;
 use super::wanted::NAME_LABEL;
@@ -111,8 +112,10 @@ pub(crate) async fn start(
     Named(given): Named,
     Body { .. }: Body<Start>,
 ) -> Answer<Json<Value>> {
-    let machine = power::start(State(api), caller, Named(given)).await?.0;
-    Ok(Json(json!({ "id": machine.id, "domains": [], "console_url": null })))
+    let id = resolve::machine(&api, &caller, &given).await?.record.id;
+    let machine = power::start(State(api.clone()), caller, Named(given)).await?.0;
+    let domains = domains::hosts_at(&api, id).await?;
+    Ok(Json(json!({ "id": machine.id, "domains": domains, "console_url": null })))
 }
 
 /// Stop a machine

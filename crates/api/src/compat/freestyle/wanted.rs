@@ -11,7 +11,7 @@ use warren_model::{Code, wire};
 
 use super::code::Said;
 use super::error::{Answer, Refusal};
-use super::layer::{Address, GivenFile, Layer, Port};
+use super::layer::{Address, GivenDomain, GivenFile, Layer, Port};
 use super::{name, snapshots};
 use crate::routes::files::check_path;
 
@@ -20,13 +20,14 @@ pub(super) const NAME_LABEL: &str = "freestyle/name";
 
 /// Files that one create may have.
 const MOST_FILES: usize = 1000;
+/// Domains that one create may have: each is waited for.
+const MOST_DOMAINS: usize = 16;
 
 /// What Warren cannot do, and what to do instead.
-const REFUSED: [(&str, Said, &str); 11] = [
+const REFUSED: [(&str, Said, &str); 10] = [
     ("aptDeps", Said::CreateVmBadRequest, "install packages with exec, or import an image that has them"),
     ("baseImage", Said::CreateVmBadRequest, "pull or import an image, and create machines from it"),
     ("dockerCredentials", Said::CreateVmBadRequest, "give them to the server that pulls images"),
-    ("domains", Said::InvalidDomains, "this server publishes nothing: reach the machine by its private address"),
     ("git", Said::InvalidGitRepoSpecError, "clone repositories with exec"),
     ("gitRepos", Said::InvalidGitRepoSpecError, "clone repositories with exec"),
     ("groups", Said::CreateVmBadRequest, "make groups with exec"),
@@ -47,11 +48,12 @@ pub(super) struct NewFile {
 pub(super) struct Wanted {
     pub machine: wire::CreateMachine,
     pub files: Vec<NewFile>,
+    pub domains: Vec<GivenDomain>,
 }
 
 impl Wanted {
     pub fn parse(mut outermost: Layer) -> Answer<Self> {
-        let mut wanted = Self { machine: wire::CreateMachine::default(), files: Vec::new() };
+        let mut wanted = Self { machine: wire::CreateMachine::default(), files: Vec::new(), domains: Vec::new() };
         if let Some(text) = outermost.name.take() {
             wanted.machine.name = name::nearest(&text).map(|name| name.to_string());
             if wanted.machine.name.as_ref() != Some(&text) {
@@ -81,6 +83,12 @@ impl Wanted {
             layers.extend(inner.into_iter().flatten().map(|inner| *inner));
             wanted.build_on(layer, &mut files)?;
         }
+        if wanted.domains.len() > MOST_DOMAINS {
+            return Err(Refusal::unsupported(
+                Said::InvalidDomains,
+                format!("'domains' are at most {MOST_DOMAINS}: map the others afterwards"),
+            ));
+        }
         if files.len() > MOST_FILES {
             return Err(bad(format!("'additionalFiles' are at most {MOST_FILES}: write the others with vm.fs")));
         }
@@ -98,6 +106,9 @@ impl Wanted {
         machine.disk_gib = machine.disk_gib.or(layer.disk_gib);
         if machine.ports.is_empty() {
             machine.ports = declared(&layer.ports);
+        }
+        if self.domains.is_empty() {
+            self.domains = layer.domains;
         }
         for (path, file) in layer.files {
             files.entry(path).or_insert(file);
@@ -181,7 +192,7 @@ mod tests {
                 },
             },
         } }));
-        let Wanted { machine, files } = wanted.ok().unwrap();
+        let Wanted { machine, files, .. } = wanted.ok().unwrap();
         assert_eq!((machine.cpus, machine.memory_mib, machine.name), (Some(2.0), Some(512), None));
         assert_eq!((machine.ports[0].name.as_str(), machine.ports[0].port), ("tcp-3000", 3000));
         let files: Vec<_> = files.iter().map(|file| (file.path.as_str(), &file.content[..], file.mode)).collect();
@@ -205,7 +216,8 @@ mod tests {
             json!({ "users": [{ "name": "bob" }] }),
             json!({ "workdir": "/srv" }),
             json!({ "git": { "repos": [{ "repo": "a", "path": "/a" }], "config": {} } }),
-            json!({ "domains": [{ "domain": "a.example" }] }),
+            json!({ "domains": [{ "domain": "a.example", "port": 80 }] }),
+            json!({ "domains": vec![json!({ "domain": "a.example" }); 17] }),
             json!({ "nonsense": 1 }),
             json!({ "nics": [{ "vpc": "a", "mode": "bridged", "ipv4": true }] }),
             json!({ "nics": [{ "vpc": "a", "mode": "routed", "ipv4": false }] }),

@@ -53,7 +53,7 @@ pub(super) fn compare(
         for receivers in &classes {
             limit.check()?;
             // A machine's way to itself leads through no network.
-            let Some(to) = receivers.iter().copied().find(|member| member.machine != from.machine) else { continue };
+            let Some(to) = receivers.iter().copied().find(|member| member.id != from.id) else { continue };
             let touched = inside && to.network == from.network
                 || rules.iter().any(|rule| matches!(&rule.to, Target::Inside(subject) if to.is_meant_by(subject)));
             if touched {
@@ -164,7 +164,7 @@ impl Pairs<'_> {
         match self {
             Self::Members(senders, receivers) => {
                 for from in *senders {
-                    for to in receivers.iter().filter(|to| to.machine != from.machine) {
+                    for to in receivers.iter().filter(|to| to.id != from.id) {
                         add(from, to.full_name());
                     }
                 }

@@ -133,13 +133,13 @@ impl Question {
 }
 
 fn is_self(from: &Member, to: &Goal) -> bool {
-    matches!(to, Goal::Member(to) if to.machine == from.machine && to.network == from.network && to.ipv4 == from.ipv4)
+    matches!(to, Goal::Member(to) if to.id == from.id && to.network == from.network && to.ipv4 == from.ipv4)
         && !is_made_up(from)
 }
 
 /// One that stands for several may well send to another of them.
 fn is_made_up(member: &Member) -> bool {
-    member.machine == warren_model::MachineId::from_ulid(ulid::Ulid::nil())
+    member.id == warren_model::MachineId::from_ulid(ulid::Ulid::nil()).into()
 }
 
 /// Whether the policy with this rule would allow the flow: nothing lifts what is built in.

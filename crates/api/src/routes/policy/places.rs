@@ -88,7 +88,7 @@ fn bounded(field: &str, given: &str) -> Answer<()> {
 fn machine<'a>(given: &str, directory: &'a Directory) -> Option<&'a Member> {
     let name = given.strip_suffix(".vm.internal").unwrap_or(given);
     let id = given.parse::<MachineId>().ok();
-    directory.members.iter().find(|member| Some(member.machine) == id || member.name.as_str() == name)
+    directory.members.iter().find(|member| id.is_some_and(|id| member.id == id.into()) || member.name.as_str() == name)
 }
 
 fn members(subject: &Subject, directory: &Directory) -> Answer<Meant> {
@@ -121,7 +121,7 @@ fn members(subject: &Subject, directory: &Directory) -> Answer<Meant> {
 fn some_member(network: &Label, tags: BTreeSet<warren_model::Tag>, directory: &Directory) -> Option<Member> {
     let entry = directory.networks.get(network)?;
     Some(Member {
-        machine: MachineId::from_ulid(ulid::Ulid::nil()),
+        id: MachineId::from_ulid(ulid::Ulid::nil()).into(),
         network: network.clone(),
         name: "any".parse().ok()?,
         number: MemberNumber::FIRST,

@@ -86,7 +86,7 @@ fn reach(policy: &Policy, census: &Census, sender: usize, now: Timestamp) -> wir
     let directory = &census.directory;
     let from = &directory.members[sender];
     let view = View::new(policy, directory, from, now);
-    let others = directory.members.iter().zip(&census.machines).filter(|(to, _)| to.machine != from.machine);
+    let others = directory.members.iter().zip(&census.machines).filter(|(to, _)| to.id != from.id);
     wire::Reach {
         from: from.full_name(),
         machine: from.name.to_string(),

@@ -8,6 +8,9 @@ use crate::firewall::Refusal;
 use crate::firewall::shape::Scope;
 use crate::sockets::{PROXY_PORT, TRANSPARENT_PORT};
 
+/// The ports that the kernel takes for connections (`ip_local_port_range`), and those above.
+const DIALERS: &str = "32768-65535";
+
 pub(super) fn chains(context: &Context<'_>) -> Vec<Chain> {
     let mut all = vec![arriving(context), arriving6(context), arriving4(context), names(context)];
     all.push(to_gateway(context));
@@ -117,6 +120,8 @@ fn to_gateway(context: &Context<'_>) -> Chain {
         .rule(format!("ip6 daddr {} meta l4proto tcp accept", spec.names6))
         .rule(format!("ip daddr {gateway4} udp dport 53 accept"))
         .rule(format!("ip daddr {gateway4} tcp dport {{ 53, {PROXY_PORT} }} accept"))
+        .rule("# what machines answer to connections that the edge makes; none of theirs begins here")
+        .rule(format!("ip daddr {gateway4} tcp dport {DIALERS} tcp flags & (syn | ack) != syn accept"))
         .rule(format!("ip daddr {gateway4} icmp type echo-request accept"))
         .rule(format!("ip6 daddr {gateway6} udp dport 53 accept"))
         .rule(format!("ip6 daddr {gateway6} tcp dport {{ 53, {PROXY_PORT} }} accept"))

@@ -8,6 +8,7 @@ use warren_model::record::Egress;
 use warren_model::{InstallationId, MemberNumber, NetworkNumber, UlaPrefix};
 
 use super::*;
+use crate::Access;
 
 const WORKERS: Group = Group(0x11);
 const DATABASES: Group = Group(0x12);
@@ -30,7 +31,12 @@ fn network(rules: NetworkRules) -> (InstallationId, NetworkSpec, Vec<MemberSpec>
     };
     let members = [2, 3].map(|n| {
         let number = MemberNumber::new(n).unwrap();
-        MemberSpec { number, ipv4: [10, 0, 1, n as u8].into(), ipv6: ula.member(spec.number, number) }
+        MemberSpec {
+            number,
+            access: Access::Link,
+            ipv4: [10, 0, 1, n as u8].into(),
+            ipv6: ula.member(spec.number, number),
+        }
     });
     ("abcde".parse().unwrap(), spec, members.to_vec())
 }

@@ -1,0 +1,418 @@
+//! Mapping names to ports, changing that and taking it back.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+use http::StatusCode;
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::time::Instant;
+use warren_model::domain::{
+    Domain, DomainAuth, DomainLimits, DomainProof, MAX_DOMAINS, MAX_DOMAINS_OF_SERVER, is_below,
+};
+use warren_model::policy::HostName;
+use warren_model::record::{DeclaredPort, EventKind, Machine, Power, Protocol};
+use warren_model::wire::{AskLimits, RequireAuth};
+use warren_model::{Code, DomainId, MachineId, wire};
+use warren_store::{Store, TxnBuilder, TxnOutcome, Typed, Versioned, domain as records, schema};
+
+use super::{claims, find, host_name, publishing, view};
+use crate::caller::Caller;
+use crate::error::{Answer, ApiError};
+use crate::extract::{JsonBody, Named};
+use crate::idempotency::{self, Idempotency, Seen};
+use crate::mutation::{ATTEMPTS, Deed, News, contended};
+use crate::publisher::PublicInfo;
+use crate::routes::{Made, power, views, wanted};
+use crate::state::{Api, Shared};
+use crate::{resolve, secret};
+
+/// Random letters at the end of a preview's name.
+const LETTERS: usize = 6;
+/// Characters of a label (RFC 1035 §2.3.4).
+const LABEL: usize = 63;
+
+/// Map a host name to a machine's port
+///
+/// From then on the port is public, under this name and no other. The account has to have proved that the name is its
+/// own, unless it is below the server's preview suffix. Answers when the edge serves it; its certificate may still be
+/// on its way, see `certificate`.
+#[utoipa::path(post, path = "/v1/domains", operation_id = "create_domain", tag = "domains",
+    request_body = wire::CreateDomain, responses(
+        (status = 201, body = wire::Domain, description = "Created"),
+        (status = 200, body = wire::Domain, description = "Created before with this Idempotency-Key")))]
+pub(crate) async fn create(
+    State(api): State<Shared>,
+    caller: Caller,
+    idempotency: Idempotency,
+    JsonBody { value, bytes }: JsonBody<wire::CreateDomain>,
+) -> Answer<Response> {
+    let made = make(&api, &caller, &idempotency, &value, &bytes, Undeclared::Refuse).await?;
+    Ok(made.respond(|domain| format!("/v1/domains/{}", domain.host)))
+}
+
+/// What is done about a port that the machine does not declare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Undeclared {
+    Refuse,
+    /// Declare it, for clients that say so by mapping it.
+    Declare,
+}
+
+/// Maps a name, unless the request's idempotency key has mapped one already.
+pub(crate) async fn make(
+    api: &Api,
+    caller: &Caller,
+    idempotency: &Idempotency,
+    value: &wire::CreateDomain,
+    bytes: &[u8],
+    undeclared: Undeclared,
+) -> Answer<Made<wire::Domain>> {
+    let deadline = Instant::now() + api.config.operation_deadline;
+    let info = publishing(api)?;
+    let asked = value.host.as_deref().map(host_name).transpose()?;
+    let auth = value.auth.as_ref().map(auth).transpose()?.flatten();
+    let limits = limits(DomainLimits::default(), value.limits)?;
+    let turn = api.turns.take(caller.account).await;
+    for _ in 0..ATTEMPTS {
+        let now = Timestamp::now();
+        let claim = match idempotency.look(api, caller, bytes, now).await? {
+            Seen::New(claim) => claim,
+            Seen::Before(id) => {
+                let found = find(api, caller.account, &id).await.map_err(|_| idempotency::gone("domain"))?;
+                return Ok(Made::Before(view(api, found.record).await?));
+            }
+        };
+        let machine = resolve::machine(api, caller, &value.machine).await?;
+        let declared = declared(&machine.record, value.port, undeclared)?;
+        let host = match &asked {
+            Some(host) => host.clone(),
+            None => preview(&info, &machine.record, value.port)?,
+        };
+        let proof = may_take(api, caller, &info, &host).await?;
+        if views::count(&*api.store, schema::domains_of(caller.account).as_str()).await? >= MAX_DOMAINS {
+            return Err(ApiError::new(
+                Code::QuotaExceeded,
+                format!("an account has at most {MAX_DOMAINS} domains: unmap one that is not needed"),
+            ));
+        }
+        if views::count(&*api.store, schema::domains().as_str()).await? >= MAX_DOMAINS_OF_SERVER {
+            return Err(ApiError::new(
+                Code::QuotaExceeded,
+                format!("a server has at most {MAX_DOMAINS_OF_SERVER} domains: its operator can unmap some"),
+            ));
+        }
+        let domain = Domain {
+            id: DomainId::from_ulid(secret::ulid(now)?),
+            account: caller.account,
+            host,
+            network: declared.network,
+            machine: declared.id,
+            port: value.port,
+            auth: auth.clone(),
+            limits,
+            proof,
+            created_at: now,
+            created_by: caller.must_be_key()?,
+        };
+        let txn = TxnBuilder::new()
+            .absent(&schema::domain(&domain.host))
+            // Also where it stays as it is, so that it is not deleted, or loses the port, at the same time.
+            .unchanged(&machine)
+            .put(&schema::machine(declared.id), &declared)?;
+        let deed = Deed { caller, now, action: "domain.map" };
+        let txn = claim.put(records::put(txn, &domain)?, domain.id)?;
+        let txn = deed.record(txn, domain.id, &told(&domain), [published(&domain, &declared)])?;
+        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
+            drop(turn);
+            wait_until_served(api, &domain.host, deadline).await?;
+            return Ok(Made::Now(view(api, domain).await?));
+        }
+    }
+    Err(contended())
+}
+
+/// Change where a domain leads, what it asks for or what it lets through
+#[utoipa::path(patch, path = "/v1/domains/{domain}", operation_id = "update_domain", tag = "domains",
+    params(("domain" = String, Path, description = "Id or host name")),
+    request_body = wire::UpdateDomain, responses((status = 200, body = wire::Domain)))]
+pub(crate) async fn update(
+    State(api): State<Shared>,
+    caller: Caller,
+    Named(given): Named,
+    JsonBody { value, .. }: JsonBody<wire::UpdateDomain>,
+) -> Answer<Json<wire::Domain>> {
+    let deadline = Instant::now() + api.config.operation_deadline;
+    publishing(&api)?;
+    if value.machine.is_some() && value.port.is_none() {
+        return Err(ApiError::invalid("name the port too, when the domain is to lead to another machine"));
+    }
+    let auth = value.auth.as_ref().map(auth).transpose()?;
+    for _ in 0..ATTEMPTS {
+        let now = Timestamp::now();
+        let read = find(&api, caller.account, &given).await?;
+        let mut domain = read.record.clone();
+        domain.limits = limits(domain.limits, value.limits)?;
+        domain.auth = auth.clone().unwrap_or(domain.auth);
+        let named = value.machine.clone().unwrap_or_else(|| domain.machine.to_string());
+        let machine = resolve::machine(&api, &caller, &named).await?;
+        domain.port = value.port.unwrap_or(domain.port);
+        declared(&machine.record, domain.port, Undeclared::Refuse)?;
+        (domain.machine, domain.network) = (machine.record.id, machine.record.network);
+        if domain == read.record {
+            return Ok(Json(view(&api, domain).await?));
+        }
+        let txn = TxnBuilder::new().unchanged(&machine).put(&schema::machine(domain.machine), &machine.record)?;
+        let txn = records::put(records::remove(txn, &read), &domain)?;
+        let deed = Deed { caller: &caller, now, action: "domain.update" };
+        let moved = (domain.machine, domain.port) != (read.record.machine, read.record.port);
+        let news = moved.then(|| published(&domain, &machine.record));
+        let txn = deed.record(txn, domain.id, &told(&domain), news)?;
+        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
+            wait_until_served(&api, &domain.host, deadline).await?;
+            return Ok(Json(view(&api, domain).await?));
+        }
+    }
+    Err(contended())
+}
+
+/// Unmap a domain
+///
+/// Answers when nothing is served under the name any more; its open connections are cut.
+#[utoipa::path(delete, path = "/v1/domains/{domain}", operation_id = "delete_domain", tag = "domains",
+    params(("domain" = String, Path, description = "Id or host name")),
+    responses((status = 204, description = "Unmapped")))]
+pub(crate) async fn delete(State(api): State<Shared>, caller: Caller, Named(given): Named) -> Answer<StatusCode> {
+    let deadline = Instant::now() + api.config.operation_deadline;
+    for _ in 0..ATTEMPTS {
+        let read = find(&api, caller.account, &given).await?;
+        let txn = withdraw(TxnBuilder::new(), &caller, Timestamp::now(), &read)?;
+        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
+            let host = &read.record.host;
+            let within = deadline.saturating_duration_since(Instant::now());
+            return match api.publisher.withdrawn(host, within).await {
+                Ok(()) => Ok(StatusCode::NO_CONTENT),
+                Err(reason) => Err(ApiError::new(
+                    Code::DeadlineExceeded,
+                    format!("{host} was unmapped, but the edge may still serve it: {reason}"),
+                )),
+            };
+        }
+    }
+    Err(contended())
+}
+
+/// Takes every domain of a machine back that is being deleted. Whoever commits this changes the machine's record too.
+pub(crate) async fn withdraw_all(
+    store: &dyn Store,
+    mut txn: TxnBuilder,
+    caller: &Caller,
+    now: Timestamp,
+    machine: MachineId,
+) -> Answer<TxnBuilder> {
+    for read in records::at(store, machine).await? {
+        txn = withdraw(txn, caller, now, &read)?;
+    }
+    Ok(txn)
+}
+
+/// Refuses ports for a machine that lack one to which a domain leads.
+pub(crate) async fn refuse_lost_ports(api: &Api, machine: &Machine) -> Answer<()> {
+    for Domain { host, port, .. } in records::at(&*api.store, machine.id).await?.into_iter().map(|read| read.record) {
+        if !serves(machine, port) {
+            return Err(ApiError::new(
+                Code::PortPublished,
+                format!(
+                    "{host} leads to port {port} of machine {}: unmap it first with DELETE /v1/domains/{host} (warren \
+                     domain unmap {host}), or keep the port as tcp or http",
+                    machine.name
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name can be taken by this account, and why it may.
+pub(crate) async fn may_take(api: &Api, caller: &Caller, info: &PublicInfo, host: &HostName) -> Answer<DomainProof> {
+    let proof = if info.suffix.as_ref().is_some_and(|suffix| is_below(host, suffix)) {
+        refuse_others_preview(api, caller, host).await?;
+        DomainProof::Suffix
+    } else if claims::covered(api, caller.account, host).await? {
+        DomainProof::Txt
+    } else {
+        let free = info.suffix.as_ref().map(|suffix| format!(", or take a name below {suffix}")).unwrap_or_default();
+        return Err(ApiError::new(
+            Code::DomainNotVerified,
+            format!(
+                "this account has not proved that {host} is its own: POST /v1/domain-claims (warren domain verify \
+                 {host}) says which TXT record does{free}"
+            ),
+        ));
+    };
+    match api.store.read(&schema::domain(host)).await? {
+        None => Ok(proof),
+        Some(read) if read.record.account == caller.account => Err(ApiError::new(
+            Code::DomainTaken,
+            format!(
+                "{host} leads to port {} of machine {} already: change that with PATCH /v1/domains/{host} (warren domain \
+                 set {host}), or unmap it first",
+                read.record.port, read.record.machine
+            ),
+        )),
+        Some(_) => Err(ApiError::new(
+            Code::DomainTaken,
+            format!("{host} is mapped already, and not by this account: the server's operator can take it back"),
+        )),
+    }
+}
+
+/// A page may set cookies for every name below its own: what one account has below the suffix leaves others no room above
+/// or below it.
+async fn refuse_others_preview(api: &Api, caller: &Caller, host: &HostName) -> Answer<()> {
+    let (all, _) = api.store.list_all(&schema::domains()).await?;
+    let near = |domain: &Domain| is_below(&domain.host, host) || is_below(host, &domain.host);
+    // Which name that is stays unsaid: it may be hard to guess on purpose.
+    match all.iter().any(|read| read.record.account != caller.account && near(&read.record)) {
+        false => Ok(()),
+        true => Err(ApiError::new(
+            Code::DomainTaken,
+            format!("another account has {host}, or a name above or below it: take another one"),
+        )),
+    }
+}
+
+fn withdraw(txn: TxnBuilder, caller: &Caller, now: Timestamp, read: &Versioned<Domain>) -> Answer<TxnBuilder> {
+    let domain = &read.record;
+    let news = News {
+        kind: EventKind::DomainWithdrawn,
+        account: domain.account,
+        network: Some(domain.network),
+        machine: Some(domain.machine),
+        message: format!("{} leads nowhere any more: port {} is not public under it", domain.host, domain.port),
+    };
+    let deed = Deed { caller, now, action: "domain.unmap" };
+    deed.record(records::remove(txn, read), domain.id, &told(domain), [news])
+}
+
+async fn wait_until_served(api: &Api, host: &HostName, deadline: Instant) -> Answer<()> {
+    let within = deadline.saturating_duration_since(Instant::now());
+    api.publisher.published(host, within).await.map_err(|reason| {
+        ApiError::new(
+            Code::DeadlineExceeded,
+            format!("{host} is mapped, and the edge does not serve it yet: {reason}; GET /v1/domains/{host} says more"),
+        )
+    })
+}
+
+/// The machine, if the edge can speak HTTP to this port of it.
+fn declared(machine: &Machine, port: u16, undeclared: Undeclared) -> Answer<Machine> {
+    if machine.power == Power::Gone {
+        return Err(power::being_deleted(machine));
+    }
+    if port == 0 {
+        return Err(ApiError::new(Code::InvalidPort, "port 0 is not a port: use 1 to 65535"));
+    }
+    if serves(machine, port) {
+        return Ok(machine.clone());
+    }
+    if undeclared == Undeclared::Declare {
+        return declare(machine.clone(), port);
+    }
+    let (name, id) = (&machine.name, machine.id);
+    Err(ApiError::new(
+        Code::PortNotDeclared,
+        format!(
+            "machine {name} does not declare port {port} as tcp or http, and only what is declared is made public: \
+             declare it with PATCH /v1/machines/{id} (warren machine set {name} --port web={port}/http, with its other \
+             ports)"
+        ),
+    ))
+}
+
+fn declare(mut machine: Machine, port: u16) -> Answer<Machine> {
+    if machine.ports.len() >= wanted::PORTS {
+        return Err(ApiError::new(
+            Code::InvalidPort,
+            format!(
+                "machine {} declares {} ports already: take one back that is not needed",
+                machine.name,
+                wanted::PORTS
+            ),
+        ));
+    }
+    let mut names = (0..).map(|n| if n == 0 { format!("tcp-{port}") } else { format!("tcp-{port}-{n}") });
+    let free = |name: &String| machine.ports.iter().all(|known| known.name.as_str() != name);
+    let name = names.find(free).ok_or_else(ApiError::internal)?;
+    let name = name.parse().map_err(|_| ApiError::internal())?;
+    machine.ports.push(DeclaredPort { name, port, protocol: Protocol::Tcp });
+    Ok(machine)
+}
+
+/// Whether the port is declared, as something that speaks HTTP without TLS.
+fn serves(machine: &Machine, port: u16) -> bool {
+    let speaks = |protocol| matches!(protocol, Protocol::Tcp | Protocol::Http);
+    machine.ports.iter().any(|declared| declared.port == port && speaks(declared.protocol))
+}
+
+/// A name below the preview suffix that nobody guesses by chance: `worker-8080-qwerty.preview.example`.
+fn preview(info: &PublicInfo, machine: &Machine, port: u16) -> Answer<HostName> {
+    let suffix = info.suffix.as_ref().ok_or_else(|| {
+        ApiError::invalid("name a host: this server has no preview suffix (--preview-suffix) to make one up below")
+    })?;
+    let letters: String = secret::random::<LETTERS>()?.iter().map(|byte| char::from(b'a' + byte % 26)).collect();
+    let rest = format!("-{port}-{letters}");
+    let name: String = machine.name.as_str().chars().take(LABEL - rest.len()).collect();
+    let label = format!("{}{rest}", name.trim_end_matches('-'));
+    host_name(&format!("{label}.{suffix}"))
+}
+
+fn auth(asked: &RequireAuth) -> Answer<Option<DomainAuth>> {
+    let auth = match asked {
+        RequireAuth::Open {} => return Ok(None),
+        RequireAuth::Bearer { token } => DomainAuth::bearer(token),
+        RequireAuth::Basic { user, password } => DomainAuth::basic(user, password),
+    };
+    auth.map(Some).map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+fn limits(before: DomainLimits, asked: Option<AskLimits>) -> Answer<DomainLimits> {
+    let Some(asked) = asked else { return Ok(before) };
+    let requests_per_second = asked.requests_per_second.unwrap_or(before.requests_per_second);
+    // A burst that was not asked for follows the rate.
+    let burst = match (asked.burst, asked.requests_per_second) {
+        (Some(burst), _) => burst,
+        (None, Some(rate)) => rate.saturating_mul(2),
+        (None, None) => before.burst,
+    };
+    let limits = DomainLimits {
+        requests_per_second,
+        burst,
+        max_body_bytes: asked.max_body_bytes.unwrap_or(before.max_body_bytes),
+        idle_seconds: asked.idle_seconds.unwrap_or(before.idle_seconds),
+        concurrent: asked.concurrent.unwrap_or(before.concurrent),
+    };
+    limits.check().map_err(|error| ApiError::new(Code::LimitOutOfRange, error.to_string()))?;
+    Ok(limits)
+}
+
+/// What the audit log says of a domain: no secret, and no hash of one.
+fn told(domain: &Domain) -> serde_json::Value {
+    json!({
+        "host": domain.host,
+        "machine": domain.machine,
+        "port": domain.port,
+        "auth": domain.auth.as_ref().map(DomainAuth::as_str),
+        "limits": domain.limits,
+    })
+}
+
+fn published(domain: &Domain, machine: &Machine) -> News {
+    News {
+        kind: EventKind::DomainPublished,
+        account: domain.account,
+        network: Some(domain.network),
+        machine: Some(domain.machine),
+        message: format!("port {} of machine {} is public as {}", domain.port, machine.name, domain.host),
+    }
+}

@@ -1,0 +1,93 @@
+//! How sessions end at somebody's wish. The reconciler ends those that expire or are idle.
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use warren_model::record::EventKind;
+use warren_model::session::Session;
+use warren_model::{Code, SessionId};
+use warren_store::session::{self, Open, Why};
+use warren_store::{StoreError, TxnBuilder, TxnOutcome};
+
+use super::open::audited;
+use crate::caller::Caller;
+use crate::error::{Answer, ApiError};
+use crate::idempotency::Claim;
+use crate::mutation::{ATTEMPTS, Deed, News, contended};
+use crate::state::Api;
+
+/// Closes a session and waits until nothing of it passes. One that is gone already is closed.
+pub(crate) async fn close(api: &Api, caller: &Caller, id: SessionId) -> Answer<()> {
+    let deadline = Instant::now() + api.config.operation_deadline;
+    remove(api, caller, id, "session.close", &Why::Closed, None).await?;
+    cut(api, &[id], deadline).await
+}
+
+/// Takes back a session that could not be opened.
+pub(super) async fn undo(api: &Api, caller: &Caller, id: SessionId, reason: String, claim: &Claim) -> Answer<()> {
+    remove(api, caller, id, "session.open.undo", &Why::NotOpened(reason), Some(claim)).await
+}
+
+async fn remove(
+    api: &Api,
+    caller: &Caller,
+    id: SessionId,
+    action: &'static str,
+    why: &Why,
+    claim: Option<&Claim>,
+) -> Answer<()> {
+    for _ in 0..ATTEMPTS {
+        let Some(open) = Open::read(&*api.store, id).await? else { return Ok(()) };
+        let now = Timestamp::now();
+        let mut txn = open.close(TxnBuilder::new(), now)?;
+        if let Some(claim) = claim {
+            txn = claim.undo(txn);
+        }
+        let session = &open.session.record;
+        let deed = Deed { caller, now, action };
+        let request = audited(api, caller, session).await?;
+        let txn = deed.record(txn, id, &request, [news(session, why)])?;
+        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
+            return Ok(());
+        }
+    }
+    Err(contended())
+}
+
+/// Adds to a transaction that something ends which sessions need; answers what is to be told, and of which sessions.
+pub(crate) fn put_closed(
+    mut txn: TxnBuilder,
+    open: &[Open],
+    why: &Why,
+    now: Timestamp,
+) -> Result<(TxnBuilder, Vec<News>, Vec<SessionId>), StoreError> {
+    let (mut told, mut ids) = (Vec::with_capacity(open.len()), Vec::with_capacity(open.len()));
+    for one in open {
+        txn = one.close(txn, now)?;
+        told.push(news(&one.session.record, why));
+        ids.push(one.session.record.id);
+    }
+    Ok((txn, told, ids))
+}
+
+/// Waits until nothing passes of sessions whose records are gone.
+pub(crate) async fn cut(api: &Api, ids: &[SessionId], deadline: Instant) -> Answer<()> {
+    let all = futures::future::join_all(ids.iter().map(|id| api.tunnels.closed(*id)));
+    match tokio::time::timeout_at(deadline, all).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ApiError::new(
+            Code::DeadlineExceeded,
+            "what was asked for is done, but the tunnels have not confirmed that nothing passes any more: the server's \
+             log says more",
+        )),
+    }
+}
+
+pub(super) fn news(session: &Session, why: &Why) -> News {
+    News {
+        kind: EventKind::SessionClosed,
+        account: session.account,
+        network: Some(session.network),
+        machine: None,
+        message: session::message(session, why),
+    }
+}

@@ -1,0 +1,98 @@
+//! Tunnels without a network.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use warren_api::{GatewayInfo, SessionStatus, Tunnels};
+use warren_model::access::AccessError;
+use warren_model::session::{Session, WireGuardKey};
+use warren_model::{Code, NetworkId, SessionId};
+
+/// Listens on every address, and passes packets of every session that it is told of.
+pub struct FakeTunnels {
+    pub gateway: Mutex<Result<GatewayInfo, String>>,
+    pub failing: AtomicBool,
+    pub stuck: AtomicBool,
+    open: Mutex<BTreeMap<SessionId, NetworkId>>,
+    cut: Mutex<BTreeSet<SessionId>>,
+}
+
+impl Default for FakeTunnels {
+    fn default() -> Self {
+        Self {
+            gateway: Mutex::new(Ok(GatewayInfo {
+                public_key: Self::public_key(),
+                listen: "0.0.0.0:51820".parse().unwrap(),
+                endpoint: Some("vpn.example:51820".parse().unwrap()),
+                fallback: Some("10.9.9.9".parse().unwrap()),
+            })),
+            failing: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
+            open: Mutex::default(),
+            cut: Mutex::default(),
+        }
+    }
+}
+
+impl FakeTunnels {
+    /// The base point of the curve: somebody may have it.
+    pub fn public_key() -> WireGuardKey {
+        let mut bytes = [0; 32];
+        bytes[0] = 9;
+        WireGuardKey::from_bytes(bytes)
+    }
+
+    /// Without anything that says where it is reached.
+    pub fn forget_endpoint(&self) {
+        self.gateway.lock().unwrap().as_mut().unwrap().endpoint = None;
+    }
+
+    /// Whether the server has waited until nothing of the session passes.
+    pub fn was_cut(&self, session: &str) -> bool {
+        self.cut.lock().unwrap().contains(&session.parse().unwrap())
+    }
+}
+
+#[async_trait]
+impl Tunnels for FakeTunnels {
+    fn gateway(&self) -> Result<GatewayInfo, String> {
+        self.gateway.lock().unwrap().clone()
+    }
+
+    async fn opened(&self, session: &Session) -> Result<(), AccessError> {
+        if self.stuck.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        if self.failing.load(Ordering::Relaxed) {
+            return Err(AccessError::new(Code::VpnUnavailable, "the edge does not answer"));
+        }
+        self.open.lock().unwrap().insert(session.id, session.network);
+        Ok(())
+    }
+
+    async fn closed(&self, session: SessionId) {
+        if self.stuck.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        self.open.lock().unwrap().remove(&session);
+        self.cut.lock().unwrap().insert(session);
+    }
+
+    async fn status(&self, network: NetworkId) -> BTreeMap<SessionId, SessionStatus> {
+        let status = SessionStatus {
+            endpoint: Some("198.51.100.7:40000".parse().unwrap()),
+            received_bytes: 1,
+            received_packets: 2,
+            sent_bytes: 3,
+            sent_packets: 4,
+            refused_packets: 5,
+            last_handshake_at: Some(Timestamp::UNIX_EPOCH),
+            last_data_at: None,
+        };
+        let open = self.open.lock().unwrap();
+        open.iter().filter(|(_, of)| **of == network).map(|(id, _)| (*id, status)).collect()
+    }
+}

@@ -1,0 +1,179 @@
+//! Public previews: the listeners that the internet reaches, and the way from there to machines.
+//!
+//! ```text
+//!   internet ─▶ listener ─▶ warren_ingress ── site of this host? ─▶ dialers ─▶ pool of that network ─▶ machine
+//! ```
+//!
+//! The public side reaches nothing but machines: it connects with the sockets of the pools and makes none itself. Each of
+//! those is inside the router namespace of one network, which the internet, the host's loopback and with it the control
+//! API are not part of. Whom it connects to is what the daemon published, and never what a client says.
+//!
+//! It has threads of its own, so that whatever the internet sends holds up no DNS and no machine's connection.
+
+mod dial;
+mod pool;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::net::{SocketType, sockopt};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+use warren_ingress::{Ingress, Kind, Limits, SiteCounters, Snapshot, SnapshotError, Totals};
+use warren_model::NetworkNumber;
+
+pub use pool::PoolStatus;
+
+use dial::Dialers;
+
+/// What is spoken on a public listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PublicKind {
+    Http,
+    Https,
+}
+
+/// What the public side has.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicStatus {
+    /// Of what is published; `None` before anything was.
+    pub generation: Option<u64>,
+    pub listening: BTreeMap<PublicKind, Vec<SocketAddr>>,
+    /// The networks whose machines can be reached.
+    pub dialers: BTreeMap<NetworkNumber, PoolStatus>,
+}
+
+/// What happened to requests from outside since the edge started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicCounters {
+    pub sites: Vec<SiteCounters>,
+    pub totals: Totals,
+}
+
+/// Why the public side does not do what the daemon asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PublicError {
+    #[error("the threads of the public side cannot be started")]
+    Threads(#[source] io::Error),
+    #[error("what is to be published is refused")]
+    Snapshot(#[from] SnapshotError),
+    #[error("a public listener cannot be used")]
+    Listener(#[source] io::Error),
+    #[error("a socket to the machines of network {0} cannot be used")]
+    Dialer(NetworkNumber, #[source] io::Error),
+}
+
+/// The public side of the edge.
+pub(crate) struct Public {
+    runtime: Runtime,
+    ingress: Ingress,
+    dialers: Arc<Dialers>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    generation: Option<u64>,
+    listening: BTreeMap<PublicKind, Listening>,
+}
+
+/// Ends when it is dropped.
+struct Listening {
+    addresses: Vec<SocketAddr>,
+    _tasks: JoinSet<()>,
+}
+
+impl Public {
+    /// With so many threads, and nothing published.
+    pub fn start(threads: usize) -> Result<Self, PublicError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads.max(1))
+            .thread_name("edge-public")
+            .enable_all()
+            .build()
+            .map_err(PublicError::Threads)?;
+        let dialers = Arc::new(Dialers::new(runtime.handle().clone()));
+        let ingress = Ingress::new(Limits::default(), dialers.clone())?;
+        Ok(Self { runtime, ingress, dialers, state: Mutex::default() })
+    }
+
+    /// Publishes this and nothing else. What is open to places that are not published any more ends before this returns.
+    pub fn put(&self, generation: u64, snapshot: &Snapshot) -> Result<(), PublicError> {
+        let mut state = self.state();
+        let _inside = self.runtime.enter();
+        self.ingress.apply(snapshot)?;
+        state.generation = Some(generation);
+        Ok(())
+    }
+
+    /// Serves these listeners instead of those of the kind before; none to serve none.
+    pub fn listen(&self, kind: PublicKind, listeners: Vec<OwnedFd>) -> Result<(), PublicError> {
+        let listeners: Vec<TcpListener> =
+            listeners.into_iter().map(listener).collect::<io::Result<_>>().map_err(PublicError::Listener)?;
+        let mut state = self.state();
+        state.listening.remove(&kind);
+        if listeners.is_empty() {
+            return Ok(());
+        }
+        let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let spoken = match kind {
+            PublicKind::Http => Kind::Http,
+            PublicKind::Https => Kind::Https,
+        };
+        let mut tasks = JoinSet::new();
+        for listener in listeners {
+            let serving = self.ingress.serve(listener, spoken);
+            let serve = async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "a public listener ended");
+                }
+            };
+            tasks.spawn_on(serve, self.runtime.handle());
+        }
+        state.listening.insert(kind, Listening { addresses, _tasks: tasks });
+        Ok(())
+    }
+
+    /// Adds sockets by which a network's machines can be reached.
+    pub fn add_dialers(&self, network: NetworkNumber, sockets: Vec<OwnedFd>) -> Result<(), PublicError> {
+        self.dialers.add(network, sockets).map_err(|error| PublicError::Dialer(network, error))
+    }
+
+    /// Nothing reaches the network's machines any more.
+    pub fn remove_dialers(&self, network: NetworkNumber) {
+        self.dialers.remove(network);
+    }
+
+    pub fn status(&self) -> PublicStatus {
+        let state = self.state();
+        PublicStatus {
+            generation: state.generation,
+            listening: state.listening.iter().map(|(kind, there)| (*kind, there.addresses.clone())).collect(),
+            dialers: self.dialers.status(),
+        }
+    }
+
+    pub fn counters(&self) -> PublicCounters {
+        PublicCounters { sites: self.ingress.counters(), totals: self.ingress.totals() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // What it says is written after it became true.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn listener(descriptor: OwnedFd) -> io::Result<TcpListener> {
+    let fits = sockopt::socket_type(&descriptor)? == SocketType::STREAM && sockopt::socket_acceptconn(&descriptor)?;
+    match fits {
+        true => Ok(descriptor.into()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no TCP socket that listens")),
+    }
+}

@@ -1,0 +1,276 @@
+//! Orders at an authority that speaks ACME.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::task::JoinSet;
+use warren_certs::Certificate;
+use warren_certs::acme::{Account, AcmeError, Challenges, NewAccountRequest, Outlook};
+use warren_certs::renewal::{self, Window};
+use warren_model::policy::HostName;
+
+use super::files::Folder;
+use super::{Certificates, Held, Name};
+use crate::public::AcmeSettings;
+use crate::world::{World, lock};
+
+/// Orders that run at once.
+const ORDERS: usize = 4;
+/// How often it is looked what is due.
+const LOOKS_EVERY: Duration = Duration::from_secs(5);
+/// How long the edge may take until it answers a challenge.
+const PUBLISHES_WITHIN: Duration = Duration::from_secs(10);
+/// When something is tried again that fails until somebody changes something, and when an authority that does not say
+/// when to renew is asked again.
+const MUCH_LATER: SignedDuration = SignedDuration::from_hours(24);
+
+/// Why a name has no certificate.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OrderError {
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
+    #[error("{0}")]
+    Kept(String),
+}
+
+/// What is to be done for a name.
+pub(super) enum Job {
+    /// With the certificate that it replaces.
+    Order(HostName, Option<Arc<Certificate>>),
+    AskWhen(HostName, Arc<Certificate>),
+}
+
+pub(super) enum Outcome {
+    Ordered(HostName, Result<Certificate, OrderError>),
+    Asked(HostName, Option<Window>),
+}
+
+/// Orders what is due, and asks when to renew; for ever.
+pub(crate) async fn keep(world: Arc<World>) {
+    let public = &world.public;
+    let (Some(settings), Some(folder), true) = (&public.settings.acme, &public.certificates.acme, public.is_on())
+    else {
+        return;
+    };
+    let office =
+        Arc::new(Office { settings: settings.clone(), folder: folder.clone(), account: AsyncMutex::default() });
+    let mut jobs = JoinSet::new();
+    loop {
+        let free = ORDERS.saturating_sub(jobs.len());
+        for job in public.certificates.jobs(Timestamp::now(), free) {
+            let (world, office) = (Arc::clone(&world), Arc::clone(&office));
+            jobs.spawn(async move { office.carry_out(&world, job).await });
+        }
+        tokio::select! {
+            Some(done) = jobs.join_next(), if !jobs.is_empty() => {
+                if let Ok(outcome) = done {
+                    public.certificates.settle(outcome, Timestamp::now());
+                    public.changed();
+                }
+            }
+            () = public.wanted.notified() => {}
+            () = tokio::time::sleep(LOOKS_EVERY) => {}
+        }
+    }
+}
+
+impl Certificates {
+    /// What is due, at most so much of it. Each is under way until it is settled.
+    pub(super) fn jobs(&self, now: Timestamp, most: usize) -> Vec<Job> {
+        let mut state = lock(&self.state);
+        let mut jobs = Vec::new();
+        let state = &mut *state;
+        for (host, name) in &mut state.names {
+            if jobs.len() == most {
+                break;
+            }
+            if name.under_way {
+                continue;
+            }
+            if !self.http {
+                name.problem = Some(
+                    "an authority verifies names over plain HTTP, and this server has no listener for that: start it \
+                     with --http-listen"
+                        .to_owned(),
+                );
+            } else if let Some(held) = name.held.as_ref().filter(|_| name.ask_at.is_none_or(|at| at <= now)) {
+                jobs.push(Job::AskWhen(host.clone(), Arc::clone(&held.certificate)));
+                name.under_way = true;
+            } else if name.is_due(host, now) {
+                jobs.push(Job::Order(host.clone(), name.held.as_ref().map(|held| Arc::clone(&held.certificate))));
+                name.under_way = true;
+            }
+        }
+        jobs
+    }
+
+    pub(super) fn settle(&self, outcome: Outcome, now: Timestamp) {
+        let mut state = lock(&self.state);
+        match outcome {
+            Outcome::Asked(host, window) => {
+                let Some(name) = state.names.get_mut(&host) else { return };
+                name.under_way = false;
+                let pause = window.as_ref().map_or(MUCH_LATER, |window| window.ask_again);
+                name.ask_at = now.checked_add(pause).ok();
+                name.window = window;
+            }
+            Outcome::Ordered(host, outcome) => {
+                let Some(name) = state.names.get_mut(&host) else { return };
+                let outcome = outcome.and_then(|certificate| Held::new(certificate).map_err(OrderError::Kept));
+                match outcome {
+                    Ok(held) => {
+                        tracing::info!(%host, not_after = %held.not_after(), "its certificate was issued");
+                        *name = Name { held: Some(held), looked: true, ..Name::default() };
+                    }
+                    Err(error) => {
+                        tracing::warn!(%host, %error, "its certificate was not issued");
+                        name.failed(&error, &host, now);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Name {
+    fn failed(&mut self, error: &OrderError, host: &HostName, now: Timestamp) {
+        self.under_way = false;
+        self.failures += 1;
+        self.problem = Some(error.to_string());
+        let outlook = match error {
+            OrderError::Acme(error) => error.outlook(),
+            OrderError::Kept(_) => Outlook::TryLater { not_before: None },
+        };
+        self.not_before = Some(match outlook {
+            Outlook::TryLater { not_before } => renewal::after_failure(self.failures, now, not_before, host),
+            // The account was forgotten: that was what stood in the way. Once, for another may not be known either.
+            Outlook::NewAccount if self.failures == 1 => now,
+            Outlook::NewAccount => renewal::after_failure(self.failures, now, None, host),
+            Outlook::Never => now.checked_add(MUCH_LATER).unwrap_or(now),
+        });
+    }
+}
+
+/// Who deals with the authority.
+struct Office {
+    settings: AcmeSettings,
+    folder: Folder,
+    account: AsyncMutex<Option<Account>>,
+}
+
+impl Office {
+    async fn carry_out(&self, world: &World, job: Job) -> Outcome {
+        match job {
+            Job::Order(host, before) => {
+                let outcome = self.order(world, &host, before.as_deref()).await;
+                Outcome::Ordered(host, outcome)
+            }
+            Job::AskWhen(host, certificate) => {
+                // An authority that cannot be asked is asked again; until then its certificates are renewed as usual.
+                let window = match self.account().await {
+                    Ok(account) => account.renewal_window(&certificate).await.unwrap_or_default(),
+                    Err(_) => None,
+                };
+                Outcome::Asked(host, window)
+            }
+        }
+    }
+
+    async fn order(
+        &self,
+        world: &World,
+        host: &HostName,
+        before: Option<&Certificate>,
+    ) -> Result<Certificate, OrderError> {
+        let names = std::slice::from_ref(host);
+        let board = Board(world);
+        let account = self.account().await?;
+        let issued = match before {
+            Some(before) => account.renew(names, before, &board).await,
+            None => account.issue(names, &board).await,
+        };
+        if let Err(error) = &issued
+            && error.outlook() == Outlook::NewAccount
+        {
+            self.forget(&account).await;
+        }
+        let certificate = issued?;
+        let (folder, host, issued) = (self.folder.clone(), host.clone(), certificate.clone());
+        let kept = tokio::task::spawn_blocking(move || folder.keep(&host, &issued)).await;
+        let kept = kept.map_err(|error| OrderError::Kept(error.to_string()))?;
+        if let Err(error) = kept {
+            // It can be used all the same, until the server ends.
+            tracing::error!(%error, "a certificate cannot be kept");
+        }
+        Ok(certificate)
+    }
+
+    /// The account at the authority; it is made with the first order.
+    async fn account(&self) -> Result<Account, OrderError> {
+        let mut known = self.account.lock().await;
+        if let Some(account) = &*known {
+            return Ok(account.clone());
+        }
+        let directory = &self.settings.directory;
+        let account = match self.folder.account() {
+            Some(credentials) => match Account::open(directory, &credentials).await {
+                Err(error) if error.outlook() == Outlook::NewAccount => self.register().await?,
+                opened => opened?,
+            },
+            None => self.register().await?,
+        };
+        *known = Some(account.clone());
+        Ok(account)
+    }
+
+    async fn register(&self) -> Result<Account, OrderError> {
+        let request = NewAccountRequest { contact: self.settings.email.clone(), external: None };
+        let account = Account::create(&self.settings.directory, &request).await?;
+        // Before it is used: an account whose key is lost is of no use to anybody.
+        self.folder.keep_account(account.credentials()).map_err(|error| OrderError::Kept(error.to_string()))?;
+        tracing::info!(directory = self.settings.directory.url(), "an account was made at the authority");
+        Ok(account)
+    }
+
+    /// The authority does not know the account: the next order makes another one.
+    async fn forget(&self, account: &Account) {
+        let mut known = self.account.lock().await;
+        if known.as_ref().is_some_and(|known| known.credentials() == account.credentials()) {
+            match self.register().await {
+                Ok(another) => *known = Some(another),
+                Err(error) => tracing::warn!(%error, "no account can be made at the authority"),
+            }
+        }
+    }
+}
+
+/// Has challenges answered by the edge.
+struct Board<'a>(&'a World);
+
+#[async_trait]
+impl Challenges for Board<'_> {
+    async fn publish(
+        &self,
+        token: &str,
+        key_authorization: &str,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let public = &self.0.public;
+        lock(&public.challenges).insert(token.to_owned(), key_authorization.to_owned());
+        public.changed();
+        let mut served = public.served.subscribe();
+        let answered =
+            served.wait_for(|served| served.as_ref().is_some_and(|served| served.challenges.contains(token)));
+        match tokio::time::timeout(PUBLISHES_WITHIN, answered).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(public.hindrance(None).into()),
+        }
+    }
+
+    async fn withdraw(&self, token: &str) {
+        lock(&self.0.public.challenges).remove(token);
+        self.0.public.changed();
+    }
+}

@@ -1,0 +1,179 @@
+use std::net::SocketAddr;
+use std::path::Path;
+
+use warren_certs::acme::Directory;
+
+use super::acme::{Job, OrderError, Outcome};
+use super::*;
+use crate::public::AcmeSettings;
+
+const DAY: i64 = 24 * 3600;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(2_000_000_000 + second).unwrap()
+}
+
+fn settings(directory: &Path) -> PublicSettings {
+    let any: SocketAddr = "0.0.0.0:1".parse().unwrap();
+    let directory = directory.join("public");
+    PublicSettings { https: Some(any), http: Some(any), directory, authority_name: "test".into(), ..Default::default() }
+}
+
+fn hosts<const N: usize>(names: [&str; N]) -> BTreeSet<HostName> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+/// Writes a certificate of somebody's for these names.
+fn write_own(directory: &Path, names: &[&str]) -> OwnFiles {
+    let authority = Authority::create("another", &[], at(0)).unwrap();
+    let files = OwnFiles { certificate: directory.join("chain.pem"), key: directory.join("key.pem") };
+    let made = authority.issue(&host(names[0]), LEAF_LIFETIME, at(0)).unwrap();
+    std::fs::write(&files.certificate, made.chain_pem()).unwrap();
+    std::fs::write(&files.key, made.key_pem().expose()).unwrap();
+    files
+}
+
+#[test]
+fn each_name_has_a_certificate_that_another_daemon_finds_again_and_renews_in_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let both = hosts(["a.preview.example", "b.preview.example"]);
+    let first = Certificates::new(&settings(directory.path()));
+    assert_eq!(first.authority_pem(), None);
+    let given = first.prepare(&both, at(0));
+    assert_eq!((given.len(), given[0] == given[1]), (2, false));
+    for name in &both {
+        let status = first.status(name, at(0));
+        assert_eq!((status.state, status.detail), (CertificateState::Valid, None));
+        assert_eq!(status.not_after, Some(at(90 * DAY)));
+    }
+    let second = Certificates::new(&settings(directory.path()));
+    assert_eq!(second.prepare(&both, at(DAY)), given);
+    assert_eq!(second.authority_pem(), first.authority_pem());
+    assert_eq!(second.prepare(&both, at(50 * DAY)), given, "it is not due");
+    let renewed = second.prepare(&both, at(61 * DAY));
+    assert!(renewed.iter().all(|one| !given.contains(one)), "30 to 33 days are left");
+    assert_eq!(second.prepare(&hosts([]), at(61 * DAY)), []);
+    assert_eq!(second.status(&host("a.preview.example"), at(61 * DAY)).state, CertificateState::Pending);
+}
+
+#[test]
+fn without_https_there_are_no_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(&PublicSettings { https: None, ..settings(directory.path()) });
+    assert_eq!(certificates.prepare(&hosts(["a.preview.example"]), at(0)), []);
+    assert_eq!(certificates.status(&host("a.preview.example"), at(0)).state, CertificateState::None);
+    assert!(!directory.path().join("public").exists());
+}
+
+#[test]
+fn an_authority_that_is_spoiled_is_told_and_not_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let one = hosts(["a.preview.example"]);
+    Certificates::new(&settings(directory.path())).prepare(&hosts([]), at(0));
+    let key = directory.path().join("public/authority.key");
+    let kept = std::fs::read(&key).unwrap();
+    std::fs::write(&key, "spoiled").unwrap();
+    let certificates = Certificates::new(&settings(directory.path()));
+    assert_eq!(certificates.prepare(&one, at(0)), []);
+    let status = certificates.status(&host("a.preview.example"), at(0));
+    assert_eq!(status.state, CertificateState::Failed);
+    assert!(status.detail.unwrap().contains("authority.pem"));
+    // Mended, it goes on by itself.
+    std::fs::write(&key, kept).unwrap();
+    assert_eq!(certificates.prepare(&one, at(1)).len(), 1);
+    assert_eq!(certificates.status(&host("a.preview.example"), at(1)).state, CertificateState::Valid);
+}
+
+#[test]
+fn the_operators_certificate_is_for_its_names_and_the_one_from_before_stays_while_it_is_spoiled() {
+    let directory = tempfile::tempdir().unwrap();
+    let own = write_own(directory.path(), &["a.preview.example"]);
+    let certificates = Certificates::new(&PublicSettings { own: Some(own.clone()), ..settings(directory.path()) });
+    let both = hosts(["a.preview.example", "b.preview.example"]);
+    let given = certificates.prepare(&both, at(0));
+    assert_eq!(given.len(), 2);
+    assert_eq!(given[0].chain_pem, std::fs::read_to_string(&own.certificate).unwrap());
+    assert!(certificates.authority_pem().is_some(), "the other name has it from there");
+
+    std::fs::write(&own.certificate, "spoiled").unwrap();
+    assert_eq!(certificates.prepare(&both, at(1)), given, "it is not read all the time");
+    assert_eq!(certificates.prepare(&both, at(10)), given);
+    let status = certificates.status(&host("a.preview.example"), at(10));
+    assert_eq!(status.state, CertificateState::Valid);
+    assert!(status.detail.unwrap().contains("chain.pem"));
+    write_own(directory.path(), &["a.preview.example"]);
+    let other = certificates.prepare(&both, at(20));
+    assert_ne!(other[0], given[0]);
+    assert_eq!((certificates.status(&host("a.preview.example"), at(20)).detail, &other[1]), (None, &given[1]));
+}
+
+#[test]
+fn while_the_operators_certificate_was_never_read_no_name_has_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let own = OwnFiles { certificate: directory.path().join("none.pem"), key: directory.path().join("none.key") };
+    let certificates = Certificates::new(&PublicSettings { own: Some(own), ..settings(directory.path()) });
+    assert_eq!(certificates.prepare(&hosts(["a.preview.example"]), at(0)), []);
+    let status = certificates.status(&host("a.preview.example"), at(0));
+    assert_eq!(status.state, CertificateState::Failed);
+    assert!(status.detail.unwrap().contains("none.pem"));
+}
+
+fn with_acme(directory: &Path) -> PublicSettings {
+    let acme = AcmeSettings { directory: Directory::new("https://ca.example/dir", None).unwrap(), email: None };
+    PublicSettings { acme: Some(acme), ..settings(directory) }
+}
+
+fn ordered(jobs: &[Job]) -> Vec<&str> {
+    let ordered = jobs.iter().map(|job| match job {
+        Job::Order(host, _) => host.as_str(),
+        Job::AskWhen(..) => "asks",
+    });
+    ordered.collect()
+}
+
+#[test]
+fn names_are_ordered_once_some_at_a_time_and_again_after_a_pause() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(&with_acme(directory.path()));
+    let all = hosts(["a.example", "b.example", "c.example"]);
+    assert_eq!(certificates.prepare(&all, at(0)), []);
+    assert_eq!(certificates.status(&host("a.example"), at(0)).state, CertificateState::Pending);
+    assert_eq!(ordered(&certificates.jobs(at(0), 2)), ["a.example", "b.example"]);
+    assert_eq!(ordered(&certificates.jobs(at(0), 2)), ["c.example"], "the others are under way");
+
+    let authority = Authority::create("test", &[], at(0)).unwrap();
+    let issued = authority.issue(&host("a.example"), LEAF_LIFETIME, at(0)).unwrap();
+    certificates.settle(Outcome::Ordered(host("a.example"), Ok(issued)), at(0));
+    let failed = || Err(OrderError::Kept("no answer".to_owned()));
+    certificates.settle(Outcome::Ordered(host("b.example"), failed()), at(0));
+    assert_eq!(certificates.status(&host("a.example"), at(0)).state, CertificateState::Valid);
+    let status = certificates.status(&host("b.example"), at(0));
+    assert_eq!((status.state, status.detail.as_deref()), (CertificateState::Failed, Some("no answer")));
+    assert_eq!(certificates.prepare(&all, at(0)).len(), 1);
+    assert_eq!(certificates.authority_pem(), None);
+
+    // Who has one asks when it should be renewed.
+    assert_eq!(ordered(&certificates.jobs(at(1), 9)), ["asks"]);
+    certificates.settle(Outcome::Asked(host("a.example"), None), at(1));
+    assert_eq!(ordered(&certificates.jobs(at(200), 9)), [] as [&str; 0]);
+    assert_eq!(ordered(&certificates.jobs(at(400), 9)), ["b.example"], "5 minutes and a bit after the failure");
+    certificates.settle(Outcome::Asked(host("a.example"), None), at(62 * DAY));
+    assert_eq!(ordered(&certificates.jobs(at(62 * DAY), 9)), ["a.example"], "it is due");
+    // One whose name was taken back meanwhile is of no interest.
+    assert_eq!(certificates.prepare(&hosts(["c.example"]), at(62 * DAY)), []);
+    certificates.settle(Outcome::Ordered(host("a.example"), failed()), at(62 * DAY));
+}
+
+#[test]
+fn without_plain_http_no_name_is_ordered_and_it_is_told_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(&PublicSettings { http: None, ..with_acme(directory.path()) });
+    certificates.prepare(&hosts(["a.example"]), at(0));
+    assert_eq!(ordered(&certificates.jobs(at(0), 9)), [] as [&str; 0]);
+    let status = certificates.status(&host("a.example"), at(0));
+    assert!(status.state == CertificateState::Failed && status.detail.unwrap().contains("--http-listen"));
+}

@@ -1,0 +1,230 @@
+//! Operator sessions: the port that they come to, and their end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use ulid::Ulid;
+use warren_edge::{Operator, OperatorScope, SessionEnd, SessionStatus};
+use warren_model::record::{Machine, Network, Power};
+use warren_model::session::{Session, TunnelKey, WireGuardKey};
+use warren_model::{EventId, MachineId, NetworkId, SessionId, UlaPrefix};
+use warren_store::session::{Open, Why};
+use warren_store::{TxnBuilder, TxnOutcome, schema, session};
+
+use crate::ReconcileError;
+use crate::world::{World, lock};
+
+/// How often the edge is asked which sessions were idle for too long, and how long a port that could not be had is left
+/// alone.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
+const TRIED_EVERY: Duration = Duration::from_secs(5);
+/// While nobody is let in.
+const COUNTED_EVERY: Duration = Duration::from_secs(15);
+
+/// Where operators come in, and the server's key.
+#[derive(Debug, Clone)]
+pub struct TunnelSettings {
+    pub listen: SocketAddr,
+    pub key: TunnelKey,
+}
+
+/// The server's end of every tunnel, while there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelGateway {
+    pub public_key: WireGuardKey,
+    /// Where it listens, with the port that it got.
+    pub listening: SocketAddr,
+}
+
+/// What is known of sessions besides their records.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    pub settings: TunnelSettings,
+    /// Or why there is none.
+    gateway: Mutex<Result<TunnelGateway, String>>,
+    /// Of each network, those whose packets pass.
+    open: watch::Sender<BTreeMap<NetworkId, BTreeSet<SessionId>>>,
+    changed: Notify,
+}
+
+impl Sessions {
+    pub fn new(settings: TunnelSettings) -> Self {
+        Self {
+            settings,
+            gateway: Mutex::new(Err("it has not started yet".to_owned())),
+            open: watch::Sender::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// A session came or went.
+    pub fn changed(&self) {
+        self.changed.notify_one();
+    }
+
+    pub fn set_gateway(&self, gateway: Result<TunnelGateway, String>) {
+        *lock(&self.gateway) = gateway;
+    }
+
+    /// The packets of these sessions of a network pass, and of no other.
+    pub fn settled(&self, network: NetworkId, open: BTreeSet<SessionId>) {
+        self.open.send_modify(|all| {
+            if open.is_empty() {
+                all.remove(&network);
+            } else {
+                all.insert(network, open);
+            }
+        });
+    }
+}
+
+impl World {
+    /// The server's end of every tunnel, or why there is none.
+    pub fn tunnel_gateway(&self) -> Result<TunnelGateway, String> {
+        lock(&self.sessions.gateway).clone()
+    }
+
+    /// Waits until the session's packets pass; `false` when it is closed before.
+    pub async fn session_opened(&self, session: &Session) -> bool {
+        let mut open = self.sessions.open.subscribe();
+        let mut known = false;
+        loop {
+            let passes = open.borrow_and_update().get(&session.network).is_some_and(|all| all.contains(&session.id));
+            let there = self.desired.read().session(session.id).is_some();
+            if passes || (known && !there) {
+                return passes;
+            }
+            known |= there;
+            if open.changed().await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Waits until nothing of the session passes. Its record is gone.
+    pub async fn session_closed(&self, id: SessionId) {
+        let mut open = self.sessions.open.subscribe();
+        loop {
+            let passes = open.borrow_and_update().values().any(|all| all.contains(&id));
+            if !passes && self.desired.read().session(id).is_none() {
+                return;
+            }
+            if open.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What the tunnels of a network say; nothing while the edge does not answer.
+    pub async fn session_statuses(&self, network: NetworkId) -> Vec<SessionStatus> {
+        let number = self.desired.read().network(network).map(|network| network.number);
+        match number {
+            Some(number) => self.edge.sessions(Some(number)).await.unwrap_or_default(),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// Those who may come into a network, as the edge is told. Pure.
+pub(crate) fn operators<'a>(
+    network: &Network,
+    ula: UlaPrefix,
+    sessions: impl Iterator<Item = &'a Arc<Session>>,
+    machine: impl Fn(MachineId) -> Option<Arc<Machine>>,
+) -> Vec<Operator> {
+    let scope = |session: &Session| {
+        let only = session.only?;
+        let there =
+            machine(only.machine).filter(|machine| machine.power != Power::Gone && machine.network == network.id);
+        // A machine that is gone has no address, and what is left to reach is nothing.
+        let addresses =
+            there.map_or_else(Vec::new, |machine| vec![machine.ipv4.into(), machine.ipv6(ula, network.number).into()]);
+        Some(OperatorScope { addresses, port: only.port })
+    };
+    sessions
+        .map(|session| Operator {
+            session: session.id,
+            number: session.member,
+            public_key: session.public_key,
+            ipv4: session.ipv4,
+            ipv6: session.ipv6(ula, network.number),
+            only: scope(session),
+            reachable: session.reachable,
+            expires_at: session.expires_at,
+            idle_seconds: session.idle_seconds,
+        })
+        .collect()
+}
+
+/// Closes sessions whose time is over, and those that the edge ended because nothing came; tries to get the port as long
+/// as it cannot be had.
+pub(crate) async fn keep(world: Arc<World>) {
+    loop {
+        let now = Timestamp::now();
+        let sessions: Vec<Arc<Session>> = world.desired.read().sessions().cloned().collect();
+        let (over, open): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|session| session.expires_at <= now);
+        for session in over {
+            close(&world, &session, Why::Expired).await;
+        }
+        if !open.is_empty() {
+            close_idle(&world, &open).await;
+        }
+        count(&world, open.len()).await;
+        let unheard = world.tunnel_gateway().is_err();
+        if unheard {
+            world.edge.listen(&world).await;
+        }
+        let rest = match open.iter().map(|session| session.expires_at).min() {
+            // A later instant is never before an earlier one.
+            Some(next) => Duration::try_from(next.duration_since(now)).unwrap_or_default().min(ASKED_EVERY),
+            None if unheard => TRIED_EVERY,
+            None => COUNTED_EVERY,
+        };
+        // Not over before the instant itself.
+        let rest = rest + Duration::from_millis(1);
+        drop(tokio::time::timeout(rest, world.sessions.changed.notified()).await);
+    }
+}
+
+/// What floods and strangers did at the port is told also while nobody is let in.
+async fn count(world: &World, open: usize) {
+    let status = world.edge.status().await.ok();
+    world.metrics.tunnel(open, status.and_then(|status| status.tunnel).as_ref());
+}
+
+async fn close_idle(world: &World, open: &[Arc<Session>]) {
+    let statuses = world.edge.sessions(None).await.unwrap_or_default();
+    let ended: BTreeMap<SessionId, SessionEnd> =
+        statuses.into_iter().filter_map(|status| Some((status.session, status.ended?))).collect();
+    for session in open {
+        match ended.get(&session.id) {
+            Some(SessionEnd::Idle) => close(world, session, Why::Idle).await,
+            Some(SessionEnd::Expired) => close(world, session, Why::Expired).await,
+            None => {}
+        }
+    }
+}
+
+async fn close(world: &World, session: &Session, why: Why) {
+    if let Err(error) = try_close(world, session, &why).await {
+        tracing::warn!(session = %session.id, error = %error.chain(), "a session that is over will be closed later");
+    }
+}
+
+async fn try_close(world: &World, session: &Session, why: &Why) -> Result<(), ReconcileError> {
+    let store = world.store.as_ref();
+    while let Some(open) = Open::read(store, session.id).await? {
+        let now = Timestamp::now();
+        let event = session::event(EventId::from_ulid(Ulid::generate()), session, why, now);
+        let txn = open.close(TxnBuilder::new(), now)?.put(&schema::event(event.id), &event)?;
+        if let TxnOutcome::Committed(_) = store.txn(txn.build()).await? {
+            tracing::info!(session = %session.id, "{}", event.message);
+            return Ok(());
+        }
+    }
+    Ok(())
+}
