@@ -41,7 +41,8 @@ ip netns add "$namespace"
 ip -n "$namespace" link set lo up
 mkfifo "$work/ready"
 nsenter --net="/run/netns/$namespace" "$warren" up --listen 127.0.0.1:0 --data-dir "$work/data" --pool-dir "$pool" \
-    --machines-per-account 4 --networks-per-account 8 >"$work/ready" 2>"$work/log" &
+    --machines-per-account 4 --networks-per-account 8 \
+    --https-listen 127.0.0.1:8443 --preview-suffix preview.example >"$work/ready" 2>"$work/log" &
 read -r word url <"$work/ready" || true
 if [ "${word:-}" != ready ]; then
     echo "the server did not start:" >&2
