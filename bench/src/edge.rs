@@ -55,7 +55,8 @@ impl Edge {
 
     /// Gives it another snapshot; returns when that is in force.
     pub fn put(&self, view: &NetworkView) -> anyhow::Result<()> {
-        Ok(self.runtime.block_on(self.client.put_network(view, None, None))?)
+        self.runtime.block_on(self.client.put_network(view, None, None))?;
+        Ok(())
     }
 }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde::de::DeserializeOwned;
-use warren_kernel::{Access, Kernel, MemberSpec, NetworkSpec};
+use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
 use warren_model::policy::NetworkRules;
 use warren_model::record::Egress;
-use warren_model::{InstallationId, MemberNumber, NetworkCidr, NetworkNumber, UlaPrefix};
+use warren_model::{Access, InstallationId, MemberNumber, NetworkCidr, NetworkNumber, UlaPrefix};
 
 use crate::interrupt;
 use crate::namespace::Namespace;

@@ -326,7 +326,7 @@ impl Page {
             for (layer, count) in &denials.by_layer {
                 self.row(&[layer, &count.to_string()])?;
             }
-            self.0.write_str("</table>\n<table><tr><th>machine</th><th>refusals</th></tr>\n")?;
+            self.0.write_str("</table>\n<table><tr><th>machine or session</th><th>refusals</th></tr>\n")?;
             for (machine, count) in &denials.by_machine {
                 self.row(&[machine, &count.to_string()])?;
             }

@@ -399,7 +399,7 @@ pub struct Denials {
     /// How many refusals are on record.
     pub total: u64,
     pub by_layer: BTreeMap<String, u64>,
-    /// By machine, the most refused first; at most 50.
+    /// By the name of the machine or session, the most refused first; at most 50.
     pub by_machine: Vec<(String, u64)>,
 }
 

@@ -1,6 +1,6 @@
 //! Operators: the WireGuard gateway of all networks, and who may come by it into which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -17,6 +17,7 @@ use warren_tunnel::{
     PeerStatus, PrivateKey, PublicKey, Sockets, StartError,
 };
 
+use crate::control::server::chain;
 use crate::view::Operator;
 
 /// How the tunnel stands, of all networks together.
@@ -52,6 +53,14 @@ pub struct SessionStatus {
     pub last_data: Option<Timestamp>,
     /// Nothing of it passes any more.
     pub ended: Option<SessionEnd>,
+}
+
+/// What there is to do about the tunnel now and then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelReport {
+    pub status: TunnelStatus,
+    /// Sessions that ended by themselves and were not taken back yet.
+    pub ended: Vec<(SessionId, SessionEnd)>,
 }
 
 /// Why a session ended by itself.
@@ -99,6 +108,8 @@ struct Listening {
 struct Wanted {
     device: Option<OwnedFd>,
     operators: BTreeMap<SessionId, Operator>,
+    /// Of these, those whom the gateway did not take.
+    refused: BTreeSet<SessionId>,
 }
 
 impl Operators {
@@ -113,17 +124,19 @@ impl Operators {
         let mut state = self.state();
         // The port can be had once.
         state.gateway = None;
-        // The number of processors is in files, of which there are none here.
+        // How many processors may be used is in files, of which there are none here.
         let limits = Limits { workers: 2, ..Limits::default() };
         let gateway = Gateway::start(given, PrivateKey::from_bytes(key.as_bytes()), limits)?;
         for (number, wanted) in &mut state.networks {
             let Some(device) = &wanted.device else { continue };
             match attach(&gateway, *number, device) {
-                Ok(()) => wanted
-                    .operators
-                    .retain(|_, operator| admit(&gateway, *number, operator).inspect_err(report).is_ok()),
-                // A device that was deleted comes anew with the network's next view.
-                Err(error) => report(&error),
+                Ok(()) => wanted.refused = admit(&gateway, *number, wanted.operators.values()),
+                // It comes anew with the network's next view.
+                Err(error) => {
+                    report(&error);
+                    wanted.device = None;
+                    wanted.refused = wanted.operators.keys().copied().collect();
+                }
             }
         }
         state.gateway = Some(Listening { gateway, addresses });
@@ -132,49 +145,48 @@ impl Operators {
 
     /// Lets these operators into a network, and nobody else. When this returns, those who were there before and are not
     /// wanted any more pass nothing. Without a device, now or before, nobody comes in.
+    ///
+    /// Returns those whom the gateway did not take, such as one whose key another network has still; they are tried
+    /// again with every call. Before anything listens nobody is refused, and nobody is in. After an error the network
+    /// has no device and nobody is in.
     pub fn put(
         &self,
         number: NetworkNumber,
         device: Option<OwnedFd>,
         operators: &[Operator],
-    ) -> Result<(), OperatorsError> {
+    ) -> Result<Vec<SessionId>, OperatorsError> {
         let mut state = self.state();
         if operators.is_empty() && device.is_none() && !state.networks.contains_key(&number) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let State { gateway, networks } = &mut *state;
         let wanted = networks.entry(number).or_default();
-        let before = std::mem::take(&mut wanted.operators);
+        let mut inside = std::mem::take(&mut wanted.operators);
+        for session in std::mem::take(&mut wanted.refused) {
+            inside.remove(&session);
+        }
         wanted.operators = operators.iter().map(|operator| (operator.session, operator.clone())).collect();
         let Some(Listening { gateway, .. }) = gateway else {
             wanted.device = device.or_else(|| wanted.device.take());
-            return Ok(());
+            return Ok(Vec::new());
         };
-        let mut known = before;
         if let Some(device) = device {
             gateway.remove_network(key(number));
-            known.clear();
+            inside.clear();
+            wanted.device = None;
             attach(gateway, number, &device)?;
             wanted.device = Some(device);
         }
         if wanted.device.is_none() {
-            return Ok(());
+            wanted.refused = wanted.operators.keys().copied().collect();
+            return Ok(wanted.refused.iter().copied().collect());
         }
-        let stays = |session: &SessionId, operator: &Operator| wanted.operators.get(session) == Some(operator);
-        for (session, _) in known.iter().filter(|(session, operator)| !stays(session, operator)) {
-            gateway.remove_peer(id(*session));
+        for session in inside.iter().filter(|(session, was)| wanted.operators.get(session) != Some(was)) {
+            gateway.remove_peer(id(*session.0));
         }
-        let is_new = |operator: &&Operator| known.get(&operator.session) != Some(*operator);
-        let new: Vec<Operator> = wanted.operators.values().filter(is_new).cloned().collect();
-        let mut refused = Ok(());
-        for operator in new {
-            if let Err(error) = admit(gateway, number, &operator) {
-                // Tried again with the next view; whoever waits for it must not be told that it is in.
-                wanted.operators.remove(&operator.session);
-                refused = Err(error);
-            }
-        }
-        refused
+        let new = wanted.operators.values().filter(|operator| inside.get(&operator.session) != Some(operator));
+        wanted.refused = admit(gateway, number, new);
+        Ok(wanted.refused.iter().copied().collect())
     }
 
     /// The network is gone, and its operators with it.
@@ -193,6 +205,24 @@ impl Operators {
         state.networks.iter().filter(|(_, wanted)| wanted.device.is_some()).map(|(number, _)| *number).collect()
     }
 
+    /// Those whom the gateway did not take, of all networks.
+    pub fn refused(&self) -> Vec<(NetworkNumber, SessionId)> {
+        let state = self.state();
+        let of = |(number, wanted): (&NetworkNumber, &Wanted)| {
+            let number = *number;
+            wanted.refused.iter().map(move |session| (number, *session)).collect::<Vec<_>>()
+        };
+        state.networks.iter().flat_map(of).collect()
+    }
+
+    /// `None` while nothing listens.
+    pub fn report(&self) -> Option<TunnelReport> {
+        let status = self.status()?;
+        let sessions = self.statuses(|_| true);
+        let ended = sessions.into_iter().filter_map(|session| Some((session.session, session.ended?))).collect();
+        Some(TunnelReport { status, ended })
+    }
+
     /// `None` while nothing listens.
     pub fn status(&self) -> Option<TunnelStatus> {
         let state = self.state();
@@ -209,12 +239,15 @@ impl Operators {
         })
     }
 
-    /// How the sessions of one network stand, or those of all.
-    pub fn sessions(&self, network: Option<NetworkNumber>) -> Vec<SessionStatus> {
+    /// How the sessions of a network stand.
+    pub fn sessions(&self, network: NetworkNumber) -> Vec<SessionStatus> {
+        self.statuses(|peer| peer.network == key(network))
+    }
+
+    fn statuses(&self, of: impl Fn(&PeerStatus) -> bool) -> Vec<SessionStatus> {
         let state = self.state();
         let Some(Listening { gateway, .. }) = &state.gateway else { return Vec::new() };
-        let wanted = |peer: &PeerStatus| network.is_none_or(|number| peer.network == key(number));
-        gateway.peers().iter().filter(|peer| wanted(peer)).map(session_status).collect()
+        gateway.peers().iter().filter(|peer| of(peer)).map(session_status).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -235,14 +268,22 @@ fn attach(gateway: &Gateway, number: NetworkNumber, device: &OwnedFd) -> Result<
     gateway.add_network(key(number), descriptor, device).map_err(|error| OperatorsError::Network(number, error))
 }
 
-fn admit(gateway: &Gateway, number: NetworkNumber, operator: &Operator) -> Result<(), OperatorsError> {
-    gateway.add_peer(&peer(number, operator)).map_err(|error| OperatorsError::Peer(operator.session, error))
+/// Returns those who were not taken.
+fn admit<'a>(
+    gateway: &Gateway,
+    number: NetworkNumber,
+    operators: impl Iterator<Item = &'a Operator>,
+) -> BTreeSet<SessionId> {
+    let refused = operators.filter(|operator| {
+        let taken = gateway.add_peer(&peer(number, operator));
+        taken.map_err(|error| OperatorsError::Peer(operator.session, error)).inspect_err(report).is_err()
+    });
+    refused.map(|operator| operator.session).collect()
 }
 
 /// What is wrong with one operator or one network keeps nobody else out.
 fn report(error: &OperatorsError) {
-    let cause = std::error::Error::source(error).map_or_else(String::new, ToString::to_string);
-    tracing::error!(error = %cause, "{error}");
+    tracing::error!("{}", chain(error));
 }
 
 fn peer(number: NetworkNumber, operator: &Operator) -> Peer {
@@ -292,17 +333,122 @@ fn id(session: SessionId) -> PeerId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sched::{CloneFlags, unshare};
+    use ulid::Ulid;
+    use warren_model::MemberNumber;
+
+    fn number(number: u16) -> NetworkNumber {
+        NetworkNumber::new(number).unwrap()
+    }
+
+    fn listen(operators: &Operators) -> SocketAddr {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        operators.listen(vec![socket], &TunnelKey::from_bytes([7; 32])).unwrap();
+        address
+    }
+
+    /// In a network namespace of the calling thread's own.
+    fn listening() -> Operators {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let operators = Operators::default();
+        listen(&operators);
+        operators
+    }
+
+    fn unfit_device() -> Option<OwnedFd> {
+        Some(std::fs::File::open("/dev/null").unwrap().into())
+    }
+
+    fn device(network: u16) -> Option<OwnedFd> {
+        Some(warren_tunnel::open_device(&format!("tap{network}"), warren_tunnel::DeviceKind::Tap).unwrap())
+    }
+
+    fn operator(place: u8, key: u8) -> Operator {
+        let private = PrivateKey::from_bytes(&[key; 32]);
+        Operator {
+            session: SessionId::from_ulid(Ulid::from_parts(place.into(), 1)),
+            number: MemberNumber::new(place.into()).unwrap(),
+            public_key: WireGuardKey::from_bytes(*private.public_key().as_bytes()),
+            ipv4: [10, 0, 0, place].into(),
+            ipv6: [0xfd00, 0, 0, 0, 0, 0, 0, place.into()].into(),
+            only: None,
+            reachable: false,
+            expires_at: Timestamp::now() + jiff::SignedDuration::from_hours(1),
+            idle_seconds: 600,
+        }
+    }
+
+    fn inside(operators: &Operators, network: u16) -> Vec<SessionId> {
+        operators.sessions(number(network)).into_iter().map(|status| status.session).collect()
+    }
 
     #[test]
     fn a_device_that_cannot_be_served_keeps_no_other_network_out() {
         let operators = Operators::default();
-        let no_device = || Some(std::fs::File::open("/dev/null").unwrap().into());
-        let number = |number| NetworkNumber::new(number).unwrap();
-        operators.put(number(1), no_device(), &[]).unwrap();
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let address = socket.local_addr().unwrap();
-        operators.listen(vec![socket], &TunnelKey::from_bytes([7; 32])).unwrap();
+        operators.put(number(1), unfit_device(), &[]).unwrap();
+        let address = listen(&operators);
         assert_eq!(operators.status().unwrap().listening, [address]);
-        assert!(matches!(operators.put(number(2), no_device(), &[]), Err(OperatorsError::Network(..))));
+        assert!(matches!(operators.put(number(2), unfit_device(), &[]), Err(OperatorsError::Network(..))));
+    }
+
+    #[test]
+    fn who_is_refused_keeps_nobody_else_out_and_comes_in_as_soon_as_it_can() {
+        let operators = listening();
+        let [first, same_key, other] = [operator(2, 1), operator(3, 1), operator(4, 2)];
+        assert_eq!(operators.put(number(1), device(1), std::slice::from_ref(&first)).unwrap(), []);
+        let both = [same_key.clone(), other.clone()];
+        assert_eq!(operators.put(number(2), device(2), &both).unwrap(), [same_key.session]);
+        assert_eq!(inside(&operators, 2), [other.session]);
+        assert_eq!(operators.refused(), [(number(2), same_key.session)]);
+        assert_eq!(operators.devices(), [number(1), number(2)], "the device is there all the same");
+        assert_eq!(operators.put(number(2), None, &both).unwrap(), [same_key.session], "it is still in the way");
+        operators.put(number(1), None, &[]).unwrap();
+        assert_eq!(operators.put(number(2), None, &both).unwrap(), []);
+        assert_eq!(inside(&operators, 2), [same_key.session, other.session]);
+        assert_eq!(operators.refused(), []);
+    }
+
+    #[test]
+    fn after_a_device_that_cannot_be_served_the_next_one_lets_everybody_in() {
+        let operators = listening();
+        let some = [operator(2, 1)];
+        operators.put(number(1), device(1), &some).unwrap();
+        operators.put(number(1), unfit_device(), &some).unwrap_err();
+        assert_eq!(operators.devices(), []);
+        assert_eq!(inside(&operators, 1), []);
+        assert_eq!(operators.put(number(1), device(1), &some).unwrap(), []);
+        assert_eq!(inside(&operators, 1), [some[0].session]);
+    }
+
+    #[test]
+    fn without_a_device_everybody_is_refused_until_there_is_one() {
+        let operators = listening();
+        let some = [operator(2, 1)];
+        assert_eq!(operators.put(number(1), None, &some).unwrap(), [some[0].session]);
+        assert_eq!(operators.put(number(1), device(1), &some).unwrap(), []);
+        assert_eq!(inside(&operators, 1), [some[0].session]);
+    }
+
+    #[test]
+    fn a_gateway_that_begins_later_with_an_unfit_device_has_nobody_inside() {
+        let operators = Operators::default();
+        let some = [operator(2, 1)];
+        operators.put(number(1), unfit_device(), &some).unwrap();
+        listen(&operators);
+        assert_eq!(operators.devices(), []);
+        assert_eq!(operators.refused(), [(number(1), some[0].session)]);
+    }
+
+    #[test]
+    fn a_gateway_that_begins_later_says_whom_it_does_not_take() {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let operators = Operators::default();
+        let [first, same_key] = [operator(2, 1), operator(3, 1)];
+        operators.put(number(1), device(1), std::slice::from_ref(&first)).unwrap();
+        operators.put(number(2), device(2), std::slice::from_ref(&same_key)).unwrap();
+        listen(&operators);
+        assert_eq!(inside(&operators, 1), [first.session]);
+        assert_eq!(operators.refused(), [(number(2), same_key.session)]);
     }
 }

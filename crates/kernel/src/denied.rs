@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tokio::sync::mpsc;
-use warren_model::NetworkNumber;
+use warren_model::{MacAddress, NetworkNumber};
 
 pub use headers::{Headers, parse};
 pub(crate) use reader::headers_in_report;
@@ -44,6 +44,8 @@ pub struct DeniedPacket {
     pub destination_port: Option<u16>,
     /// The link in the router namespace by which it came; `None` when there is none or it is gone.
     pub inbound: Option<String>,
+    /// The MAC that it came from on that link.
+    pub mac: Option<MacAddress>,
 }
 
 /// What [`Kernel::denied`](crate::Kernel::denied) does not report.

@@ -11,6 +11,7 @@ use crate::namespace;
 use crate::netlink::Socket;
 use crate::route::{self, Route, RouteKind, everything, single};
 use crate::spec::NetworkSpec;
+use crate::wiring::Wiring;
 
 /// The next hop of every member: on every link the same, and never on a wire of anybody else (RFC 3927).
 pub const NEXT_HOP_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -64,16 +65,11 @@ pub(crate) fn apply(socket: &mut Socket, inside: BorrowedFd<'_>, spec: &NetworkS
     socket.apply(messages).map_err(|source| KernelError::Refused { action: "set up the gateway", place, source })
 }
 
-/// What a dump of the namespace says about the gateway.
-pub(crate) fn is_intact(
-    socket: &mut Socket,
-    spec: &NetworkSpec,
-    all_addresses: &[(u32, IpNet)],
-    all_routes: &[Route],
-) -> Result<bool, Errno> {
-    let up = route::link(socket, "lo")?.is_some_and(|lo| lo.admin_up);
-    let addressed = addresses(spec).all(|address| all_addresses.contains(&(LOOPBACK, address)));
-    let routed = routes(spec).iter().all(|route| all_routes.contains(route));
+/// Whether the gateway is as it should be.
+pub(crate) fn is_intact(socket: &mut Socket, spec: &NetworkSpec, wiring: &Wiring) -> Result<bool, Errno> {
+    let up = wiring.link("lo").is_some_and(|lo| lo.admin_up);
+    let addressed = addresses(spec).all(|address| wiring.addresses.contains(&(LOOPBACK, address)));
+    let routed = routes(spec).iter().all(|route| wiring.routes.contains(route));
     Ok(up && addressed && routed && route::forwarding(socket)? == (true, true))
 }
 

@@ -20,13 +20,16 @@
 //! | `namespace` | making, pinning and entering namespaces |
 //! | `netlink`, `route` | messages to the kernel, in process |
 //! | `gateway`, `member`, `tunnel`, `peer`, `sockets` | what a router namespace consists of |
+//! | `wiring` | what is known of its links, addresses, routes and neighbours |
 //! | `firewall` | the rules, their members and counters |
 //! | [`denied`] | the packets that were refused, as the kernel reports them |
 //! | `host` | uplinks, the host's rules and forwarding |
 //! | `network` | one router namespace: sockets, knowledge, observation |
 //! | `settle` | remembering flows again after a change of policy |
 //! | `watch` | hints and reports |
+//! | `allocator` | the memory that this process holds |
 
+mod allocator;
 pub mod denied;
 mod error;
 mod firewall;
@@ -47,6 +50,7 @@ mod sockets;
 mod spec;
 mod tunnel;
 mod watch;
+mod wiring;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,9 +62,10 @@ use nix::errno::Errno;
 use tokio::sync::{broadcast, mpsc};
 use warren_model::{InstallationId, MemberNumber, NetworkNumber, UlaPrefix};
 
+pub use allocator::return_unused_memory;
 pub use denied::{DeniedLosses, DeniedPacket};
 pub use error::KernelError;
-pub use firewall::{Access, Flow, MemberCounters, MemberSpec, Refusal, RulesState, Traffic, UnknownRefusal};
+pub use firewall::{Flow, MemberCounters, MemberSpec, Refusal, RulesState, Traffic, UnknownRefusal};
 pub use gateway::{NEXT_HOP_V4, NEXT_HOP_V6};
 pub use host::{ForwardingState, HostForwarding};
 pub use sockets::{PROXY_PORT, TRANSPARENT_PORT, public_sockets, tunnel_sockets};
@@ -154,7 +159,7 @@ impl Kernel {
             // Explicitly, since sockets that others hold keep the namespace, and with it its links, alive.
             Ok(network) => {
                 let gone = network.operate().route.apply(vec![route::delete_all_links()]);
-                errors.extend(member::gone_is_fine(gone).map_err(network::refused(number, "remove its links")).err());
+                errors.extend(route::gone_is_fine(gone).map_err(network::refused(number, "remove its links")).err());
             }
             Err(KernelError::NoNetwork(_)) => {}
             Err(error) => errors.push(error),
@@ -296,12 +301,11 @@ impl Kernel {
         tunnel::open(&mut operation.route, network.inside(), self.inner.installation(), number)
     }
 
-    /// Makes the operators' device lead to just those of the members that come by it. `true` where there was none and it
-    /// was made: whoever had one open has one that is gone.
+    /// Makes the operators' device lead to just those of the members that come by it; who it leads to already is not
+    /// touched. `true` where there was none and it was made: whoever had one open has one that is gone.
     pub fn fit_tunnel(&self, spec: &NetworkSpec, members: &[MemberSpec]) -> Result<bool, KernelError> {
         let network = self.network(spec.number)?;
-        let mut operation = network.operate();
-        tunnel::fit(&mut operation.route, network.inside(), self.inner.installation(), spec.number, members)
+        network.operate().fit_tunnel(members)
     }
 
     /// Opens the sockets on which the edge serves the network. Only one set can be open at a time.

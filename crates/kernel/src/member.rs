@@ -14,7 +14,7 @@ use crate::gateway::{LOOPBACK, METRIC, NEXT_HOP_V4, NEXT_HOP_V6};
 use crate::names::{MACHINE_LINK, member_link};
 use crate::namespace;
 use crate::netlink::{Family, Socket};
-use crate::route::{self, Link, Neighbour, Route, RouteKind, everything, single};
+use crate::route::{self, Link, Neighbour, Route, RouteKind, everything, gone_is_fine, single};
 
 /// Makes the link, or makes good what an existing one lacks; a wrong one is replaced.
 pub(crate) fn attach(
@@ -122,11 +122,4 @@ pub(crate) fn are_ends(one: &Link, other: &Link) -> bool {
 
 pub(crate) fn find(socket: &mut Socket, name: &str) -> Result<u32, Errno> {
     route::link(socket, name)?.map(|link| link.index).ok_or(Errno::ENODEV)
-}
-
-pub(crate) fn gone_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
-    match result {
-        Err(Errno::ENODEV) => Ok(()),
-        other => other,
-    }
 }

@@ -1,6 +1,6 @@
 //! One router namespace: its sockets, opened once inside it, and what is known of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -15,7 +15,8 @@ use crate::firewall::{MemberCounters, MemberSpec, Traffic};
 use crate::netlink::{Family, Socket, Watch};
 use crate::settle::Settler;
 use crate::spec::{NetworkSpec, ObservedLink, ObservedNetwork};
-use crate::{gateway, member, names, namespace, peer, route, tunnel};
+use crate::wiring::Wiring;
+use crate::{gateway, member, names, namespace, peer, tunnel};
 
 /// `RTNLGRP_LINK`, `_NEIGH`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`, `_IPV4_NETCONF`,
 /// `_IPV6_NETCONF`, each as a bit.
@@ -37,7 +38,9 @@ pub(crate) struct Network {
 pub(crate) struct State {
     pub(crate) route: Socket,
     pub(crate) rules: Rules,
-    /// The last full observation, while no notification has come since.
+    /// While no notification has come since, of anything but what was noted in it.
+    wiring: Option<Wiring>,
+    /// The last full observation, while the wiring is as it was then.
     observed: Option<(NetworkSpec, ObservedNetwork)>,
     /// It was said that flows could be remembered, and nobody came yet.
     asked: bool,
@@ -47,6 +50,8 @@ pub(crate) struct State {
 pub(crate) struct Operation<'a> {
     network: &'a Network,
     state: MutexGuard<'a, State>,
+    /// Everything that was changed in the wiring is noted in it.
+    is_noted: bool,
 }
 
 impl Network {
@@ -72,7 +77,7 @@ impl Network {
             namespace,
             watches,
             settler,
-            state: Mutex::new(State { route, rules, observed: None, asked: false }),
+            state: Mutex::new(State { route, rules, wiring: None, observed: None, asked: false }),
         })
     }
 
@@ -91,7 +96,7 @@ impl Network {
     pub(crate) fn operate(&self) -> Operation<'_> {
         let mut state = self.lock();
         self.notice(&mut state);
-        Operation { network: self, state }
+        Operation { network: self, state, is_noted: false }
     }
 
     /// Whether something changed that none of our own operations did.
@@ -137,42 +142,37 @@ impl Network {
         Seen { state: rules, policy, admitted }: Seen,
         uplink: bool,
     ) -> Result<ObservedNetwork, Errno> {
-        let links = route::links(&mut state.route)?;
-        let addresses = route::addresses(&mut state.route)?;
-        let routes = route::routes(&mut state.route)?;
-        let neighbours: BTreeSet<_> = route::neighbours(&mut state.route)?.into_iter().collect();
-        let gateway_intact = gateway::is_intact(&mut state.route, spec, &addresses, &routes)?;
-        let addresses: BTreeSet<_> = addresses.into_iter().collect();
-        let routes: BTreeSet<_> = routes.into_iter().collect();
-        let peers = links
+        let wiring = state.take_wiring()?;
+        let gateway_intact = gateway::is_intact(&mut state.route, spec, &wiring)?;
+        let peers = wiring
+            .links
             .iter()
             .filter_map(|link| {
                 let other = names::parse_peer_link(&self.installation, &link.name)?;
                 let ranges = spec.rules.links.get(&other);
-                let whole =
-                    ranges.is_some_and(|ranges| peer::is_whole(self.number, other, link, ranges, &routes, &neighbours));
+                let whole = ranges.is_some_and(|ranges| peer::is_whole(self.number, other, link, ranges, &wiring));
                 Some((other, whole))
             })
             .collect();
-        let tunnel = links
-            .iter()
-            .find(|link| link.name == names::tunnel_link(&self.installation))
-            .map(|link| tunnel::is_whole(link, &admitted, &addresses, &routes, &neighbours));
+        let tunnel =
+            wiring.link(&names::tunnel_link(&self.installation)).map(|link| tunnel::is_whole(link, &admitted, &wiring));
         let members: BTreeMap<MemberNumber, &MemberSpec> =
             admitted.iter().map(|member| (member.number, member)).collect();
-        let links = links
+        let links = wiring
+            .links
             .iter()
             .filter_map(|link| {
                 let number = names::parse_member_link(&self.installation, &link.name)?;
                 let routed = link.mac == Some(MacAddress::ROUTER)
-                    && addresses.contains(&(link.index, member::router_address()))
+                    && wiring.addresses.contains(&(link.index, member::router_address()))
                     && members.get(&number).is_some_and(|member| {
-                        member::routes(link.index, member).iter().all(|route| routes.contains(route))
-                            && member::neighbours(link.index, member).iter().all(|one| neighbours.contains(one))
+                        member::routes(link.index, member).iter().all(|route| wiring.routes.contains(route))
+                            && member::neighbours(link.index, member).iter().all(|one| wiring.neighbours.contains(one))
                     });
                 Some((number, ObservedLink { up: link.carrier, routed }))
             })
             .collect();
+        state.wiring = Some(wiring);
         Ok(ObservedNetwork { gateway_intact, rules, policy, admitted, links, tunnel, peers, uplink })
     }
 
@@ -181,11 +181,12 @@ impl Network {
     }
 
     fn notice(&self, state: &mut State) -> bool {
-        let changed = self.watches[0].drain();
-        if changed {
-            state.observed = None;
+        let wiring = self.watches[0].drain(state.route.port()).any;
+        if wiring {
+            state.forget();
         }
-        self.watches[1].drain() || changed
+        // What is known of the rules is bound to their generation.
+        self.watches[1].drain(0).any || wiring
     }
 
     fn ask_to_settle(&self, state: &mut State) {
@@ -201,7 +202,34 @@ impl Network {
     }
 }
 
+impl State {
+    /// What is known of the wiring, read anew where nothing is. Whoever takes it puts it back while it is true.
+    fn take_wiring(&mut self) -> Result<Wiring, Errno> {
+        match self.wiring.take() {
+            Some(wiring) => Ok(wiring),
+            None => Wiring::read(&mut self.route),
+        }
+    }
+
+    fn forget(&mut self) {
+        self.wiring = None;
+        self.observed = None;
+    }
+}
+
 impl Operation<'_> {
+    /// Makes the operators' device lead to just those of the members that come by it; whether it had to be made.
+    pub(crate) fn fit_tunnel(&mut self, members: &[MemberSpec]) -> Result<bool, KernelError> {
+        let Network { number, installation, .. } = self.network;
+        let mut wiring = self.state.take_wiring().map_err(refused(*number, "list its links"))?;
+        self.state.observed = None;
+        let router = &mut self.state.route;
+        let was_made = tunnel::fit(router, self.network.inside(), installation, *number, &mut wiring, members)?;
+        self.state.wiring = Some(wiring);
+        self.is_noted = true;
+        Ok(was_made)
+    }
+
     pub(crate) fn see(&mut self, spec: &NetworkSpec) -> Result<Seen, KernelError> {
         self.state.rules.observe(spec)
     }
@@ -255,7 +283,11 @@ impl DerefMut for Operation<'_> {
 
 impl Drop for Operation<'_> {
     fn drop(&mut self) {
-        self.network.notice(&mut self.state);
+        let reported = self.network.watches[0].drain(self.state.route.port());
+        if reported.by_others || (reported.any && !self.is_noted) {
+            self.state.forget();
+        }
+        self.network.watches[1].drain(0);
         self.network.ask_to_settle(&mut self.state);
     }
 }
@@ -267,3 +299,6 @@ pub(crate) fn record_path(installation: &InstallationId, number: NetworkNumber) 
 pub(crate) fn refused(number: NetworkNumber, action: &'static str) -> impl Fn(Errno) -> KernelError + use<> {
     move |source| KernelError::Refused { action, place: format!("network {number}"), source }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,6 @@
 //! rules on both sides. As on a member's link every neighbour is fixed: the other router is one next hop, the same on
 //! every such link, and nobody asks for it.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 
@@ -13,10 +12,11 @@ use nix::errno::Errno;
 use warren_model::{InstallationId, MacAddress, NetworkNumber};
 
 use crate::gateway::METRIC;
-use crate::member::{are_ends, find, gone_is_fine};
+use crate::member::{are_ends, find};
 use crate::names;
-use crate::netlink::{Message, Socket};
-use crate::route::{self, Link, Neighbour, Route, RouteKind};
+use crate::netlink::Socket;
+use crate::route::{self, Link, Neighbour, Route, RouteKind, gone_is_fine};
+use crate::wiring::{Ways, Wiring};
 
 /// The other router, as each router sees it; on no other link.
 const NEXT_HOP_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 3);
@@ -66,44 +66,30 @@ pub(crate) fn is_whole(
     other: NetworkNumber,
     link: &Link,
     ranges: &[IpNet],
-    all_routes: &BTreeSet<Route>,
-    all_neighbours: &BTreeSet<Neighbour>,
+    wiring: &Wiring,
 ) -> bool {
-    let wanted = routes(link.index, ranges);
     link.mac == Some(mac(number, other))
         && link.carrier
-        && all_routes.iter().filter(|route| route.link == link.index).eq(&wanted)
-        && neighbours(link.index, mac(other, number)).iter().all(|neighbour| all_neighbours.contains(neighbour))
+        && wiring.ways(link.index) == ways(link.index, ranges, mac(other, number))
 }
 
 impl End<'_> {
     /// Routes the ranges, and nothing else, by the link.
     fn route_by(&mut self, link: u32, other_mac: MacAddress) -> Result<(), Errno> {
-        let wanted = routes(link, self.ranges);
-        let there = route::routes(self.router)?;
-        for stale in there.iter().filter(|route| route.link == link && !wanted.contains(route)) {
-            match self.router.apply(vec![route::delete_route(stale)]) {
-                // One that went meanwhile is not missed.
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        let mut messages: Vec<Message> = neighbours(link, other_mac).iter().map(route::neighbour).collect();
-        messages.extend(wanted.iter().map(route::route));
-        self.router.apply(messages)
+        Ways::read(self.router, link)?.change_to(self.router, &ways(link, self.ranges, other_mac))
     }
 }
 
-fn routes(link: u32, ranges: &[IpNet]) -> BTreeSet<Route> {
+fn ways(link: u32, ranges: &[IpNet], other_mac: MacAddress) -> Ways {
     let route = |to: &IpNet| {
         let via = if to.addr().is_ipv4() { IpAddr::from(NEXT_HOP_V4) } else { NEXT_HOP_V6.into() };
         Route { kind: RouteKind::Unicast, to: to.trunc(), via: Some(via), link, metric: METRIC }
     };
-    ranges.iter().map(route).collect()
-}
-
-fn neighbours(link: u32, mac: MacAddress) -> [Neighbour; 2] {
-    [NEXT_HOP_V4.into(), NEXT_HOP_V6.into()].map(|address| Neighbour { link, address, mac })
+    let next_hops = [NEXT_HOP_V4.into(), NEXT_HOP_V6.into()];
+    Ways {
+        routes: ranges.iter().map(route).collect(),
+        neighbours: next_hops.map(|address| Neighbour { link, address, mac: other_mac }).into(),
+    }
 }
 
 /// The MAC of a network's end of its link to another one: `02`, a byte of its own, and both numbers.
@@ -114,6 +100,8 @@ fn mac(of: NetworkNumber, to: NetworkNumber) -> MacAddress {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]

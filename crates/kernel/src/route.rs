@@ -190,6 +190,14 @@ fn neighbour_message(kind: u16, flags: u16, neighbour: &Neighbour) -> Message {
     Message::new(kind, flags, &fixed).put(1, &octets(neighbour.address))
 }
 
+/// What was deleted may have gone before: a link (`ENODEV`), a route (`ESRCH`) or a neighbour (`ENOENT`).
+pub(crate) fn gone_is_fine(outcome: Result<(), Errno>) -> Result<(), Errno> {
+    match outcome {
+        Err(Errno::ENODEV | Errno::ESRCH | Errno::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
 /// One link by name, `None` when there is none.
 pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, Errno> {
     match socket.get(Message::new(18, 0, &[0; LINK]).put_text(3, name)) {

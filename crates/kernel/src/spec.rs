@@ -40,8 +40,8 @@ pub struct ObservedNetwork {
     pub admitted: BTreeSet<MemberSpec>,
     /// By the names of the links that are there.
     pub links: BTreeMap<MemberNumber, ObservedLink>,
-    /// Whether the operators' device is up and leads to just the admitted members that come by it; `None` when there is
-    /// none.
+    /// Whether the operators' device is up and leads to just the admitted members that come by it, by routes and
+    /// neighbours; `None` when there is none.
     pub tunnel: Option<bool>,
     /// The networks to whose routers there is a link, and whether this end of it is up and leads to just the ranges
     /// that the rules list; `false` also for one that the rules do not list.

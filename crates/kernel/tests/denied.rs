@@ -10,6 +10,7 @@ use common::{Fixture, talks};
 use tokio::sync::mpsc::Receiver;
 use warren_kernel::{DeniedPacket, NetworkSpec, Refusal, names};
 use warren_lab::{Namespace, eventually};
+use warren_model::MacAddress;
 use warren_model::policy::compile::Default;
 use warren_model::record::Egress;
 
@@ -65,6 +66,7 @@ fn a_refused_packet_is_reported_with_its_addresses_ports_and_link() {
             source_port: Some(port),
             destination_port: Some(5432),
             inbound: Some(link.clone()),
+            mac: Some(MacAddress::of_member(a.number)),
         };
         assert_eq!(packet, expected);
         let connect = || dial(&machine, SocketAddr::new(to, 443));

@@ -8,7 +8,7 @@
 //! | [`id`] | typed ids (`net_…`, `mch_…`) and the installation's own id |
 //! | [`name`] | DNS labels, tags, label keys, image names |
 //! | [`cidr`] | the private IPv4 range of a network and its IPv6 ULA range |
-//! | [`address`] | network and member numbers, the 48-bit address, the MAC |
+//! | [`address`] | network and member numbers, the 48-bit address, the MAC, how a member's packets come |
 //! | [`allocate`] | which address a new member gets |
 //! | [`reference`] | references to images in registries |
 //! | [`record`] | what the store holds |
@@ -44,7 +44,7 @@ pub mod reference;
 pub mod session;
 pub mod wire;
 
-pub use address::{MacAddress, MemberAddress, MemberNumber, NetworkNumber};
+pub use address::{Access, MacAddress, MemberAddress, MemberNumber, NetworkNumber};
 pub use cidr::{NetworkCidr, UlaPrefix};
 pub use grant::Verb;
 pub use id::{

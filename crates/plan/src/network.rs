@@ -4,16 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use warren_model::{MemberNumber, NetworkNumber};
-
-/// How a member's packets come to the router.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Access {
-    /// By a link of its own.
-    Link,
-    /// By the device that all operators share.
-    Tunnel,
-}
+use warren_model::{Access, MemberNumber, NetworkNumber};
 
 /// A member as the rules know it. Its MAC follows from its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

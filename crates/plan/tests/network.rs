@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use warren_model::{MachineId, MemberNumber, NetworkNumber, UlaPrefix};
+use warren_model::{Access, MachineId, MemberNumber, NetworkNumber, UlaPrefix};
 use warren_plan::host::{self, DesiredHost, ObservedHost};
-use warren_plan::network::{Access, DesiredNetwork, Member, ObservedNetwork, ObservedRouter, Rules, plan};
+use warren_plan::network::{DesiredNetwork, Member, ObservedNetwork, ObservedRouter, Rules, plan};
 
 fn member(n: u32) -> Member {
     let number = MemberNumber::new(n).unwrap();

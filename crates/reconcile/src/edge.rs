@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::Mutex as AsyncMutex;
 use warren_edge::{
     EdgeClient, EdgeStatus, FlowCounters, NetworkView, OpenFlow, SessionStatus, Sockets, SpawnConfig, TakenDenials,
-    TunnelStatus, public_key,
+    TunnelReport, TunnelStatus, public_key,
 };
 use warren_kernel::GatewaySockets;
-use warren_model::NetworkNumber;
+use warren_model::{NetworkNumber, SessionId};
 
 use crate::ReconcileError;
 use crate::sessions::{TunnelGateway, TunnelSettings};
@@ -28,37 +28,44 @@ pub(crate) struct EdgeLink {
     config: SpawnConfig,
     client: AsyncMutex<Option<Arc<EdgeClient>>>,
     /// What the edge has, by network. Apart, so that a slow answer of the edge holds up nobody who only asks this.
-    generations: Mutex<BTreeMap<NetworkNumber, u64>>,
-    /// The networks whose device for operators the edge has.
-    devices: Mutex<BTreeSet<NetworkNumber>>,
+    held: Mutex<BTreeMap<NetworkNumber, Held>>,
     /// Whoever sees to it that operators can come in: the port can be had once.
     listening: AsyncMutex<()>,
 }
 
+/// What the edge has of one network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub generation: u64,
+    /// Whether it has the device by which operators come in.
+    pub device: bool,
+    /// The operators whom it could not let in.
+    pub refused: BTreeSet<SessionId>,
+}
+
+impl Held {
+    /// Whether it is this generation, with everybody inside: who was refused is tried again, and operators come by a
+    /// device.
+    pub fn is_whole(&self, generation: u64, has_operators: bool) -> bool {
+        self.generation == generation && self.refused.is_empty() && (self.device || !has_operators)
+    }
+}
+
 impl EdgeLink {
     pub fn new(config: SpawnConfig) -> Self {
-        Self {
-            config,
-            client: AsyncMutex::default(),
-            generations: Mutex::default(),
-            devices: Mutex::default(),
-            listening: AsyncMutex::default(),
-        }
+        Self { config, client: AsyncMutex::default(), held: Mutex::default(), listening: AsyncMutex::default() }
     }
 
-    /// What the edge answers with for this network; `None` when it has nothing of it.
-    pub fn generation(&self, network: NetworkNumber) -> Option<u64> {
-        lock(&self.generations).get(&network).copied()
-    }
-
-    /// Whether operators can come into this network.
-    pub fn has_device(&self, network: NetworkNumber) -> bool {
-        lock(&self.devices).contains(&network)
+    /// `None` when the edge has nothing of this network.
+    pub fn held(&self, network: NetworkNumber) -> Option<Held> {
+        lock(&self.held).get(&network).cloned()
     }
 
     /// The device that the edge has is not the network's any more.
     pub fn lost_device(&self, network: NetworkNumber) {
-        lock(&self.devices).remove(&network);
+        if let Some(held) = lock(&self.held).get_mut(&network) {
+            held.device = false;
+        }
     }
 
     pub async fn put(
@@ -73,22 +80,22 @@ impl EdgeLink {
             let GatewaySockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 } = sockets;
             Sockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 }
         });
-        client.put_network(view, sockets, device).await?;
+        let refused = client.put_network(view, sockets, device).await?;
         // By now another edge may have taken this one's place, which knows nothing of it.
         let current = self.client.lock().await;
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &client)) {
-            lock(&self.generations).insert(view.number, view.generation);
-            if has_device {
-                lock(&self.devices).insert(view.number);
-            }
+            let mut all = lock(&self.held);
+            let held = all.entry(view.number).or_default();
+            held.generation = view.generation;
+            held.device |= has_device;
+            held.refused = refused.into_iter().collect();
         }
         Ok(())
     }
 
     pub async fn remove(&self, network: NetworkNumber) -> Result<(), ReconcileError> {
         self.client().await?.remove_network(network).await?;
-        lock(&self.generations).remove(&network);
-        lock(&self.devices).remove(&network);
+        lock(&self.held).remove(&network);
         Ok(())
     }
 
@@ -107,8 +114,13 @@ impl EdgeLink {
         Ok(self.client().await?.flow_counters(network).await?)
     }
 
-    /// How the sessions of operators stand, in one network or in all.
-    pub async fn sessions(&self, network: Option<NetworkNumber>) -> Result<Vec<SessionStatus>, ReconcileError> {
+    /// How the tunnel of all networks stands, and which sessions ended by themselves.
+    pub async fn tunnel(&self) -> Result<Option<TunnelReport>, ReconcileError> {
+        Ok(self.client().await?.tunnel().await?)
+    }
+
+    /// How the sessions of operators stand in a network.
+    pub async fn sessions(&self, network: NetworkNumber) -> Result<Vec<SessionStatus>, ReconcileError> {
         Ok(self.client().await?.sessions(network).await?)
     }
 
@@ -116,9 +128,6 @@ impl EdgeLink {
     pub async fn listen(&self, world: &World) {
         let _turn = self.listening.lock().await;
         let outcome = self.try_listen(world).await;
-        if let Err(error) = &outcome {
-            tracing::warn!(error, "operators cannot come in");
-        }
         world.sessions.set_gateway(outcome);
     }
 
@@ -141,7 +150,11 @@ impl EdgeLink {
         let sockets = warren_kernel::tunnel_sockets(listen).map_err(failed)?;
         client.listen(sockets, &key).await.map_err(|error| error.to_string())?;
         let status = client.status().await.map_err(|error| error.to_string())?;
-        status.tunnel.and_then(there).ok_or_else(|| "the edge does not listen".to_owned())
+        let gateway = status.tunnel.clone().and_then(there);
+        *lock(&self.held) = held(status);
+        // Who could not be let in at once is tried again.
+        world.enqueue_everything();
+        gateway.ok_or_else(|| "the edge does not listen".to_owned())
     }
 
     /// How the edge is doing.
@@ -152,8 +165,7 @@ impl EdgeLink {
     /// Forgets the connection; the next question makes a new one, to a new edge if need be.
     pub async fn disconnect(&self) {
         *self.client.lock().await = None;
-        lock(&self.generations).clear();
-        lock(&self.devices).clear();
+        lock(&self.held).clear();
     }
 
     pub(crate) async fn client(&self) -> Result<Arc<EdgeClient>, ReconcileError> {
@@ -168,11 +180,20 @@ impl EdgeLink {
         let client = Arc::new(client);
         let status = client.status().await?;
         tracing::info!(pid = client.pid(), networks = status.networks.len(), "the edge answers");
-        *lock(&self.generations) = status.networks;
-        *lock(&self.devices) = status.devices;
+        *lock(&self.held) = held(status);
         *current = Some(Arc::clone(&client));
         Ok(client)
     }
+}
+
+fn held(status: EdgeStatus) -> BTreeMap<NetworkNumber, Held> {
+    let EdgeStatus { networks, devices, refused, .. } = status;
+    let of = |(number, generation)| (number, Held { generation, device: devices.contains(&number), ..Held::default() });
+    let mut all: BTreeMap<NetworkNumber, Held> = networks.into_iter().map(of).collect();
+    for (number, session) in refused {
+        all.entry(number).or_default().refused.insert(session);
+    }
+    all
 }
 
 /// Connects, waits until the edge ends, and starts over.
@@ -195,5 +216,34 @@ pub(crate) async fn keep(world: Arc<World>) {
         }
         world.edge.disconnect().await;
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ulid::Ulid;
+    use warren_edge::{PublicStatus, QueryCounters};
+
+    #[test]
+    fn of_an_edge_that_is_taken_over_everything_that_is_not_whole_is_done_again() {
+        let [whole, wanting, without_device] = [1, 2, 3].map(|number| NetworkNumber::new(number).unwrap());
+        let session = SessionId::from_ulid(Ulid::from_parts(1, 1));
+        let status = EdgeStatus {
+            pid: 1,
+            version: String::new(),
+            networks: [whole, wanting, without_device].map(|number| (number, 7)).into(),
+            queries: QueryCounters::default(),
+            names: 0,
+            tunnel: None,
+            devices: [whole, wanting].into(),
+            refused: vec![(wanting, session)],
+            public: PublicStatus::default(),
+        };
+        let all = held(status);
+        assert!(all[&whole].is_whole(7, true) && all[&whole].is_whole(7, false));
+        assert!(!all[&whole].is_whole(8, false), "it has another generation");
+        assert!(!all[&wanting].is_whole(7, true), "who was refused is tried again");
+        assert!(all[&without_device].is_whole(7, false) && !all[&without_device].is_whole(7, true));
     }
 }

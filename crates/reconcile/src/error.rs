@@ -27,6 +27,8 @@ pub enum ReconcileError {
     Agent(#[from] AgentError),
     #[error("the edge could not be reached")]
     Edge(#[from] EdgeError),
+    #[error("{0} operators could not be let in")]
+    OperatorsRefused(usize),
     #[error("network {0} is not on this host yet")]
     NetworkMissing(warren_model::NetworkId),
     #[error("the machine ended while it was starting")]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use warren_edge::NetworkView;
 use warren_kernel::RulesState;
 use warren_model::record::{Network, NetworkProblem, Power};
 use warren_model::{MemberNumber, NetworkId, NetworkNumber};
@@ -12,6 +13,7 @@ use warren_store::{Range, TxnBuilder, TxnOutcome, Typed, schema};
 
 use crate::ReconcileError;
 use crate::crash;
+use crate::edge::Held;
 use crate::names;
 use crate::queue::Item;
 use crate::status;
@@ -45,7 +47,7 @@ pub(crate) async fn reconcile_locked(
     let observed = ObservedNetwork {
         router: known.router.clone(),
         published: is_published(world, network),
-        at_edge: world.edge.generation(network.number).is_some(),
+        at_edge: world.edge.held(network.number).is_some(),
     };
     let steps = plan(&desired, &observed);
     let (mut mended, mut unpublished) = (Vec::new(), None);
@@ -76,13 +78,17 @@ pub(crate) async fn reconcile_locked(
     }
     known.settled = !network.deleting;
     world.policies.is_enforced(network.id, version);
-    world.sessions.settled(network.id, sessions);
+    let refused = world.edge.held(network.number).unwrap_or_default().refused;
+    world.sessions.settled(network.id, &sessions - &refused);
     if !network.deleting {
         world.has_published(network.id, world.derived(network).view.generation);
     }
     wake_machines_without_link(world, network, known);
     if network.deleting {
         return Ok(());
+    }
+    if !refused.is_empty() {
+        return Err(ReconcileError::OperatorsRefused(refused.len()));
     }
     status::show_problem(world, network, world.policy(network.account).problem(network.id)).await
 }
@@ -116,9 +122,9 @@ pub(crate) async fn publish(world: &World, network: &Network) -> Result<(), Reco
 /// Closes every name outside at an edge that does not take what it should have: what it has from before may open more
 /// than the policy does now. Names of members are answered as before.
 async fn close_names(world: &World, network: &Network) {
-    let Some(answered) = world.edge.generation(network.number) else { return };
+    let Some(held) = world.edge.held(network.number) else { return };
     let closed = names::closed_view(&world.derived(network).view);
-    if answered == closed.generation || world.edge.put(&closed, None, None).await.is_ok() {
+    if held.generation == closed.generation || world.edge.put(&closed, None, None).await.is_ok() {
         return;
     }
     if let Err(error) = world.edge.remove(network.number).await {
@@ -128,12 +134,13 @@ async fn close_names(world: &World, network: &Network) {
 
 async fn publish_once(world: &World, network: &Network) -> Result<(), ReconcileError> {
     let derived = world.derived(network);
-    let answered = world.edge.generation(network.number);
-    let needs_device = !derived.view.operators.is_empty() && !world.edge.has_device(network.number);
-    if answered == Some(derived.view.generation) && !needs_device {
+    let held = world.edge.held(network.number);
+    if has_whole(held.as_ref(), &derived.view) {
         return Ok(());
     }
-    let sockets = match answered {
+    let has_device = held.as_ref().is_some_and(|held| held.device);
+    let needs_device = !derived.view.operators.is_empty() && !has_device;
+    let sockets = match held {
         Some(_) => None,
         None => {
             let (kernel, spec) = (world.kernel.clone(), world.network_spec(network));
@@ -152,7 +159,11 @@ async fn publish_once(world: &World, network: &Network) -> Result<(), ReconcileE
 
 pub(crate) fn is_published(world: &World, network: &Network) -> bool {
     let derived = world.derived(network);
-    world.edge.generation(network.number) == Some(derived.view.generation)
+    has_whole(world.edge.held(network.number).as_ref(), &derived.view)
+}
+
+fn has_whole(held: Option<&Held>, view: &NetworkView) -> bool {
+    held.is_some_and(|held| held.is_whole(view.generation, !view.operators.is_empty()))
 }
 
 pub(crate) fn desired_of(world: &World, network: &Network) -> DesiredNetwork {
@@ -204,7 +215,7 @@ async fn execute(
     match step {
         NetworkStep::Create => {
             // The edge's sockets, if it has any, are in a namespace that is gone but for them.
-            if known.router.is_none() && world.edge.generation(number).is_some() {
+            if known.router.is_none() && world.edge.held(number).is_some() {
                 world.edge.remove(number).await?;
             }
             let members = member_specs(desired.members.union(&desired.leaving));
@@ -257,7 +268,7 @@ async fn execute(
         NetworkStep::FitTunnel => {
             let members = member_specs(&desired.members);
             let was_made = blocking(move || kernel.fit_tunnel(&spec, &members)).await?;
-            if was_made && world.edge.has_device(number) {
+            if was_made && world.edge.held(number).is_some_and(|held| held.device) {
                 // What the edge has is a device that somebody deleted.
                 world.edge.lost_device(number);
                 publish(world, network).await?;

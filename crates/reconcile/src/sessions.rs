@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
@@ -67,7 +67,13 @@ impl Sessions {
     }
 
     pub fn set_gateway(&self, gateway: Result<TunnelGateway, String>) {
-        *lock(&self.gateway) = gateway;
+        let mut known = lock(&self.gateway);
+        if let Err(reason) = &gateway
+            && *known != gateway
+        {
+            tracing::warn!(reason, "operators cannot come in");
+        }
+        *known = gateway;
     }
 
     /// The packets of these sessions of a network pass, and of no other.
@@ -123,7 +129,7 @@ impl World {
     pub async fn session_statuses(&self, network: NetworkId) -> Vec<SessionStatus> {
         let number = self.desired.read().network(network).map(|network| network.number);
         match number {
-            Some(number) => self.edge.sessions(Some(number)).await.unwrap_or_default(),
+            Some(number) => self.edge.sessions(number).await.unwrap_or_default(),
             None => Vec::new(),
         }
     }
@@ -163,6 +169,8 @@ pub(crate) fn operators<'a>(
 /// Closes sessions whose time is over, and those that the edge ended because nothing came; tries to get the port as long
 /// as it cannot be had.
 pub(crate) async fn keep(world: Arc<World>) {
+    let (mut asked, mut tried): (Option<Instant>, Option<Instant>) = (None, None);
+    let is_due = |last: Option<Instant>, every: Duration| last.is_none_or(|last| last.elapsed() >= every);
     loop {
         let now = Timestamp::now();
         let sessions: Vec<Arc<Session>> = world.desired.read().sessions().cloned().collect();
@@ -170,36 +178,32 @@ pub(crate) async fn keep(world: Arc<World>) {
         for session in over {
             close(&world, &session, Why::Expired).await;
         }
-        if !open.is_empty() {
-            close_idle(&world, &open).await;
+        let every = if open.is_empty() { COUNTED_EVERY } else { ASKED_EVERY };
+        if is_due(asked, every) {
+            ask(&world, &open).await;
+            asked = Some(Instant::now());
         }
-        count(&world, open.len()).await;
         let unheard = world.tunnel_gateway().is_err();
-        if unheard {
+        if unheard && is_due(tried, TRIED_EVERY) {
             world.edge.listen(&world).await;
+            tried = Some(Instant::now());
         }
-        let rest = match open.iter().map(|session| session.expires_at).min() {
-            // A later instant is never before an earlier one.
-            Some(next) => Duration::try_from(next.duration_since(now)).unwrap_or_default().min(ASKED_EVERY),
-            None if unheard => TRIED_EVERY,
-            None => COUNTED_EVERY,
-        };
+        let next = open.iter().map(|session| session.expires_at).min();
+        // A later instant is never before an earlier one.
+        let next = next.map(|next| Duration::try_from(next.duration_since(now)).unwrap_or_default());
+        let rest = next.unwrap_or(every).min(every).min(if unheard { TRIED_EVERY } else { every });
         // Not over before the instant itself.
         let rest = rest + Duration::from_millis(1);
         drop(tokio::time::timeout(rest, world.sessions.changed.notified()).await);
     }
 }
 
-/// What floods and strangers did at the port is told also while nobody is let in.
-async fn count(world: &World, open: usize) {
-    let status = world.edge.status().await.ok();
-    world.metrics.tunnel(open, status.and_then(|status| status.tunnel).as_ref());
-}
-
-async fn close_idle(world: &World, open: &[Arc<Session>]) {
-    let statuses = world.edge.sessions(None).await.unwrap_or_default();
+/// Counts what comes to the port, also while nobody is let in, and closes what ended by itself.
+async fn ask(world: &World, open: &[Arc<Session>]) {
+    let report = world.edge.tunnel().await.ok().flatten();
+    world.metrics.tunnel(open.len(), report.as_ref().map(|report| &report.status));
     let ended: BTreeMap<SessionId, SessionEnd> =
-        statuses.into_iter().filter_map(|status| Some((status.session, status.ended?))).collect();
+        report.map(|report| report.ended).unwrap_or_default().into_iter().collect();
     for session in open {
         match ended.get(&session.id) {
             Some(SessionEnd::Idle) => close(world, session, Why::Idle).await,

@@ -12,9 +12,9 @@ use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
 use warren_model::policy::{Group, PrivateRanges};
 use warren_model::record::{Installation, Machine, MachineStatus, Network, NetworkProblem};
 use warren_model::session::Session;
-use warren_model::{AccountId, MachineId, NetworkId};
+use warren_model::{Access, AccountId, MachineId, NetworkId};
 use warren_plan::machine::Container;
-use warren_plan::network::{Access, Member, ObservedRouter};
+use warren_plan::network::{Member, ObservedRouter};
 use warren_runtime::agent::AgentHub;
 use warren_runtime::disk::Pool;
 use warren_runtime::driver::{Driver, DriverState};
@@ -413,11 +413,7 @@ pub(crate) fn container_of(state: Option<DriverState>) -> Container {
 }
 
 pub(crate) fn member_spec(member: &Member) -> MemberSpec {
-    let access = match member.access {
-        Access::Link => warren_kernel::Access::Link,
-        Access::Tunnel => warren_kernel::Access::Tunnel,
-    };
-    MemberSpec { number: member.number, access, ipv4: member.ipv4, ipv6: member.ipv6 }
+    MemberSpec { number: member.number, access: member.access, ipv4: member.ipv4, ipv6: member.ipv6 }
 }
 
 pub(crate) fn member_specs<'a>(members: impl IntoIterator<Item = &'a Member>) -> Vec<MemberSpec> {
@@ -425,11 +421,7 @@ pub(crate) fn member_specs<'a>(members: impl IntoIterator<Item = &'a Member>) ->
 }
 
 pub(crate) fn member_of(spec: &MemberSpec) -> Member {
-    let access = match spec.access {
-        warren_kernel::Access::Link => Access::Link,
-        warren_kernel::Access::Tunnel => Access::Tunnel,
-    };
-    Member { number: spec.number, access, ipv4: spec.ipv4, ipv6: spec.ipv6 }
+    Member { number: spec.number, access: spec.access, ipv4: spec.ipv4, ipv6: spec.ipv6 }
 }
 
 /// Runs a blocking call of the kernel crate on a thread that may block.

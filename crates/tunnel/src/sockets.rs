@@ -6,11 +6,15 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt;
 
 use crate::sys::{self, Endpoint, Outgoing, SENT, Sender};
 
 /// How long a full socket is waited for before what did not fit is lost. Removing a peer waits for that, too.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+
+/// How much may wait in a socket, in bytes.
+const ROOM: usize = 4 << 20;
 
 /// The port. One of the two may be missing.
 #[derive(Debug)]
@@ -35,9 +39,7 @@ impl Port {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket is of the other version of IP"));
             }
             sys::prepare(socket.as_fd(), is_v6)?;
-            // What does not fit is lost, at the price of a retransmission. The kernel gives what its limits allow.
-            let _ = rustix::net::sockopt::set_socket_recv_buffer_size(socket, 4 << 20);
-            let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, 4 << 20);
+            make_room(socket);
         }
         Ok(Self { sockets, segments: AtomicBool::new(true) })
     }
@@ -125,7 +127,7 @@ impl Sockets {
     ///
     /// When the port is taken. Without IPv6 on this host the second socket is missing.
     pub fn bind(v4: std::net::SocketAddrV4) -> io::Result<Self> {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with};
 
         let first = UdpSocket::bind(v4)?;
         let port = first.local_addr()?.port();
@@ -145,6 +147,19 @@ impl Sockets {
 }
 
 /// What the way out does not split.
+/// What does not fit is lost, at the price of a retransmission. The kernel gives what its limits allow, so that whoever
+/// opened the socket may have got more, and what is there stays.
+fn make_room(socket: &UdpSocket) {
+    // The kernel counts its own part in, and says twice what was asked for (`socket(7)`).
+    let lacks = |there: rustix::io::Result<usize>| there.is_ok_and(|there| there < 2 * ROOM);
+    if lacks(sockopt::socket_recv_buffer_size(socket)) {
+        let _ = sockopt::set_socket_recv_buffer_size(socket, ROOM);
+    }
+    if lacks(sockopt::socket_send_buffer_size(socket)) {
+        let _ = sockopt::set_socket_send_buffer_size(socket, ROOM);
+    }
+}
+
 fn one_by_one(socket: BorrowedFd<'_>, sender: &mut Sender, buffer: &[u8], message: &Outgoing) -> usize {
     let mut failed = false;
     let mut start = message.at.start;
@@ -161,6 +176,28 @@ fn one_by_one(socket: BorrowedFd<'_>, sender: &mut Sender, buffer: &[u8], messag
 mod tests {
     use super::*;
     use crate::sys::Receiver;
+
+    #[test]
+    fn the_room_that_a_socket_was_given_beyond_the_limits_stays() {
+        let lab = warren_lab::Lab::new();
+        let namespace = lab.namespace("room");
+        let socket = namespace.enter(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+        sockopt::set_socket_recv_buffer_size_force(&socket, 16 * ROOM).unwrap();
+        let port = Port::new(Sockets { v4: Some(socket), v6: None }).unwrap();
+        let room = sockopt::socket_recv_buffer_size(port.all().next().unwrap()).unwrap();
+        assert!(room >= 16 * ROOM, "{room}");
+    }
+
+    #[test]
+    fn a_socket_gets_as_much_room_as_the_limits_allow() {
+        let lab = warren_lab::Lab::new();
+        let namespace = lab.namespace("room");
+        let [socket, asked] = [(); 2].map(|()| namespace.enter(|| UdpSocket::bind("127.0.0.1:0").unwrap()));
+        sockopt::set_socket_recv_buffer_size(&asked, ROOM).unwrap();
+        let port = Port::new(Sockets { v4: Some(socket), v6: None }).unwrap();
+        let room = |socket: &UdpSocket| sockopt::socket_recv_buffer_size(socket).unwrap();
+        assert_eq!(room(port.all().next().unwrap()), room(&asked));
+    }
 
     #[test]
     fn a_burst_arrives_whole_with_its_sender_and_the_address_it_came_to() {

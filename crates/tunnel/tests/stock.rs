@@ -8,6 +8,9 @@ use common::{HOST, PORT, SERVER4, SERVER6, World, answers, at_host, carries, eve
 use warren_lab::{Namespace, Running};
 use warren_tunnel::{Peer, PeerId, PresharedKey, PrivateKey};
 
+/// The flag of a socket that listens, in `/proc/net/unix` (`__SO_ACCEPTCON` in linux/net.h).
+const LISTENS: &str = "00010000";
+
 /// The other program, until this goes.
 struct Stock {
     _running: Running,
@@ -27,7 +30,10 @@ fn stock(world: &World, laptop: &Namespace, key: &PrivateKey, gateway: &str) -> 
     name.truncate(15);
     let running = laptop.spawn(&format!("wireguard-go -f {name}"));
     let stock = Stock { _running: running, name: name.clone() };
-    eventually("wireguard-go", Duration::from_secs(10), || laptop.attempt(&format!("wg show {name}")).success);
+    // `wg` is not asked before: it removes a control socket that nobody listens on, also one that was just made.
+    let path = format!(" /var/run/wireguard/{name}.sock");
+    let listens = |line: &str| line.ends_with(&path) && line.split(' ').nth(3) == Some(LISTENS);
+    eventually("wireguard-go", Duration::from_secs(30), || laptop.run("cat /proc/net/unix").lines().any(listens));
     let directory = std::env::temp_dir();
     let path = directory.join(format!("{name}.conf"));
     let private = key.to_base64();

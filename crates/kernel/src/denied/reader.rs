@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use warren_model::NetworkNumber;
+use warren_model::{MacAddress, NetworkNumber};
 
 use super::{DeniedPacket, Headers, parse};
 use crate::namespace;
@@ -49,6 +49,7 @@ pub(super) struct Losses {
 struct Report<'a> {
     kind: &'a str,
     inbound: Option<u32>,
+    mac: Option<MacAddress>,
     number: Option<u32>,
     packet: &'a [u8],
 }
@@ -97,6 +98,7 @@ impl Reader {
                     source_port: headers.source_port,
                     destination_port: headers.destination_port,
                     inbound: report.inbound.and_then(|index| name(links, route, index)),
+                    mac: report.mac,
                 });
             });
             match read {
@@ -135,15 +137,22 @@ fn bind() -> Message {
         .put(6, &NUMBERED.to_be_bytes())
 }
 
-/// `NFULA_IFINDEX_INDEV`, `NFULA_PAYLOAD`, `NFULA_PREFIX`, `NFULA_SEQ`, after a `struct nfgenmsg`.
+/// `NFULA_IFINDEX_INDEV`, `NFULA_HWADDR`, `NFULA_PAYLOAD`, `NFULA_PREFIX`, `NFULA_SEQ`, after a `struct nfgenmsg`.
 fn report(payload: &[u8]) -> Option<Report<'_>> {
     let attributes = Attributes(payload.get(4..)?);
     Some(Report {
         kind: attributes.find(10).and_then(text).unwrap_or_default(),
         inbound: attributes.find(4).and_then(be32),
+        mac: attributes.find(8).and_then(mac),
         number: attributes.find(12).and_then(be32),
         packet: attributes.find(9)?,
     })
+}
+
+/// A `struct nfulnl_msg_packet_hw`: the address's length, two bytes of padding, and room for eight bytes of address.
+fn mac(payload: &[u8]) -> Option<MacAddress> {
+    let [0, 6, _, _, address @ ..] = payload else { return None };
+    Some(MacAddress::from_octets(*address.first_chunk()?))
 }
 
 /// The headers of the packet in a report; `None` when it is no report.
@@ -166,6 +175,7 @@ fn name(links: &mut HashMap<u32, String>, route: &mut Socket, index: u32) -> Opt
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use warren_model::MemberNumber;
 
     use super::*;
 
@@ -179,13 +189,23 @@ mod tests {
             bytes
         };
         let parts = [attribute(4, &[0, 0, 0, 7]), attribute(10, b"network\0"), attribute(12, &[0, 0, 1, 0])];
+        let hardware = attribute(8, &[0, 6, 0, 0, 2, 0x6d, 0, 0, 0, 9, 0, 0]);
         let mut payload = vec![2, 0, 0, 5];
         payload.extend(parts.concat());
+        payload.extend(&hardware);
         assert!(report(&payload).is_none(), "without a packet it says nothing");
         payload.extend(attribute(9, &[0x45, 0]));
         let report = report(&payload).unwrap();
         assert_eq!((report.kind, report.inbound, report.number), ("network", Some(7), Some(256)));
+        assert_eq!(report.mac.and_then(|mac| mac.member()).map(MemberNumber::get), Some(9));
         assert_eq!(report.packet, [0x45, 0]);
+    }
+
+    #[test]
+    fn an_address_of_another_kind_of_hardware_is_no_mac() {
+        for payload in [&[][..], &[0, 6], &[0, 6, 0, 0, 2, 0x6d, 0, 0, 0], &[0, 8, 0, 0, 2, 0x6d, 0, 0, 0, 9, 0, 0]] {
+            assert_eq!(mac(payload), None, "{payload:?}");
+        }
     }
 
     proptest! {

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
-use warren_model::{InstallationId, MacAddress, MemberNumber};
+use warren_model::{Access, InstallationId, MacAddress, MemberNumber};
 
 use super::item::Entry;
 use super::sets::Set;
 use super::shape::Shape;
-use super::{Access, Flow, MemberCounters, MemberSpec, Traffic};
+use super::{Flow, MemberCounters, MemberSpec, Traffic};
 use crate::names;
 use crate::netlink::{Attributes, BatchError, CREATE, Message, Socket, be32, be64};
 

@@ -26,16 +26,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use warren_model::MemberNumber;
-
-/// How a member's packets come to the router.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Access {
-    /// By a link of its own.
-    Link,
-    /// By the device that all operators share, where its MAC tells it from the others.
-    Tunnel,
-}
+use warren_model::{Access, MemberNumber};
 
 /// One member as the rules know it. Its MAC is `MacAddress::of_member(number)`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use warren_model::{InstallationId, MacAddress};
+use warren_model::{Access, InstallationId, MacAddress};
 
+use super::MemberSpec;
 use super::elements::{ARP, INET};
 use super::item::{Field, Item};
 use super::shape::Shape;
-use super::{Access, MemberSpec};
 use crate::names;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -24,12 +24,12 @@ use crate::error::KernelError;
 use crate::firewall::shape::Shape;
 use crate::firewall::{digest, process, text};
 use crate::gateway::METRIC;
-use crate::member::{are_ends, find, gone_is_fine};
+use crate::member::{are_ends, find};
 use crate::names;
 use crate::namespace;
 use crate::netlink::{Family, Message, Socket};
 use crate::record::Record;
-use crate::route::{self, Neighbour, Route, RouteKind, everything, single};
+use crate::route::{self, Neighbour, Route, RouteKind, everything, gone_is_fine, single};
 
 /// Lower than the routes that refuse.
 const UPLINK_METRIC: u32 = 100;

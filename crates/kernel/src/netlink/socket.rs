@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, recv, sendto,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -18,6 +18,8 @@ const ERROR: u16 = 2;
 const DONE: u16 = 3;
 /// `NLM_F_DUMP_INTR`: the dump saw a change half-way.
 const INTERRUPTED: u16 = 0x10;
+/// `RTM_DELNEIGH`.
+const NEIGHBOUR_DELETED: u16 = 29;
 /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
@@ -27,6 +29,9 @@ const NFTABLES: u16 = 10;
 const BATCH_GENERATION: u16 = 1;
 /// The kernel answers dumps in buffers of at most 32 KiB (`NLMSG_GOODSIZE` and `netlink_dump`).
 const BUFFER: usize = 64 * 1024;
+/// The kernel answers while it is being sent to, and drops what the socket has no room for: about a kilobyte for each
+/// answer, of the 208 KiB of `net.core.rmem_default`.
+const AT_ONCE: usize = 64;
 /// An answer comes from the kernel itself, so this only guards against a hang.
 const PATIENCE_SECONDS: i64 = 10;
 
@@ -62,8 +67,13 @@ pub(crate) enum BatchError {
 /// Requests and their answers.
 pub(crate) struct Socket {
     fd: OwnedFd,
+    /// What tells this socket's changes from others' in the kernel's notifications.
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
+    /// How many requests were sent, and how many of them listed everything of a kind.
+    #[cfg(test)]
+    pub(crate) asked: (usize, usize),
 }
 
 impl Socket {
@@ -76,11 +86,33 @@ impl Socket {
     pub(crate) fn open_small(family: Family, longest: usize) -> Result<Self, Errno> {
         let fd = open(family, 0, SockFlag::empty())?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
-        Ok(Self { fd, sequence: 1, buffer: vec![0; longest] })
+        let port = getsockname::<NetlinkAddr>(fd.as_raw_fd())?.pid();
+        let buffer = vec![0; longest];
+        Ok(Self {
+            fd,
+            port,
+            sequence: 1,
+            buffer,
+            #[cfg(test)]
+            asked: (0, 0),
+        })
     }
 
-    /// Sends all messages at once and waits for all answers, in order; a refused one does not stop the others.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Sends all messages and waits for all answers, in order; a refused one does not stop the others.
     pub(crate) fn request(&mut self, messages: Vec<Message>) -> Result<Vec<Result<(), Errno>>, Errno> {
+        let mut answers = Vec::with_capacity(messages.len());
+        let mut messages = messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            answers.extend(self.request_at_once(messages.by_ref().take(AT_ONCE).collect())?);
+        }
+        Ok(answers)
+    }
+
+    fn request_at_once(&mut self, messages: Vec<Message>) -> Result<Vec<Result<(), Errno>>, Errno> {
         let count = messages.len();
         let first = self.send(messages, REQUEST | ACK)?;
         let mut answers = vec![None; count];
@@ -198,6 +230,11 @@ impl Socket {
     }
 
     fn send(&mut self, messages: Vec<Message>, flags: u16) -> Result<u32, Errno> {
+        #[cfg(test)]
+        {
+            self.asked.0 += messages.len();
+            self.asked.1 += usize::from(flags & DUMP != 0);
+        }
         let first = self.sequence;
         let mut bytes = Vec::new();
         for mut message in messages {
@@ -239,6 +276,14 @@ impl AsFd for Socket {
     }
 }
 
+/// What a [`Watch`] read away.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Reported {
+    pub(crate) any: bool,
+    /// Any of it was somebody else's doing, or followed from something else.
+    pub(crate) by_others: bool,
+}
+
 /// A socket that only listens for changes.
 pub(crate) struct Watch {
     fd: OwnedFd,
@@ -250,15 +295,25 @@ impl Watch {
         Ok(Self { fd: open(family, groups, SockFlag::SOCK_NONBLOCK)? })
     }
 
-    /// Reads away what was reported; whether that was anything. An overrun counts as a change.
-    pub(crate) fn drain(&self) -> bool {
-        let mut any = false;
-        let mut byte = [0u8; 16];
+    /// Reads away what was reported. An overrun counts as a change by others.
+    ///
+    /// `own` is the [`port`](Socket::port) of the socket whose changes are our own. The kernel tells of a neighbour that
+    /// is deleted twice, first in the name of whoever asked for it and then in its own; or a link went down with it, and
+    /// is told of, too. So the second telling is nobody's.
+    pub(crate) fn drain(&self, own: u32) -> Reported {
+        let mut reported = Reported::default();
+        let mut header = [0u8; HEADER];
         loop {
-            match recv(self.fd.as_raw_fd(), &mut byte, MsgFlags::empty()) {
-                Ok(_) | Err(Errno::ENOBUFS) => any = true,
+            match recv(self.fd.as_raw_fd(), &mut header, MsgFlags::empty()) {
+                Ok(length) => {
+                    let port = header[..length].get(12..).and_then(super::native32);
+                    let kind = u16::from_ne_bytes([header[4], header[5]]);
+                    reported.any = true;
+                    reported.by_others |= port != Some(own) && (kind, port) != (NEIGHBOUR_DELETED, Some(0));
+                }
+                Err(Errno::ENOBUFS) => reported = Reported { any: true, by_others: true },
                 Err(Errno::EINTR) => {}
-                Err(_) => return any,
+                Err(_) => return reported,
             }
         }
     }

@@ -8,11 +8,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use warren_kernel::{Access, Kernel, MemberSpec, NetworkSpec};
+use warren_kernel::{Kernel, MemberSpec, NetworkSpec};
 use warren_lab::{Lab, Namespace};
 use warren_model::policy::NetworkRules;
 use warren_model::record::Egress;
-use warren_model::{InstallationId, MemberNumber, NetworkCidr, NetworkNumber, UlaPrefix};
+use warren_model::{Access, InstallationId, MemberNumber, NetworkCidr, NetworkNumber, UlaPrefix};
 
 pub struct Fixture {
     pub kernel: Kernel,

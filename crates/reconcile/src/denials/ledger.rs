@@ -23,7 +23,7 @@ pub(crate) struct Ledger {
 #[derive(Debug, Default)]
 struct Ring {
     entries: VecDeque<Entry>,
-    /// How many of them are about each machine.
+    /// How many of them are about each member.
     shares: HashMap<Option<MemberId>, usize>,
 }
 
@@ -106,7 +106,7 @@ impl Ledger {
         }
     }
 
-    /// What this machine was refused since then, oldest first; also what was counted since then on an earlier record.
+    /// What this member was refused since then, oldest first; also what was counted since then on an earlier record.
     pub fn since(&self, account: AccountId, member: MemberId, since: Timestamp, limit: usize) -> Vec<Denial> {
         let ring = self.accounts.get(&account);
         let recent = ring
@@ -132,7 +132,7 @@ impl Ring {
     /// Drops the oldest record of whoever has most of them, so that nobody who is refused often hides the others.
     fn make_room(&mut self) {
         let most = self.shares.values().copied().max();
-        // Shares of one each are the whole ring of as many machines: then the oldest goes.
+        // Shares of one each are the whole ring of as many members: then the oldest goes.
         let oldest = self.entries.iter().position(|entry| self.shares.get(&entry.denial.member).copied() == most);
         let Some(gone) = oldest.and_then(|place| self.entries.remove(place)) else { return };
         if let Some(share) = self.shares.get_mut(&gone.denial.member) {
@@ -167,13 +167,13 @@ mod tests {
     use warren_model::denial::Layer;
     use warren_model::policy::Protocol;
 
-    fn denial(id: u64, machine: u64, port: u16, second: i64) -> Denial {
+    fn denial(id: u64, member: u64, port: u16, second: i64) -> Denial {
         Denial {
             id: DenialId::from_ulid(Ulid::from_parts(id, 0)),
             time: Timestamp::from_second(second).unwrap(),
             account: AccountId::from_ulid(Ulid::from_parts(1, 1)),
             network: NetworkId::from_ulid(Ulid::from_parts(1, 1)),
-            member: Some(warren_model::MachineId::from_ulid(Ulid::from_parts(machine, 1)).into()),
+            member: Some(warren_model::MachineId::from_ulid(Ulid::from_parts(member, 1)).into()),
             to: Some([10, 0, 1, 11].into()),
             name: None,
             port: Some(port),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn one_machine_does_not_hide_the_refusals_of_others() {
+    fn one_member_does_not_hide_the_refusals_of_others() {
         let mut ledger = Ledger::default();
         add(&mut ledger, denial(1, 2, 80, 1));
         for n in 0..KEPT as u64 + 100 {
@@ -235,7 +235,7 @@ mod tests {
         let first = denial(1, 1, 80, 100);
         assert_eq!(add(&mut ledger, first.clone()), (first.clone(), 1));
         assert_eq!(add(&mut ledger, denial(2, 1, 80, 100)), (Denial { count: 2, ..first }, 1));
-        // Another port, another machine, and later: each is told by itself.
+        // Another port, another member, and later: each is told by itself.
         for other in [denial(3, 1, 81, 100), denial(4, 2, 80, 100), denial(5, 1, 80, 102)] {
             assert_eq!(add(&mut ledger, other.clone()), (other, 1));
         }

@@ -15,10 +15,10 @@ use warren_model::denial::Denial;
 /// At this size, in bytes, the file becomes the older one.
 const TURN: u64 = 16 << 20;
 
-/// How many records of one machine are logged in a second.
+/// How many records of one member are logged in a second.
 const LOGGED: u32 = 20;
 
-/// Keeps one machine from filling the log, and so from hiding what was refused to others.
+/// Keeps one member from filling the log, and so from hiding what was refused to others.
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
     second: Option<Instant>,
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_refused_often_leaves_room_in_the_log() {
+    fn a_member_that_is_refused_often_leaves_room_in_the_log() {
         let (mut shares, now) = (Shares::default(), Instant::now());
         let logged = |shares: &mut Shares, machine: u64, at| {
             let member = Some(MachineId::from_ulid(Ulid::from_parts(machine, 1)).into());

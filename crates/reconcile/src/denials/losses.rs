@@ -1,4 +1,4 @@
-//! Refused packets that nobody was told about. What the rules count for each machine lacks none of them.
+//! Refused packets that nobody was told about. What the rules count for each member lacks none of them.
 
 use std::time::Duration;
 

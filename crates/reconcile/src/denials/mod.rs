@@ -52,7 +52,7 @@ pub struct Denials {
     path: PathBuf,
     /// The number of the last record that was fetched from the edge.
     fetched: tokio::sync::Mutex<u64>,
-    /// How often the edge refused each machine.
+    /// How often the edge refused each member.
     by_edge: Mutex<HashMap<MemberId, u64>>,
     counted: Family<LayerLabel, Counter>,
     losses: Losses,

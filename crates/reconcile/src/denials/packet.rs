@@ -7,7 +7,7 @@ use ulid::Ulid;
 use warren_kernel::{DeniedPacket, Refusal, names};
 use warren_model::denial::{Denial, Layer};
 use warren_model::policy::{Destination, Flow, Protocol, RuleId, Verdict, evaluate, suggest};
-use warren_model::{DenialId, NetworkNumber};
+use warren_model::{DenialId, InstallationId, MemberId, MemberNumber, NetworkNumber};
 
 use crate::world::World;
 
@@ -38,12 +38,12 @@ pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> O
     let forged = packet.kind == Refusal::Spoofed;
     let sender = sender.filter(|_| !forged);
     let Some(sender) = sender else {
-        // The address says nothing about whose packet it is; the link that it came by does.
-        let link = packet.inbound.as_deref();
-        let number = link.and_then(|link| names::parse_member_link(&world.installation.id, link));
+        // The address says nothing about whose packet it is; the way that it came does.
+        let number = came_from(&world.installation.id, packet);
         let mut members = directory.members.iter().filter(|member| member.network == network.name);
         let member = members.find(|member| Some(member.number) == number).map(|member| member.id);
-        let verdict = builtin("spoofing", format!("{} is not the address of the link it came by", packet.source));
+        let way = if matches!(member, Some(MemberId::Session(_))) { "session" } else { "link" };
+        let verdict = builtin("spoofing", format!("{} is not the address of the {way} it came by", packet.source));
         return Some(denial(Layer::Network, verdict, member, None, None));
     };
     let member = Some(sender.id);
@@ -83,6 +83,17 @@ pub(super) fn explain(world: &World, packet: &DeniedPacket, now: Timestamp) -> O
     Some(denial(layer, verdict, member, name, suggested))
 }
 
+/// Who sent the packet: whose link it came by, or whose MAC it had on the device of all operators. There it is the edge
+/// that writes it, and not the operator.
+fn came_from(installation: &InstallationId, packet: &DeniedPacket) -> Option<MemberNumber> {
+    let link = packet.inbound.as_deref()?;
+    if link == names::tunnel_link(installation) {
+        packet.mac?.member()
+    } else {
+        names::parse_member_link(installation, link)
+    }
+}
+
 fn builtin(name: &str, reason: String) -> Verdict {
     Verdict { allowed: false, rule: Some(RuleId::builtin(name)), reason }
 }
@@ -90,4 +101,40 @@ fn builtin(name: &str, reason: String) -> Verdict {
 fn is_own(world: &World, network: &warren_model::record::Network, address: IpAddr) -> bool {
     let gateway6 = world.installation.ula.gateway(network.number);
     address == IpAddr::V4(network.cidr.gateway()) || address == IpAddr::V6(gateway6)
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_model::MacAddress;
+
+    use super::*;
+
+    #[test]
+    fn a_forged_packet_is_of_whom_it_came_from() {
+        let installation: InstallationId = "abcde".parse().unwrap();
+        let [machine, operator] = [2, 9].map(|number| MemberNumber::new(number).unwrap());
+        let (link, tunnel) = (names::member_link(&installation, machine), names::tunnel_link(&installation));
+        let mac = Some(MacAddress::of_member(operator));
+        let from = |inbound: Option<&str>, mac| {
+            let packet = DeniedPacket {
+                network: NetworkNumber::FIRST,
+                kind: Refusal::Spoofed,
+                source: [10, 0, 7, 7].into(),
+                destination: [10, 0, 0, 3].into(),
+                protocol: 1,
+                source_port: None,
+                destination_port: None,
+                inbound: inbound.map(str::to_owned),
+                mac,
+            };
+            came_from(&installation, &packet)
+        };
+        assert_eq!(from(Some(&tunnel), mac), Some(operator));
+        // A machine may write any MAC; its link is its own.
+        assert_eq!(from(Some(&link), mac), Some(machine));
+        for (inbound, mac) in [(Some(tunnel.as_str()), None), (Some("eth0"), mac), (None, mac)] {
+            assert_eq!(from(inbound, mac), None, "{inbound:?}");
+        }
+        assert_eq!(from(Some(&tunnel), Some(MacAddress::ROUTER)), None);
+    }
 }

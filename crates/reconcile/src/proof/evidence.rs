@@ -16,6 +16,7 @@ use warren_plan::network::{ObservedNetwork, plan};
 use warren_store::{Typed, schema};
 
 use crate::ReconcileError;
+use crate::desired::Desired;
 use crate::network::{desired_of, observe_router};
 use crate::policy::AccountPolicy;
 use crate::world::World;
@@ -24,7 +25,7 @@ use crate::world::World;
 const OF_LATE: SignedDuration = SignedDuration::from_hours(24);
 /// The most records that are looked at.
 const MOST_DENIALS: usize = 10_000;
-const MOST_MACHINES: usize = 50;
+const MOST_MEMBERS: usize = 50;
 /// The most versions of the policy that are told since the report before.
 const MOST_VERSIONS: u64 = 20;
 /// How often rules that differ are looked at again: a change may be under way.
@@ -236,23 +237,68 @@ pub(crate) async fn denials(world: &World, account: AccountId, now: Timestamp) -
     world.fetch_denials().await;
     let records = world.denials.list(account, None, None, MOST_DENIALS);
     let mut found = Denials::default();
-    let mut by_machine: BTreeMap<String, u64> = BTreeMap::new();
+    let desired = world.desired.read();
+    let mut by_member: BTreeMap<String, u64> = BTreeMap::new();
     for denial in records.iter().filter(|denial| now.duration_since(denial.time) < OF_LATE) {
         found.total += denial.count;
         *found.by_layer.entry(denial.layer.as_str().to_owned()).or_default() += denial.count;
-        let machine = denial.member.and_then(MemberId::machine).and_then(|id| world.desired.read().machine(id));
-        let machine = machine.map_or_else(|| "a machine that is gone".to_owned(), |machine| machine.name.to_string());
-        *by_machine.entry(machine).or_default() += denial.count;
+        *by_member.entry(called(&desired, denial.member)).or_default() += denial.count;
     }
-    found.by_machine = by_machine.into_iter().collect();
+    found.by_machine = by_member.into_iter().collect();
     found.by_machine.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
-    found.by_machine.truncate(MOST_MACHINES);
+    found.by_machine.truncate(MOST_MEMBERS);
     found
+}
+
+/// What the report calls the sender of what was refused.
+fn called(desired: &Desired, member: Option<MemberId>) -> String {
+    let (name, gone) = match member {
+        Some(MemberId::Machine(id)) => {
+            (desired.machine(id).map(|machine| machine.name.to_string()), "a machine that is gone")
+        }
+        Some(MemberId::Session(id)) => {
+            (desired.session(id).map(|session| session.name().to_string()), "a session that is over")
+        }
+        None => (None, "a sender that is not known"),
+    };
+    name.unwrap_or_else(|| gone.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use ulid::Ulid;
+    use warren_model::session::{Session, WireGuardKey};
+    use warren_model::{MemberNumber, NetworkId, SessionId};
+
     use super::*;
+
+    #[test]
+    fn refusals_of_a_session_are_under_its_name() {
+        let id = SessionId::from_ulid(Ulid::from_parts(1, 7));
+        let session = Session {
+            id,
+            account: AccountId::from_ulid(Ulid::nil()),
+            network: NetworkId::from_ulid(Ulid::nil()),
+            member: MemberNumber::new(2).unwrap(),
+            ipv4: [10, 0, 5, 10].into(),
+            public_key: WireGuardKey::from_bytes([1; 32]),
+            only: None,
+            reachable: true,
+            created_at: Timestamp::UNIX_EPOCH,
+            expires_at: Timestamp::UNIX_EPOCH,
+            idle_seconds: 1,
+            opened_by: KeyId::from_ulid(Ulid::nil()),
+        };
+        let name = session.name().to_string();
+        let mut desired = Desired::default();
+        desired.insert_session(session);
+        assert_eq!(called(&desired, Some(id.into())), name);
+        desired.remove_session(id);
+        assert_eq!(called(&desired, Some(id.into())), "a session that is over");
+        let machine = MachineId::from_ulid(Ulid::from_parts(1, 7));
+        assert_eq!(called(&desired, Some(machine.into())), "a machine that is gone");
+        assert_eq!(called(&desired, None), "a sender that is not known");
+    }
 
     #[test]
     fn of_the_versions_since_a_report_the_last_ones_are_told() {

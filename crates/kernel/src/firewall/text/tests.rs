@@ -5,10 +5,9 @@ use ipnet::IpNet;
 use warren_model::policy::compile::{Carrier, Default as ByDefault, Exception, Group, OUTSIDE};
 use warren_model::policy::{NetworkRules, PortRange};
 use warren_model::record::Egress;
-use warren_model::{InstallationId, MemberNumber, NetworkNumber, UlaPrefix};
+use warren_model::{Access, InstallationId, MemberNumber, NetworkNumber, UlaPrefix};
 
 use super::*;
-use crate::Access;
 
 const WORKERS: Group = Group(0x11);
 const DATABASES: Group = Group(0x12);
