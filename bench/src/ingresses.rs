@@ -1,6 +1,7 @@
 //! Warren's ingress and those that it is compared with: each ends TLS for one site and passes requests to one server.
 //!
-//! A client, a router on which the ingresses run, and a server, with a raw veth pair in between each.
+//! A client, a router on which the ingresses run, and a server, with a raw veth pair in between each. All of them go
+//! before whatever else the machine does: what others take would be missing on one side of a pair only.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use crate::interrupt;
 use crate::namespace::Namespace;
 use crate::options::Options;
 use crate::outside::link;
-use crate::process::{Owned, on_processor};
+use crate::process::{Owned, Precedence, on_processor};
 use crate::proxies::make_certificate;
 use crate::stats::Samples;
 use crate::wires::Placement;
@@ -74,6 +75,7 @@ pub struct World {
     router: Namespace,
     _beyond: Namespace,
     directory: TempDir,
+    _precedence: Precedence,
     ends_cpu: Option<usize>,
     ingress_cpu: Option<usize>,
 }
@@ -89,6 +91,7 @@ pub struct Ingress<'w> {
 impl World {
     pub fn new() -> anyhow::Result<Self> {
         let (ends_cpu, ingress_cpu) = Placement::Apart.cpus()?;
+        let precedence = Precedence::take()?;
         let (client, router, beyond) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
         link((&client, "eth0"), (&router, "client0"), CLIENT_LINK)?;
         link((&router, "server0"), (&beyond, "eth0"), SERVER_LINK)?;
@@ -96,7 +99,16 @@ impl World {
         make_certificate(directory.path(), HOST)?;
         let config = write(&directory, "server.cfg", &server())?;
         let server = run(&beyond, "haproxy", &["-f", &config], &directory, ends_cpu)?;
-        let world = Self { _server: server, client, router, _beyond: beyond, directory, ends_cpu, ingress_cpu };
+        let world = Self {
+            _server: server,
+            client,
+            router,
+            _beyond: beyond,
+            directory,
+            _precedence: precedence,
+            ends_cpu,
+            ingress_cpu,
+        };
         await_port(&world.router, SERVER).context("the server behind the ingresses does not answer")?;
         Ok(world)
     }

@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::process::{getpriority_process, setpriority_process};
 
 use crate::options::Confined;
 
@@ -66,6 +67,44 @@ pub fn confined(arguments: Confined) -> anyhow::Result<Infallible> {
     let [program, rest @ ..] = arguments.command.as_slice() else { unreachable!("clap requires a command") };
     let error = Command::new(program).args(rest).exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))
+}
+
+/// Where the priority of a session stands that shares processors with others as a whole (sched(7), autogroups).
+const SESSION: &str = "/proc/self/autogroup";
+/// The highest priority of ordinary processes.
+const HIGHEST: i32 = -20;
+
+/// What the main thread starts goes before everything else on the machine, until this is dropped.
+#[derive(Debug)]
+pub struct Precedence {
+    before: i32,
+    /// That of the session, where there is such a thing.
+    session_before: Option<String>,
+}
+
+impl Precedence {
+    pub fn take() -> anyhow::Result<Self> {
+        let before = getpriority_process(None).context("cannot read the own priority")?;
+        // "/autogroup-25 nice 0"
+        let session = std::fs::read_to_string(SESSION).unwrap_or_default();
+        let session_before = session.split_whitespace().nth(2).map(str::to_owned);
+        let taken = Self { before, session_before };
+        setpriority_process(None, HIGHEST).context("cannot take precedence over others")?;
+        if taken.session_before.is_some() {
+            std::fs::write(SESSION, HIGHEST.to_string()).context("cannot take precedence over other sessions")?;
+        }
+        Ok(taken)
+    }
+}
+
+impl Drop for Precedence {
+    fn drop(&mut self) {
+        // Both were possible before, and to go down again nobody needs a right.
+        let _ = setpriority_process(None, self.before);
+        if let Some(nice) = &self.session_before {
+            let _ = std::fs::write(SESSION, nice);
+        }
+    }
 }
 
 /// The processors that this process may use, lowest first.

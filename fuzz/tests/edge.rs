@@ -269,9 +269,10 @@ fn control_messages() {
         put(view()),
         json!("status"),
         json!({"listen": {"key": "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="}}),
-        json!({"sessions": {"network": null}}),
+        json!({"sessions": {"network": 1}}),
         json!({"listen_public": {"kind": "https"}}),
         json!({"add_dialers": {"network": 1}}),
+        json!({"public_counters": {"hosts": ["a.example.com"]}}),
         json!({"put_public": {"generation": 7, "snapshot": warren_ingress::Snapshot::default()}}),
         json!({"hello": {"protocol": 2}}),
         json!({"remove_network": {"number": 1}}),
@@ -281,7 +282,8 @@ fn control_messages() {
         json!({"open_flows": []}),
         json!({"flow_counters": {"network": 1}}),
         json!({"status": {"pid": 1, "version": "0", "networks": {"1": 7}, "queries": warren_edge::QueryCounters::default(), "names": 0,
-            "tunnel": null, "devices": [1], "public": {"generation": 7, "listening": {"https": ["[::]:443"]}, "dialers": {}}}}),
+            "tunnel": null, "devices": [1], "refused": [],
+            "public": {"generation": 7, "listening": {"https": ["[::]:443"]}, "dialers": {}, "room": 64}}}),
     ];
     let seeds = seeds.iter().map(|seed| seed.to_string().into_bytes()).collect();
     run(&Target {

@@ -36,6 +36,8 @@ pub fn measure(options: &Options, server: &Server, client: &mut Client) -> anyho
         || time(&mut holder, "/v1/networks", StatusCode::FORBIDDEN, calls),
         || time(&mut anyone, "/healthz", StatusCode::OK, calls),
     )?;
+    // The server does not keep a connection for long over which nobody asks.
+    let mut client = server.client()?;
     client.delete(&path)?;
     for n in 0..GRANTS {
         client.delete(&format!("/v1/networks/granted-{n}"))?;

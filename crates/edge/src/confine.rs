@@ -18,7 +18,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-/// Descriptors that the edge may hold: eight sockets a network, connections and lookups on top.
+/// Descriptors that the edge may hold. The eight sockets of each of 65,535 networks are half of them at most, and those of
+/// the public side to machines a quarter (`public::dial`); the rest is for connections and lookups.
 const DESCRIPTORS: u64 = 1 << 20;
 
 /// Which privilege could not be given up. The process must end.

@@ -252,7 +252,7 @@ pub fn control_frames(runtime: &tokio::runtime::Runtime, bytes: &[u8]) -> Seen {
 
 /// A message between the daemon and the edge.
 pub fn control_message(bytes: &[u8]) -> Seen {
-    let request = read_back::<Request>(bytes);
+    let request = read_back::<Request<'static>>(bytes);
     let reply = read_back::<Reply>(bytes);
     if let Some(Request::PutNetwork { view, .. }) = &request {
         let zone = Zone::build(view);

@@ -14,7 +14,7 @@ use warren_edge::{EdgeClient, EdgeError, EdgeLog, RefusalCode, SpawnConfig};
 
 const NAME: &str = "worker.vm.internal";
 
-fn refusal(result: Result<(), EdgeError>) -> RefusalCode {
+fn refusal<T: std::fmt::Debug>(result: Result<T, EdgeError>) -> RefusalCode {
     match result {
         Err(EdgeError::Refused(refusal)) => refusal.code,
         other => panic!("{other:?}"),
@@ -182,7 +182,7 @@ async fn an_edge_of_another_version_is_asked_to_end_and_is_none() {
         asked
     });
     assert!(client.unwrap().is_none());
-    assert_eq!(asked, [r#"{"hello":{"protocol":6}}"#, r#""shutdown""#]);
+    assert_eq!(asked, [r#"{"hello":{"protocol":7}}"#, r#""shutdown""#]);
 }
 
 #[tokio::test]

@@ -5,17 +5,18 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::Edge;
+use common::{Edge, loopback, view};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::IpBindAddressNoPort,
 };
-use warren_edge::{EdgeClient, EdgeError, PoolStatus, PublicKind, RefusalCode};
-use warren_ingress::{Site, SiteLimits, Snapshot};
+use warren_edge::{EdgeClient, EdgeError, PoolStatus, RefusalCode};
+use warren_ingress::{Kind, Site, SiteLimits, Snapshot};
 use warren_model::NetworkNumber;
 
 const HOST: &str = "app.preview.example";
+const OTHER: &str = "other.preview.example";
 
 fn number(number: u16) -> NetworkNumber {
     NetworkNumber::new(number).unwrap()
@@ -47,31 +48,55 @@ fn machine(word: &'static str) -> u16 {
     port
 }
 
-fn snapshot(network: u16, port: u16) -> Snapshot {
-    let site = Site {
-        host: HOST.parse().unwrap(),
-        id: "one".to_owned(),
+/// A machine that keeps its connections open, and takes its time to answer.
+fn lasting_machine() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            std::thread::spawn(move || {
+                while stream.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {
+                    std::thread::sleep(Duration::from_millis(100));
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlong");
+                }
+            });
+        }
+    });
+    port
+}
+
+fn site(host: &str, network: u16, port: u16) -> Site {
+    Site {
+        host: host.parse().unwrap(),
+        id: host.to_owned(),
         network: number(network),
         addresses: vec![Ipv4Addr::LOCALHOST.into()],
         port,
         auth: None,
         limits: SiteLimits::default(),
-    };
-    Snapshot { sites: vec![site], ..Snapshot::default() }
+    }
+}
+
+fn snapshot(network: u16, port: u16) -> Snapshot {
+    Snapshot { sites: vec![site(HOST, network, port)], ..Snapshot::default() }
 }
 
 async fn listen(client: &EdgeClient) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let at = listener.local_addr().unwrap();
-    client.listen_public(PublicKind::Http, vec![listener]).await.unwrap();
+    client.listen_public(Kind::Http, vec![listener]).await.unwrap();
     at
 }
 
 /// The status and the body.
 fn get(at: SocketAddr) -> Option<(u16, String)> {
+    get_of(at, HOST)
+}
+
+fn get_of(at: SocketAddr, host: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    write!(stream, "GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
@@ -96,16 +121,20 @@ async fn what_is_published_is_served_over_the_networks_sockets_without_a_daemon_
     }
 
     let client = EdgeClient::connect(&edge.control()).await.unwrap().expect("the edge is still there");
-    let status = client.status().await.unwrap().public;
-    assert_eq!((status.generation, &status.listening[&PublicKind::Http]), (Some(7), &vec![at]));
+    let status = client.public().await.unwrap();
+    assert_eq!(client.status().await.unwrap().public, status);
+    assert_eq!((status.generation, &status.listening[&Kind::Http]), (Some(7), &vec![at]));
     assert_eq!(status.dialers[&number(1)].sockets, 150);
     assert_eq!(status.dialers[&number(2)], PoolStatus { sockets: 1, most_used: 0 });
-    let counters = client.public_counters().await.unwrap();
+    let counters = client.public_counters(None).await.unwrap();
     assert_eq!((counters.sites[0].requests, counters.totals.refused.values().sum::<u64>()), (203, 1));
+    let asked = [OTHER, HOST].map(|host| host.parse().unwrap());
+    assert_eq!(client.public_counters(Some(&asked)).await.unwrap().sites, counters.sites);
+    assert_eq!(client.public_counters(Some(&asked[..1])).await.unwrap().sites, []);
 
     client.remove_network(number(1)).await.unwrap();
     assert_eq!(get(at).unwrap().0, 502, "its sockets went with it");
-    client.listen_public(PublicKind::Http, Vec::new()).await.unwrap();
+    client.listen_public(Kind::Http, Vec::new()).await.unwrap();
     assert_eq!(client.status().await.unwrap().public.listening, Default::default());
 }
 
@@ -125,7 +154,7 @@ async fn what_is_refused_leaves_what_was_there() {
     let listening = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     assert_eq!(refused(client.add_dialers(number(1), vec![listening.into()]).await), RefusalCode::SocketsUnfit);
     assert_eq!(
-        refused(client.listen_public(PublicKind::Http, dialers(1).into_iter().map(Into::into).collect()).await),
+        refused(client.listen_public(Kind::Http, dialers(1).into_iter().map(Into::into).collect()).await),
         RefusalCode::SocketsUnfit
     );
     assert_eq!(get(at), Some((200, "hello".to_owned())));
@@ -148,4 +177,42 @@ async fn where_every_socket_is_in_use_the_next_request_is_told_to_come_again() {
     drop((first, held));
     client.put_public(2, snapshot(1, machine("hello"))).await.unwrap();
     assert_eq!(get(at), Some((200, "hello".to_owned())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unused_connections_of_one_site_leave_room_for_the_others_of_its_network() {
+    let (_edge, client) = Edge::start().await;
+    let at = listen(&client).await;
+    let sites = vec![site(HOST, 1, lasting_machine()), site(OTHER, 1, machine("hello"))];
+    client.put_public(1, Snapshot { sites, ..Snapshot::default() }).await.unwrap();
+    client.add_dialers(number(1), dialers(2)).await.unwrap();
+    for _ in 0..3 {
+        let both = [(); 2].map(|()| std::thread::spawn(move || get(at)));
+        both.into_iter().for_each(|one| assert_eq!(one.join().unwrap(), Some((200, "long".to_owned()))));
+        let asked = Instant::now();
+        assert_eq!(get_of(at, OTHER), Some((200, "hello".to_owned())));
+        assert!(asked.elapsed() < Duration::from_millis(800), "it waited {:?}", asked.elapsed());
+    }
+    assert_eq!(client.public().await.unwrap().dialers[&number(1)], PoolStatus { sockets: 2, most_used: 2 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_leads_to_a_network_that_was_made_anew_is_gone() {
+    let (_edge, client) = Edge::start().await;
+    let at = listen(&client).await;
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    client.put_public(1, snapshot(1, silent.local_addr().unwrap().port())).await.unwrap();
+    client.add_dialers(number(1), dialers(2)).await.unwrap();
+    client.put_network(&view(1, 1, &[]), Some(loopback().0), None).await.unwrap();
+    let mut open = TcpStream::connect(at).unwrap();
+    write!(open, "GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").unwrap();
+    let (mut asked, _) = silent.accept().unwrap();
+    client.put_network(&view(1, 2, &[]), None, None).await.unwrap();
+    assert_eq!(client.public().await.unwrap().dialers[&number(1)].sockets, 2, "it is the same network still");
+
+    client.put_network(&view(1, 3, &[]), Some(loopback().0), None).await.unwrap();
+    assert_eq!(client.public().await.unwrap().dialers, Default::default());
+    asked.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    asked.read_to_end(&mut Vec::new()).expect("nothing is open to it");
+    assert_eq!(get(at).unwrap().0, 502);
 }

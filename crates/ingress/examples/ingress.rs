@@ -61,6 +61,9 @@ fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind(listen).context("LISTEN")?;
     let threads = threads.parse().context("THREADS takes a number")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
-    runtime.block_on(async { tokio::spawn(ingress.serve(listener, Kind::Https)).await })??;
+    runtime.block_on(async {
+        tokio::spawn(ingress.sweep());
+        tokio::spawn(ingress.serve(listener, Kind::Https)).await
+    })??;
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! Whether anything still moves.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 /// How often it is looked at, at least.
@@ -16,6 +17,24 @@ pub(crate) struct Activity {
     patience: AtomicU64,
     /// Answers that somebody else waits for, and gives up in time.
     waiting: AtomicU32,
+    late: AtomicBool,
+}
+
+/// How long nothing has moved, as one who looks now and then sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Rest {
+    before: Option<u64>,
+    rested: Duration,
+}
+
+/// What a look shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Something moved, or it is too early to tell.
+    GoesOn,
+    /// An answer that is waited for did not come in time; see [`Waiting::is_late`].
+    Late,
+    Stopped,
 }
 
 /// See [`Activity::wait`].
@@ -23,7 +42,12 @@ pub(crate) struct Waiting<'a>(&'a Activity);
 
 impl Activity {
     pub fn new(patience: Duration) -> Self {
-        let activity = Self { moved: AtomicU64::new(0), patience: AtomicU64::new(0), waiting: AtomicU32::new(0) };
+        let activity = Self {
+            moved: AtomicU64::new(0),
+            patience: AtomicU64::new(0),
+            waiting: AtomicU32::new(0),
+            late: AtomicBool::new(false),
+        };
         activity.set_patience(patience);
         activity
     }
@@ -36,35 +60,59 @@ impl Activity {
         self.moved.fetch_add(1, Relaxed);
     }
 
-    /// While it is held, [`Self::stopped`] does not say so.
+    /// While it is held, it is the answer that is late, and nothing that stopped. Who looks has to wake the one who waits.
     pub fn wait(&self) -> Waiting<'_> {
+        self.late.store(false, Relaxed);
         self.waiting.fetch_add(1, Relaxed);
         Waiting(self)
     }
 
-    /// Ends when nothing moved for as long as that may be.
-    pub async fn stopped(&self) {
-        self.rested(|| self.waiting.load(Relaxed) == 0).await;
-    }
-
-    /// The same for the one who waits.
-    pub async fn unanswered(&self) {
-        self.rested(|| true).await;
-    }
-
-    async fn rested(&self, counts: impl Fn() -> bool) {
-        let (mut before, mut rested) = (self.moved.load(Relaxed), Duration::ZERO);
-        loop {
-            let patience = Duration::from_millis(self.patience.load(Relaxed));
-            if rested >= patience {
-                return;
-            }
-            // How long it may take can change meanwhile.
-            let nap = (patience - rested).min(LOOK);
-            sleep(nap).await;
-            let now = self.moved.load(Relaxed);
-            if now == before && counts() { rested += nap } else { (before, rested) = (now, Duration::ZERO) }
+    /// Looks again, so long after the last look. The first one only remembers.
+    pub fn look(&self, rest: &mut Rest, passed: Duration) -> Verdict {
+        let now = self.moved.load(Relaxed);
+        if rest.before.replace(now) != Some(now) {
+            rest.rested = Duration::ZERO;
+            return Verdict::GoesOn;
         }
+        rest.rested += passed;
+        if rest.rested < self.patience() {
+            Verdict::GoesOn
+        } else if self.waiting.load(Relaxed) == 0 {
+            Verdict::Stopped
+        } else {
+            self.late.store(true, Relaxed);
+            Verdict::Late
+        }
+    }
+
+    /// Ends when nothing moved for as long as that may be. Belongs into the task that waits for answers.
+    pub async fn stopped(&self) {
+        let mut rest = Rest::default();
+        self.look(&mut rest, Duration::ZERO);
+        loop {
+            // How long it may take can change meanwhile.
+            let nap = self.patience().saturating_sub(rest.rested).min(LOOK);
+            sleep(nap).await;
+            match self.look(&mut rest, nap) {
+                Verdict::GoesOn => {}
+                Verdict::Late => {
+                    rest = Rest::default();
+                    yield_now().await;
+                }
+                Verdict::Stopped => return,
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience.load(Relaxed))
+    }
+}
+
+impl Waiting<'_> {
+    /// Whether what is waited for did not come in time.
+    pub fn is_late(&self) -> bool {
+        self.0.late.load(Relaxed)
     }
 }
 

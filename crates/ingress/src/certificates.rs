@@ -37,44 +37,75 @@ impl Tls {
         Ok(Arc::new(config))
     }
 
-    pub fn certificates(&self, from: &[Certificate]) -> Result<Certificates, SnapshotError> {
+    /// Reads only those that are not in `before`; where there is no other, the answer is `before`.
+    pub fn certificates(
+        &self,
+        from: &[Certificate],
+        before: Option<&Arc<Certificates>>,
+    ) -> Result<Arc<Certificates>, SnapshotError> {
+        let given: Vec<_> = from.iter().map(fingerprint).collect();
+        if let Some(before) = before.filter(|before| before.read.iter().map(|(print, _)| print).eq(&given)) {
+            return Ok(before.clone());
+        }
+        let known: HashMap<_, _> = before.iter().flat_map(|before| before.read.iter().cloned()).collect();
         let mut certificates = Certificates::default();
-        for (index, certificate) in from.iter().enumerate() {
-            self.read(certificate, &mut certificates).map_err(|source| SnapshotError::Certificate { index, source })?;
-        }
-        Ok(certificates)
-    }
-
-    fn read(&self, certificate: &Certificate, into: &mut Certificates) -> Result<(), CertificateError> {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|error| CertificateError::Chain(error.into()))?;
-        let leaf = chain.first().ok_or(CertificateError::Empty)?.clone();
-        let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes())
-            .map_err(|error| CertificateError::Key(error.into()))?;
-        let key =
-            CertifiedKey::from_der(chain, key, &self.provider).map_err(|error| CertificateError::Pair(error.into()))?;
-        let key = Arc::new(key);
-        let leaf = webpki::EndEntityCert::try_from(&leaf).map_err(|error| CertificateError::Malformed(error.into()))?;
-        let mut names = 0;
-        for name in leaf.valid_dns_names() {
-            let (map, name) = match name.strip_prefix("*.") {
-                Some(suffix) => (&mut into.wildcard, suffix),
-                None => (&mut into.exact, name),
+        for (index, (certificate, print)) in from.iter().zip(given).enumerate() {
+            let named = match known.get(&print) {
+                Some(named) => named.clone(),
+                None => read(&self.provider, certificate)
+                    .map(Arc::new)
+                    .map_err(|source| SnapshotError::Certificate { index, source })?,
             };
-            let Some(name) = normal(name) else { continue };
-            names += 1;
-            map.entry(name.into()).or_insert_with(|| key.clone());
+            certificates.add(&named);
+            certificates.read.push((print, named));
         }
-        if names == 0 { Err(CertificateError::NoName) } else { Ok(()) }
+        Ok(Arc::new(certificates))
     }
+}
+
+/// A certificate with its names.
+struct Named {
+    key: Arc<CertifiedKey>,
+    exact: Vec<Box<str>>,
+    /// What follows `*.`.
+    wildcard: Vec<Box<str>>,
+}
+
+fn read(provider: &CryptoProvider, certificate: &Certificate) -> Result<Named, CertificateError> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| CertificateError::Chain(error.into()))?;
+    let leaf = chain.first().ok_or(CertificateError::Empty)?.clone();
+    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes())
+        .map_err(|error| CertificateError::Key(error.into()))?;
+    let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| CertificateError::Pair(error.into()))?;
+    let leaf = webpki::EndEntityCert::try_from(&leaf).map_err(|error| CertificateError::Malformed(error.into()))?;
+    let mut named = Named { key: Arc::new(key), exact: Vec::new(), wildcard: Vec::new() };
+    for name in leaf.valid_dns_names() {
+        let (names, name) = match name.strip_prefix("*.") {
+            Some(suffix) => (&mut named.wildcard, suffix),
+            None => (&mut named.exact, name),
+        };
+        names.extend(normal(name).map(Box::from));
+    }
+    if named.exact.is_empty() && named.wildcard.is_empty() { Err(CertificateError::NoName) } else { Ok(named) }
+}
+
+/// What no other certificate with its key has.
+type Fingerprint = [u8; blake3::OUT_LEN];
+
+fn fingerprint(certificate: &Certificate) -> Fingerprint {
+    let mut hasher = blake3::Hasher::new();
+    // So that nothing can be moved from the one text to the other.
+    hasher.update(&(certificate.chain_pem.len() as u64).to_be_bytes());
+    hasher.update(certificate.chain_pem.as_bytes()).update(certificate.key_pem.as_bytes());
+    hasher.finalize().into()
 }
 
 impl Certificate {
     /// Whether a snapshot with it is taken, as far as it is concerned.
     pub fn check(&self) -> Result<(), CertificateError> {
-        let tls = Tls::new().map_err(|error| CertificateError::Pair(error.into()))?;
-        tls.read(self, &mut Certificates::default())
+        read(&rustls::crypto::ring::default_provider(), self).map(drop)
     }
 }
 
@@ -83,9 +114,19 @@ pub(crate) struct Certificates {
     exact: HashMap<Box<str>, Arc<CertifiedKey>>,
     /// By what follows `*.`; the star is exactly one label.
     wildcard: HashMap<Box<str>, Arc<CertifiedKey>>,
+    /// All that were given, in their order.
+    read: Vec<(Fingerprint, Arc<Named>)>,
 }
 
 impl Certificates {
+    fn add(&mut self, Named { key, exact, wildcard }: &Named) {
+        for (names, map) in [(exact, &mut self.exact), (wildcard, &mut self.wildcard)] {
+            for name in names {
+                map.entry(name.clone()).or_insert_with(|| key.clone());
+            }
+        }
+    }
+
     pub fn of(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
         self.exact.get(name).or_else(|| {
             let (label, suffix) = name.split_once('.')?;
@@ -121,7 +162,7 @@ mod tests {
         let tls = Tls::new().unwrap();
         let given =
             [certificate(&["*.a.example"]), certificate(&["x.a.example", "A.example"]), certificate(&["a.example"])];
-        let certificates = tls.certificates(&given).unwrap();
+        let certificates = tls.certificates(&given, None).unwrap();
         let chosen = |name: &str| {
             let chosen = certificates.of(name)?.cert[0].clone();
             given.iter().position(|one| CertificateDer::from_pem_slice(one.chain_pem.as_bytes()).unwrap() == chosen)
@@ -135,12 +176,39 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_is_not_read_again() {
+        let tls = Tls::new().unwrap();
+        let [a, b, c] = ["a.example", "b.example", "c.example"].map(|name| certificate(&[name]));
+        let before = tls.certificates(&[a.clone(), b.clone()], None).unwrap();
+        let same = tls.certificates(&[a.clone(), b.clone()], Some(&before)).unwrap();
+        assert!(Arc::ptr_eq(&before, &same));
+
+        let after = tls.certificates(&[c, a.clone()], Some(&before)).unwrap();
+        let kept = |name| Arc::ptr_eq(after.of(name).unwrap(), before.of(name).unwrap());
+        assert!(kept("a.example"));
+        assert!(after.of("b.example").is_none() && after.of("c.example").is_some());
+        let again = tls.certificates(&[a, b], Some(&after)).unwrap();
+        assert!(again.of("b.example").is_some() && again.of("c.example").is_none());
+    }
+
+    #[test]
+    fn the_order_counts_where_two_are_for_a_name() {
+        let tls = Tls::new().unwrap();
+        let given = [certificate(&["a.example"]), certificate(&["a.example"])];
+        let before = tls.certificates(&given, None).unwrap();
+        let [first, second] = given;
+        let after = tls.certificates(&[second, first], Some(&before)).unwrap();
+        assert_ne!(after.of("a.example").unwrap().cert, before.of("a.example").unwrap().cert);
+    }
+
+    #[test]
     fn a_certificate_of_no_use_is_refused() {
         let tls = Tls::new().unwrap();
         let (one, other) = (certificate(&["a.example"]), certificate(&["b.example"]));
+        let before = tls.certificates(&[one.clone(), other.clone()], None).unwrap();
         let refused = |chain_pem: &str, key_pem: &str| {
             let given = Certificate { chain_pem: chain_pem.to_owned(), key_pem: key_pem.to_owned() };
-            match tls.certificates(&[one.clone(), given]).unwrap_err() {
+            match tls.certificates(&[one.clone(), given], Some(&before)).map(drop).unwrap_err() {
                 SnapshotError::Certificate { index: 1, source } => source,
                 other => panic!("{other:?}"),
             }

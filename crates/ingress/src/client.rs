@@ -1,29 +1,33 @@
 //! One connection of a client.
 
 use std::convert::Infallible;
+use std::future::{poll_fn, ready};
 use std::net::IpAddr;
 use std::pin::pin;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
+use futures::future::Either;
 use http::StatusCode;
-use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task_local;
-use tokio::time::sleep;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep};
 
 use crate::activity::Activity;
 use crate::admit::Admitted;
 use crate::counters::{Share, State};
 use crate::forward::{answer, refuse};
+use crate::gather::Gathered;
 use crate::headers::Origin;
 use crate::limits::{MAX_ERROR_RESETS, MAX_HEAD, MAX_HEADERS, MAX_PENDING_RESETS, MAX_STREAMS};
 use crate::shared::Shared;
+use crate::streams::Streams;
 use crate::strict::{Strict, Verdicts};
 
 /// What one stream of HTTP/2 may hold back, and one connection, in bytes.
@@ -34,11 +38,8 @@ const SEND_BUFFER: usize = 128 << 10;
 const PING: Duration = Duration::from_secs(20);
 /// How long an HTTP/2 connection without requests is kept.
 const UNUSED: Duration = Duration::from_secs(60);
-
-task_local! {
-    /// What moves on the stream that a task is for.
-    static STREAM: Arc<Activity>;
-}
+/// How often the streams of an HTTP/2 connection are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Who is at the other end of a connection.
 pub(crate) struct Client {
@@ -49,7 +50,6 @@ pub(crate) struct Client {
     pub name: Option<Box<str>>,
     counted: Mutex<Option<Arc<Share>>>,
     requests: AtomicU64,
-    open: AtomicU32,
     admitted: Admitted,
 }
 
@@ -63,7 +63,6 @@ impl Client {
             name,
             counted: Mutex::default(),
             requests: AtomicU64::new(0),
-            open: AtomicU32::new(0),
             admitted,
         }
     }
@@ -94,12 +93,13 @@ impl Client {
         let verdicts = Arc::new(Verdicts::new());
         let io = Strict::new(io, verdicts.clone());
         let service = service_fn(move |request| {
-            let (client, activity, verdicts) = (self.clone(), activity.clone(), verdicts.clone());
+            let answer = match verdicts.next() {
+                Ok(()) => Either::Left(answer(&self, activity.clone(), request)),
+                Err(refusal) => Either::Right(ready(refuse(&self, refusal))),
+            };
+            let verdicts = verdicts.clone();
             async move {
-                let response = match verdicts.next() {
-                    Ok(()) => answer(&client, activity, request).await,
-                    Err(refusal) => refuse(&client, refusal),
-                };
+                let response = answer.await;
                 verdicts.decide(response.status() == StatusCode::SWITCHING_PROTOCOLS);
                 Ok::<_, Infallible>(response)
             }
@@ -123,17 +123,15 @@ impl Client {
     /// Serves HTTP/2 until the connection ends.
     pub async fn serve_http2(self: Arc<Self>, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         let header = self.ingress.limits.header;
-        let client = self.clone();
+        let (client, streams, io) = (self.clone(), Streams::default(), Gathered::new(io));
+        let _guard = streams.guard();
+        let beginning = streams.clone();
         let service = service_fn(move |request| {
-            let client = client.clone();
             client.requests.fetch_add(1, Relaxed);
-            async move {
-                let _open = Open::new(&client.open);
-                let activity = STREAM.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Activity::new(UNUSED)));
-                Ok::<_, Infallible>(answer(&client, activity, request).await)
-            }
+            let answer = answer(&client, beginning.begin(UNUSED), request);
+            async move { Ok::<_, Infallible>(answer.await) }
         });
-        let connection = http2::Builder::new(Streams)
+        let connection = http2::Builder::new(streams.clone())
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEAD as u32)
@@ -144,29 +142,73 @@ impl Client {
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
-            .serve_connection(TokioIo::new(io), service);
+            .serve_connection(TokioIo::new(io.clone()), service);
         let mut connection = pin!(connection);
-        let mut patience = header;
-        let mut leaving = false;
+        let mut timer = pin!(sleep(header));
+        // When to see whether the connection is used, and how many requests there were the last time.
+        let (mut review, mut before, mut leaving) = (timer.deadline(), 0, false);
+        let mut looked = None;
         loop {
-            let before = self.requests.load(Relaxed);
-            tokio::select! {
-                biased;
-                _ = &mut connection => return,
-                () = sleep(patience) => {}
+            let mut polled = false;
+            let woken = poll_fn(|cx| {
+                if polled {
+                    return Poll::Ready(Woken::ForMore);
+                }
+                polled = true;
+                let ended = connection.as_mut().poll(cx).is_ready();
+                let out = io.poll_out(cx);
+                if ended || matches!(out, Poll::Ready(Err(_))) {
+                    // A connection that broke concerns nobody but the client.
+                    return Poll::Ready(Woken::AtTheEnd);
+                }
+                if looked.is_none() && streams.open() > 0 {
+                    let now = Instant::now();
+                    looked = Some(now);
+                    timer.as_mut().reset(review.min(now + LOOK));
+                }
+                timer.as_mut().poll(cx).map(|()| Woken::InTime)
+            });
+            match woken.await {
+                Woken::AtTheEnd => return,
+                // What else is ready by now is served in the same go, and answers that are ready are written in one.
+                Woken::ForMore if streams.open() > 1 => yield_now().await,
+                Woken::ForMore => {}
+                Woken::InTime => {
+                    let now = Instant::now();
+                    if let Some(last) = looked {
+                        streams.look(now - last);
+                        looked = (streams.open() > 0).then_some(now);
+                        if looked.is_none() {
+                            io.give_back();
+                        }
+                    }
+                    if now >= review {
+                        let requests = self.requests.load(Relaxed);
+                        let unused = requests == before && streams.open() == 0;
+                        // Who has not asked for anything by now was not going to.
+                        if unused && (leaving || requests == 0) {
+                            return;
+                        }
+                        if unused {
+                            connection.as_mut().graceful_shutdown();
+                            leaving = true;
+                        }
+                        before = requests;
+                        review = now + UNUSED;
+                    }
+                    timer.as_mut().reset(looked.map_or(review, |last| review.min(last + LOOK)));
+                }
             }
-            let unused = self.requests.load(Relaxed) == before && self.open.load(Relaxed) == 0;
-            // Who has not asked for anything by now was not going to.
-            if unused && (leaving || before == 0) {
-                return;
-            }
-            if unused {
-                connection.as_mut().graceful_shutdown();
-                leaving = true;
-            }
-            patience = UNUSED;
         }
     }
+}
+
+/// Why a connection of HTTP/2 is looked at again.
+enum Woken {
+    /// Something came, or an answer is ready.
+    ForMore,
+    InTime,
+    AtTheEnd,
 }
 
 impl Drop for Client {
@@ -174,44 +216,5 @@ impl Drop for Client {
         if let Some(share) = self.counted.get_mut().unwrap_or_else(PoisonError::into_inner) {
             share.state.connections.fetch_sub(1, Relaxed);
         }
-    }
-}
-
-struct Open<'a>(&'a AtomicU32);
-
-impl<'a> Open<'a> {
-    fn new(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Runs each stream of HTTP/2 in a task of its own, as long as something moves on it.
-#[derive(Clone)]
-struct Streams;
-
-impl<F> Executor<F> for Streams
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        let activity = Arc::new(Activity::new(UNUSED));
-        let watched = {
-            let activity = activity.clone();
-            async move {
-                tokio::select! {
-                    biased;
-                    () = stream => {}
-                    () = activity.stopped() => {}
-                }
-            }
-        };
-        tokio::spawn(STREAM.scope(activity, watched));
     }
 }

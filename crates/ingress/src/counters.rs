@@ -76,6 +76,8 @@ pub(crate) struct State {
     pub connections: AtomicU32,
     pub open: AtomicU32,
     pub bucket: Bucket,
+    /// For requests without the credentials that the site asks for.
+    pub strangers: Bucket,
     /// Locked where a connection begins to be for the site or ends to be, and by no request.
     shares: Mutex<HashMap<IpAddr, Weak<Share>>>,
 }

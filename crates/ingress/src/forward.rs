@@ -1,7 +1,10 @@
 //! One request, from its head to its response.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, TRANSFER_ENCODING};
@@ -9,6 +12,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 
 use crate::activity::Activity;
 use crate::auth;
@@ -21,39 +25,60 @@ use crate::limits::MAX_HEADERS;
 use crate::problem::{self, Refusal};
 use crate::table::{Live, Table};
 use crate::tunnel::Tunnel;
+use crate::upstream::Attempt;
 
 /// Where HTTP-01 challenges are asked for (RFC 8555 §8.3).
 const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
-/// Answers a request, whatever it is.
-pub(crate) async fn answer(
+/// Answers a request, whatever it is. What can be done at once is done before this returns.
+pub(crate) fn answer(
     client: &Arc<Client>,
     activity: Arc<Activity>,
     request: Request<Incoming>,
-) -> Response<Reply> {
+) -> impl Future<Output = Response<Reply>> + Send + use<> {
     let http1 = request.version() != Version::HTTP_2;
-    let (refusal, response) = match route(client, &request) {
-        Ok(Route::Answer(response)) => return response,
-        Ok(Route::Site(live, host)) => match serve(client, &live, activity, request, host).await {
-            Ok(response) => return response,
-            Err(Refused { refusal, response }) => {
-                live.state.refused.add(refusal);
-                (refusal, response)
-            }
+    let begun = match route(client, &request) {
+        Ok(Route::Answer(response)) => Begun::Answered(response),
+        Ok(Route::Site(live, host)) => match begin(client, &live, activity, request, host) {
+            Ok(passing) => Begun::Passing(passing),
+            Err(refused) => Begun::Answered(refused.answer(&live, http1)),
         },
         Err(refusal) => {
             client.ingress.refused.add(refusal);
-            (refusal, None)
+            Begun::Answered(Refused::from(refusal).into_response(http1))
         }
     };
-    let response = response.unwrap_or_else(|| refusal.into_response());
-    if http1 && refusal.ends_connection() { problem::and_close(response) } else { response }
+    async move {
+        let passing = match begun {
+            Begun::Answered(response) => return response,
+            Begun::Passing(passing) => passing,
+        };
+        let live = passing.live.clone();
+        finish(passing).await.unwrap_or_else(|refusal| Refused::from(refusal).answer(&live, http1))
+    }
 }
 
 /// Answers a request that could not be read.
 pub(crate) fn refuse(client: &Client, refusal: Refusal) -> Response<Reply> {
     client.ingress.refused.add(refusal);
     problem::and_close(refusal.into_response())
+}
+
+enum Begun {
+    Answered(Response<Reply>),
+    Passing(Passing),
+}
+
+/// A request on its way to a machine.
+struct Passing {
+    client: Arc<Client>,
+    live: Arc<Live>,
+    activity: Arc<Activity>,
+    flight: Flight,
+    outcome: Outcome,
+    attempt: Attempt,
+    /// Where it is to become a WebSocket.
+    to_client: Option<OnUpgrade>,
 }
 
 enum Route {
@@ -65,7 +90,21 @@ enum Route {
 /// A refusal, where it is not its plain document.
 struct Refused {
     refusal: Refusal,
-    response: Option<Response<Reply>>,
+    response: Option<Box<Response<Reply>>>,
+}
+
+impl Refused {
+    /// The same, counted for its site.
+    fn answer(self, live: &Live, http1: bool) -> Response<Reply> {
+        live.state.refused.add(self.refusal);
+        self.into_response(http1)
+    }
+
+    fn into_response(self, http1: bool) -> Response<Reply> {
+        let Self { refusal, response } = self;
+        let response = response.map_or_else(|| refusal.into_response(), |response| *response);
+        if http1 && refusal.ends_connection() { problem::and_close(response) } else { response }
+    }
 }
 
 impl From<Refusal> for Refused {
@@ -113,27 +152,30 @@ fn redirect(live: &Live, port: u16, uri: &Uri) -> Result<Response<Reply>, Refusa
     Ok(response)
 }
 
-/// Checks a request for a site, and passes it on.
-async fn serve(
+/// Checks a request for a site, and sends it where there is a connection for it.
+fn begin(
     client: &Arc<Client>,
     live: &Arc<Live>,
     activity: Arc<Activity>,
     mut request: Request<Incoming>,
     host: HeaderValue,
-) -> Result<Response<Reply>, Refused> {
+) -> Result<Passing, Refused> {
     let (state, limits) = (&live.state, &live.site.limits);
     state.requests.fetch_add(1, Relaxed);
     let share = client.counts_for(state);
-    if let Err(wait) = state.bucket.take(live.rate, client.ingress.now()) {
-        return Err(Refused { refusal: Refusal::Rate, response: Some(problem::rate_limited(wait)) });
+    let stranger = live.site.auth.as_ref().filter(|auth| !auth::allows(auth, request.headers()));
+    // Who has no credentials uses up what there is for such, and not what those have who do.
+    let bucket = if stranger.is_some() { &state.strangers } else { &state.bucket };
+    if let Err(wait) = bucket.take(live.rate, client.ingress.now()) {
+        return Err(Refused { refusal: Refusal::Rate, response: Some(Box::new(problem::rate_limited(wait))) });
     }
     let flight = Flight::begin(share, limits)?;
     if request.headers().len() > MAX_HEADERS {
         return Err(Refusal::Headers.into());
     }
     headers::check_framing(request.headers())?;
-    if let Some(auth) = live.site.auth.as_ref().filter(|auth| !auth::allows(auth, request.headers())) {
-        let response = Some(problem::unauthorized(auth::challenge(auth)));
+    if let Some(auth) = stranger {
+        let response = Some(Box::new(problem::unauthorized(auth::challenge(auth))));
         return Err(Refused { refusal: Refusal::Credentials, response });
     }
     if request.body().size_hint().lower() > limits.max_body_bytes {
@@ -145,19 +187,25 @@ async fn serve(
         && request.body().is_end_stream()
         && headers::wants_websocket(request.headers());
     let to_client = websocket.then(|| hyper::upgrade::on(&mut request));
-    let idle = Duration::from_secs(limits.idle_seconds.get().into());
-    activity.set_patience(idle);
-
+    activity.set_patience(idle(live));
     let outcome = Outcome::default();
     let request = rewrite(request, client, live, &activity, &outcome, host, websocket);
+    let attempt = live.target.attempt(request);
+    let (client, live) = (client.clone(), live.clone());
+    Ok(Passing { client, live, activity, flight, outcome, attempt, to_client })
+}
+
+/// Waits for the machine's response.
+async fn finish(passing: Passing) -> Result<Response<Reply>, Refusal> {
+    let Passing { client, live, activity, flight, outcome, attempt, to_client } = passing;
     let sent = {
-        let _waiting = activity.wait();
-        let send = live.target.send(&client.ingress.dial, &client.ingress.limits, request);
-        tokio::select! {
-            biased;
-            sent = send => sent,
-            () = activity.unanswered() => Err(Refusal::Late),
-        }
+        let waiting = activity.wait();
+        let mut send = pin!(live.target.complete(attempt, &client.ingress.dial, &client.ingress.limits));
+        poll_fn(|cx| match send.as_mut().poll(cx) {
+            Poll::Pending if waiting.is_late() => Poll::Ready(Err(Refusal::Late)),
+            sent => sent,
+        })
+        .await
     };
     let (mut response, link) = sent.map_err(|refusal| match outcome.get() {
         _ if live.target.is_closed() => Refusal::Unknown,
@@ -166,18 +214,23 @@ async fn serve(
     })?;
 
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if switching && !(websocket && headers::is_websocket(response.headers())) {
-        return Err(Refusal::Broken.into());
+    if switching && !(to_client.is_some() && headers::is_websocket(response.headers())) {
+        return Err(Refusal::Broken);
     }
     let to_machine = switching.then(|| hyper::upgrade::on(&mut response));
     headers::rewrite_response(response.headers_mut(), switching);
     *response.version_mut() = Version::HTTP_11;
     if let (Some(to_client), Some(to_machine)) = (to_client, to_machine) {
-        let tunnel = Tunnel { to_client, to_machine, link, client: client.clone(), flight, idle };
+        let idle = idle(&live);
+        let tunnel = Tunnel { to_client, to_machine, link, client, flight, idle };
         tunnel.carry(&live.target);
         return Ok(response.map(|_| Reply::Whole(None)));
     }
-    Ok(response.map(|body| Reply::passed(body, live.clone(), flight, activity, link)))
+    Ok(response.map(|body| Reply::passed(body, live, flight, activity, link)))
+}
+
+fn idle(live: &Live) -> Duration {
+    Duration::from_secs(live.site.limits.idle_seconds.get().into())
 }
 
 /// Makes a client's request the one that the machine gets.

@@ -18,12 +18,12 @@
 //! | `table`, `certificates` | the same, as it is looked up |
 //! | `listen`, `admit`, `socket` | accepting connections |
 //! | `strict`, `framing` | reading HTTP/1.1 strictly |
-//! | `client` | HTTP/1.1 and HTTP/2 with clients |
+//! | `client`, `streams`, `gather` | HTTP/1.1 and HTTP/2 with clients |
 //! | `forward` | one request, from its head to its response |
 //! | `host`, `headers`, `auth`, `rate`, `pace`, `problem` | judging requests; no I/O |
 //! | `counters` | what happened to each site, and each source's share of it |
 //! | `body`, `activity` | bodies on their way, and whether they still move |
-//! | `upstream`, `tunnel` | connections to machines |
+//! | `upstream`, `room`, `tunnel` | connections to machines |
 
 mod activity;
 mod admit;
@@ -36,6 +36,7 @@ mod forward;
 mod framing;
 #[doc(hidden)]
 pub mod fuzz;
+mod gather;
 mod headers;
 mod host;
 mod limits;
@@ -43,9 +44,11 @@ mod listen;
 mod pace;
 mod problem;
 mod rate;
+mod room;
 mod shared;
 mod snapshot;
 mod socket;
+mod streams;
 mod strict;
 mod table;
 mod tunnel;
@@ -58,6 +61,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use tokio_util::task::TaskTracker;
+use warren_model::NetworkNumber;
+use warren_model::policy::HostName;
 
 pub use crate::counters::{SiteCounters, Totals};
 pub use crate::limits::Limits;
@@ -70,8 +76,22 @@ pub use crate::upstream::{Dial, Upstream};
 use crate::admit::Admission;
 use crate::certificates::Tls;
 use crate::counters::Refused;
+use crate::room::Room;
 use crate::shared::Shared;
 use crate::table::Table;
+
+/// Connections to machines that are no longer to be, on their way to their end.
+#[derive(Debug, Default)]
+pub struct Ending(Vec<TaskTracker>);
+
+impl Ending {
+    /// Resolves when they have ended. What came over them may still be on its way to clients, and nothing follows.
+    pub async fn ended(self) {
+        for connections in self.0 {
+            connections.wait().await;
+        }
+    }
+}
 
 /// Serves what is published. Clones are the same.
 #[derive(Clone)]
@@ -84,11 +104,13 @@ impl Ingress {
     pub fn new(limits: Limits, dial: Arc<dyn Dial>) -> Result<Self, SnapshotError> {
         let tls = Tls::new().map_err(|error| SnapshotError::Tls(error.into()))?;
         let table = Table::build(&Snapshot::default(), &tls, &limits, None)?;
+        let room = Arc::new(Room::new(dial));
         let shared = Shared {
             table: ArcSwap::from_pointee(table),
             applying: Mutex::new(()),
             tls,
-            dial,
+            dial: room.clone(),
+            room,
             limits,
             admission: Arc::new(Admission::new(limits.connections, limits.connections_per_source)),
             started: Instant::now(),
@@ -99,15 +121,29 @@ impl Ingress {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Publishes `snapshot` and nothing else. What is under way to places that are published no longer ends at once;
-    /// everything else goes on, with its counters. A snapshot that is refused changes nothing.
-    pub fn apply(&self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+    /// Publishes `snapshot` and nothing else. No request begins any more to places that are published no longer, and what
+    /// is under way there ends, as the answer tells; everything else goes on, with its counters. A snapshot that is refused
+    /// changes nothing.
+    pub fn apply(&self, snapshot: &Snapshot) -> Result<Ending, SnapshotError> {
         let _applying = self.shared.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.shared.table.load_full();
         let after = Arc::new(Table::build(snapshot, &self.shared.tls, &self.shared.limits, Some(&before))?);
+        self.shared.room.share_among(after.sites.values().map(|live| (live.site.network, &live.target)));
         self.shared.table.store(after.clone());
-        before.close_all_but(&after);
-        Ok(())
+        Ok(Ending(before.close_all_but(&after)))
+    }
+
+    /// Ends everything that is under way to the machines of a network. What is published there stays so.
+    pub fn cut(&self, network: NetworkNumber) -> Ending {
+        let table = self.shared.table.load();
+        let there = table.sites.values().filter(|live| live.site.network == network);
+        Ending(there.map(|live| live.target.cut()).collect())
+    }
+
+    /// Closes connections to machines that were not used for a while, for ever. It has to run as long as anything is
+    /// published, also while nothing listens.
+    pub fn sweep(&self) -> impl Future<Output = ()> + Send + use<> {
+        listen::sweep(self.shared.clone())
     }
 
     /// Serves a listener until the future is dropped, and with it the listener's connections; only WebSockets go on, until
@@ -119,10 +155,15 @@ impl Ingress {
     /// What happened to each published site, by host.
     pub fn counters(&self) -> Vec<SiteCounters> {
         let table = self.shared.table.load();
-        let read = |live: &Arc<table::Live>| live.state.read(&live.site.id, &live.site.host);
-        let mut counters: Vec<_> = table.sites.values().map(read).collect();
+        let mut counters: Vec<_> = table.sites.values().map(|live| live.counters()).collect();
         counters.sort_by(|a, b| a.host.cmp(&b.host));
         counters
+    }
+
+    /// What happened to those of these sites that are published, in the order in which they are asked for.
+    pub fn counters_of(&self, hosts: &[HostName]) -> Vec<SiteCounters> {
+        let table = self.shared.table.load();
+        hosts.iter().filter_map(|host| Some(table.sites.get(host.as_str())?.counters())).collect()
     }
 
     /// What happened to no site.

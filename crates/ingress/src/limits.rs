@@ -32,7 +32,7 @@ pub struct Limits {
     pub connect: Duration,
     /// How long an unused connection to a machine is kept.
     pub upstream_idle: Duration,
-    /// Unused connections to one machine that are kept.
+    /// Unused connections to one machine that are kept, while no other machine of the network needs their room.
     pub upstream_spare: usize,
     /// How long the last answer on a connection may take to be read.
     pub farewell: Duration,
@@ -50,7 +50,7 @@ impl Default for Limits {
             body_rate: 1 << 10,
             connect: Duration::from_secs(5),
             upstream_idle: Duration::from_secs(30),
-            upstream_spare: 256,
+            upstream_spare: 64,
             farewell: Duration::from_secs(1),
         }
     }

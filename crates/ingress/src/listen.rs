@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -21,13 +22,14 @@ use crate::socket::Socket;
 
 /// How long nothing is accepted after the system could not give a socket.
 const RESPITE: Duration = Duration::from_millis(50);
-/// How often unused connections to machines are looked through.
+/// How often unused connections to machines are looked through, or more often where they are kept for less.
 const SWEEP: Duration = Duration::from_secs(5);
 /// A fatal alert, unrecognized_name (RFC 8446 §6, RFC 6066 §3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// What is spoken on a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     Http,
     Https,
@@ -38,17 +40,11 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, 
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let mut connections = JoinSet::new();
-    let mut sweep = interval(SWEEP);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = sweep.tick() => {
-                for live in shared.table.load().sites.values() {
-                    live.target.sweep(shared.limits.upstream_idle);
-                }
-                while connections.try_join_next().is_some() {}
-                continue;
-            }
+            // So that nothing of it is kept.
+            Some(_) = connections.join_next() => continue,
         };
         match accepted {
             Ok((stream, from)) => {
@@ -60,7 +56,19 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, 
                 sleep(RESPITE).await;
             }
         }
-        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Closes unused connections to machines, for ever.
+pub(crate) async fn sweep(shared: Arc<Shared>) {
+    let idle = shared.limits.upstream_idle;
+    let mut sweep = interval(idle.clamp(Duration::from_millis(1), SWEEP));
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        sweep.tick().await;
+        for live in shared.table.load_full().sites.values() {
+            live.target.sweep(idle);
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::admit::Admission;
 use crate::certificates::Tls;
 use crate::counters::Refused;
 use crate::limits::Limits;
+use crate::room::Room;
 use crate::table::Table;
 use crate::upstream::Dial;
 
@@ -18,7 +19,9 @@ pub(crate) struct Shared {
     /// Held while the table is replaced.
     pub applying: Mutex<()>,
     pub tls: Tls,
+    /// By way of `room`.
     pub dial: Arc<dyn Dial>,
+    pub room: Arc<Room>,
     pub limits: Limits,
     pub admission: Arc<Admission>,
     pub started: Instant,

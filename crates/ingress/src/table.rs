@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustls::ServerConfig;
+use tokio_util::task::TaskTracker;
 
 use crate::certificates::{Certificates, Tls};
-use crate::counters::State;
+use crate::counters::{SiteCounters, State};
 use crate::limits::Limits;
 use crate::rate::Rate;
 use crate::snapshot::{Site, Snapshot, SnapshotError};
@@ -39,8 +40,11 @@ impl Table {
         limits: &Limits,
         before: Option<&Self>,
     ) -> Result<Self, SnapshotError> {
-        let certificates = Arc::new(tls.certificates(&snapshot.certificates)?);
-        let config = tls.config(certificates.clone()).map_err(|error| SnapshotError::Tls(error.into()))?;
+        let certificates = tls.certificates(&snapshot.certificates, before.map(|before| &before.certificates))?;
+        let config = match before.filter(|before| Arc::ptr_eq(&before.certificates, &certificates)) {
+            Some(before) => before.tls.clone(),
+            None => tls.config(certificates.clone()).map_err(|error| SnapshotError::Tls(error.into()))?,
+        };
         if snapshot.https_port == Some(0) {
             return Err(SnapshotError::NoHttpsPort);
         }
@@ -63,13 +67,18 @@ impl Table {
                 return Err(SnapshotError::DuplicateId(site.id.clone()));
             }
             let old = before.and_then(|before| before.sites.get(site.host.as_str()));
-            let target = match old.filter(|old| same_target(&old.site, site)) {
-                Some(old) => old.target.clone(),
-                None => Arc::new(Target::new(site, limits)),
+            let live = match old.filter(|old| old.site == *site) {
+                Some(old) => old.clone(),
+                None => {
+                    let target = match old.filter(|old| same_target(&old.site, site)) {
+                        Some(old) => old.target.clone(),
+                        None => Arc::new(Target::new(site, limits)),
+                    };
+                    let state = states.get(site.id.as_str()).map(|state| (*state).clone()).unwrap_or_default();
+                    let rate = Rate::new(site.limits.requests_per_second, site.limits.burst);
+                    Arc::new(Live { site: site.clone(), rate, state, target })
+                }
             };
-            let state = states.get(site.id.as_str()).map(|state| (*state).clone()).unwrap_or_default();
-            let rate = Rate::new(site.limits.requests_per_second, site.limits.burst);
-            let live = Arc::new(Live { site: site.clone(), rate, state, target });
             if sites.insert(site.host.as_str().into(), live).is_some() {
                 return Err(SnapshotError::DuplicateHost(site.host.clone()));
             }
@@ -79,14 +88,19 @@ impl Table {
         Ok(Self { sites, certificates, tls: config, challenges, https_port: snapshot.https_port })
     }
 
-    /// Ends what goes to targets that `after` does not have.
-    pub fn close_all_but(&self, after: &Self) {
-        for live in self.sites.values() {
+    /// Ends what goes to targets that `after` does not have. It has ended when all of what is returned is empty.
+    pub fn close_all_but(&self, after: &Self) -> Vec<TaskTracker> {
+        let gone = self.sites.values().filter(|live| {
             let kept = after.sites.get(live.site.host.as_str());
-            if kept.is_none_or(|kept| !Arc::ptr_eq(&kept.target, &live.target)) {
-                live.target.close();
-            }
-        }
+            kept.is_none_or(|kept| !Arc::ptr_eq(&kept.target, &live.target))
+        });
+        gone.map(|live| live.target.close()).collect()
+    }
+}
+
+impl Live {
+    pub fn counters(&self) -> SiteCounters {
+        self.state.read(&self.site.id, &self.site.host)
     }
 }
 
@@ -102,6 +116,93 @@ fn check(site: &Site) -> Result<(), SnapshotError> {
 
 /// Who was let in by other credentials is not let go on.
 fn same_target(old: &Site, new: &Site) -> bool {
-    let target = |site: &Site| (site.id.clone(), site.network, site.addresses.clone(), site.port, site.auth.clone());
-    target(old) == target(new)
+    (&old.id, old.network, &old.addresses, old.port, &old.auth)
+        == (&new.id, new.network, &new.addresses, new.port, &new.auth)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::snapshot::{Auth, Certificate, SecretHash, SiteLimits};
+
+    fn site(host: &str) -> Site {
+        Site {
+            host: host.parse().unwrap(),
+            id: host.to_owned(),
+            network: warren_model::NetworkNumber::FIRST,
+            addresses: vec![[10, 0, 0, 2].into()],
+            port: 80,
+            auth: None,
+            limits: SiteLimits::default(),
+        }
+    }
+
+    fn certificate() -> Certificate {
+        let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+        Certificate { chain_pem: made.cert.pem(), key_pem: made.signing_key.serialize_pem() }
+    }
+
+    #[test]
+    fn what_a_change_does_not_concern_is_kept() {
+        let (tls, limits) = (Tls::new().unwrap(), Limits::default());
+        let build = |snapshot: &Snapshot, before| Table::build(snapshot, &tls, &limits, before).unwrap();
+        let mut snapshot = Snapshot { certificates: vec![certificate()], ..Snapshot::default() };
+        snapshot.sites = vec![site("a.example"), site("b.example")];
+        let first = build(&snapshot, None);
+
+        snapshot.challenges.insert("token".into(), "answer".into());
+        snapshot.sites[1].limits.max_body_bytes = 1;
+        snapshot.sites.push(site("c.example"));
+        let second = build(&snapshot, Some(&first));
+        assert!(Arc::ptr_eq(&first.tls, &second.tls), "sessions are kept");
+        assert!(Arc::ptr_eq(&first.sites["a.example"], &second.sites["a.example"]));
+        let [before, after] = [&first, &second].map(|table| &table.sites["b.example"]);
+        assert_eq!(after.site.limits.max_body_bytes, 1);
+        assert!(Arc::ptr_eq(&before.target, &after.target) && Arc::ptr_eq(&before.state, &after.state));
+
+        snapshot.sites[1].auth = Some(Auth::Bearer { token: SecretHash::of(b"x") });
+        snapshot.certificates.push(certificate());
+        let third = build(&snapshot, Some(&second));
+        assert!(!Arc::ptr_eq(&second.tls, &third.tls));
+        let [before, after] = [&second, &third].map(|table| &table.sites["b.example"]);
+        assert!(!Arc::ptr_eq(&before.target, &after.target), "who was let in without is not let go on");
+        assert!(Arc::ptr_eq(&before.state, &after.state));
+    }
+
+    #[tokio::test]
+    async fn what_is_closed_has_ended_when_it_is_said_to_have() {
+        struct Open(Arc<AtomicBool>);
+
+        impl Drop for Open {
+            fn drop(&mut self) {
+                self.0.store(false, Relaxed);
+            }
+        }
+
+        let (tls, limits) = (Tls::new().unwrap(), Limits::default());
+        let snapshot = Snapshot { sites: vec![site("a.example"), site("b.example")], ..Snapshot::default() };
+        let before = Table::build(&snapshot, &tls, &limits, None).unwrap();
+        let open = ["a.example", "b.example"].map(|host| {
+            let open = Arc::new(AtomicBool::new(true));
+            let connection = Open(open.clone());
+            let work = async move {
+                let _connection = connection;
+                std::future::pending::<()>().await;
+            };
+            before.sites[host].target.spawn(work).unwrap();
+            open
+        });
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let snapshot = Snapshot { sites: vec![site("a.example")], ..Snapshot::default() };
+        let after = Table::build(&snapshot, &tls, &limits, Some(&before)).unwrap();
+        let connections = before.close_all_but(&after);
+        for connections in connections {
+            connections.wait().await;
+        }
+        assert_eq!(open.map(|open| open.load(Relaxed)), [true, false]);
+        assert!(before.sites["b.example"].target.spawn(async {}).is_none());
+    }
 }

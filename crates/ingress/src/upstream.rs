@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::timeout;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use warren_model::NetworkNumber;
 
 use crate::body::Sent;
@@ -37,9 +38,18 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Upstream for T {}
 
 /// Makes connections to machines.
 pub trait Dial: Send + Sync {
-    /// Connects to an address in a network. It may be dropped before it is done. [`io::ErrorKind::ResourceBusy`] where there
-    /// is no room for another connection.
+    /// Connects to an address in a network. It may be dropped before it is done. [`io::ErrorKind::ResourceBusy`], at once,
+    /// where there is no room for another connection.
     fn dial(&self, network: NetworkNumber, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Upstream>>>;
+
+    /// The same, but where there is no room it is waited for, as long as makes sense.
+    fn dial_patiently(
+        &self,
+        network: NetworkNumber,
+        to: SocketAddr,
+    ) -> BoxFuture<'static, io::Result<Box<dyn Upstream>>> {
+        self.dial(network, to)
+    }
 }
 
 /// Where the requests of a site go, with its connections.
@@ -57,6 +67,8 @@ struct Inner {
     most_spare: usize,
     next_task: u64,
     tasks: HashMap<u64, AbortHandle>,
+    /// Whether they have ended.
+    tracker: TaskTracker,
 }
 
 struct Spare {
@@ -72,6 +84,18 @@ pub(crate) struct Link {
     _driver: AbortOnDropHandle<()>,
 }
 
+/// A request that was sent if there was a connection for it.
+pub(crate) enum Attempt {
+    Sent {
+        link: Link,
+        /// In a box: requests hand this on, and are held in large numbers.
+        response: BoxFuture<'static, Result<Response<Incoming>, TrySendError<Request<Sent>>>>,
+        /// The same request, where it may be sent once more.
+        again: Option<Box<Request<Sent>>>,
+    },
+    Unsent(Box<Request<Sent>>),
+}
+
 impl Target {
     pub fn new(site: &Site, limits: &Limits) -> Self {
         let addresses = site.addresses.iter().map(|address| SocketAddr::new(*address, site.port)).collect();
@@ -79,35 +103,43 @@ impl Target {
         Self { network: site.network, addresses, inner: Mutex::new(inner) }
     }
 
-    /// Sends a request over a connection that is open already, or else over a new one.
-    pub async fn send(
+    /// Sends a request over a connection that is open already, where there is one.
+    pub fn attempt(&self, request: Request<Sent>) -> Attempt {
+        let Some(Spare { mut link, since }) = self.take_spare() else {
+            return Attempt::Unsent(Box::new(request));
+        };
+        let proven = link.served >= PROVEN && since.elapsed() < RECENTLY;
+        let again = if proven { None } else { repeatable(&request).map(Box::new) };
+        let response = Box::pin(link.sender.try_send_request(request));
+        Attempt::Sent { link, response, again }
+    }
+
+    /// Waits for the response; sends the request over a new connection, where there was no other or it was closed just
+    /// then.
+    pub async fn complete(
         self: &Arc<Self>,
+        attempt: Attempt,
         dial: &Arc<dyn Dial>,
         limits: &Limits,
-        mut request: Request<Sent>,
     ) -> Result<(Response<Incoming>, Link), Refusal> {
-        if let Some(Spare { mut link, since }) = self.take_spare() {
-            let proven = link.served >= PROVEN && since.elapsed() < RECENTLY;
-            let again = if proven { None } else { repeatable(&request) };
-            match link.sender.try_send_request(request).await {
+        let request = match attempt {
+            Attempt::Unsent(request) => request,
+            Attempt::Sent { mut link, response, again } => match response.await {
                 Ok(response) => {
                     link.served += 1;
                     return Ok((response, link));
                 }
-                Err(mut error) => match error.take_message().or(again) {
-                    Some(unsent) => request = unsent,
-                    None => return Err(Refusal::Broken),
-                },
-            }
-        }
-        let mut link = self.connect(dial.clone(), limits.connect).await?;
-        match link.sender.send_request(request).await {
-            Ok(response) => {
-                link.served += 1;
-                Ok((response, link))
-            }
-            Err(_) => Err(Refusal::Broken),
-        }
+                Err(mut error) => error.take_message().map(Box::new).or(again).ok_or(Refusal::Broken)?,
+            },
+        };
+        // Seldom, and large.
+        Box::pin(async {
+            let mut link = self.connect(dial.clone(), limits.connect).await?;
+            let response = link.sender.send_request(*request).await.map_err(|_| Refusal::Broken)?;
+            link.served += 1;
+            Ok((response, link))
+        })
+        .await
     }
 
     /// Keeps a connection whose response ended.
@@ -139,22 +171,48 @@ impl Target {
         let id = inner.next_task;
         inner.next_task += 1;
         let listed = Listed { target: Arc::downgrade(self), id };
-        let task = tokio::spawn(async move {
+        let task = tokio::spawn(inner.tracker.track_future(async move {
             let _listed = listed;
             work.await;
-        });
+        }));
         inner.tasks.insert(id, task.abort_handle());
         Some(task)
     }
 
-    /// Ends everything that is under way, for good.
-    pub fn close(&self) {
+    /// Ends everything that is under way, for good. It has ended when what is returned is empty.
+    pub fn close(&self) -> TaskTracker {
+        self.end(true)
+    }
+
+    /// Ends everything that is under way; later requests make connections again. It has ended when what is returned is empty.
+    pub fn cut(&self) -> TaskTracker {
+        self.end(false)
+    }
+
+    fn end(&self, for_good: bool) -> TaskTracker {
         let mut inner = self.lock();
-        inner.closed = true;
+        inner.closed |= for_good;
         let (tasks, spare) = (std::mem::take(&mut inner.tasks), std::mem::take(&mut inner.spare));
+        let tracker = std::mem::take(&mut inner.tracker);
         drop(inner);
         tasks.into_values().for_each(|task| task.abort());
         drop(spare);
+        tracker.close();
+        tracker
+    }
+
+    /// Since when the connection has been unused that has been so the longest.
+    pub fn oldest_spare(&self) -> Option<Instant> {
+        self.lock().spare.first().map(|spare| spare.since)
+    }
+
+    /// Closes the connection that has been unused the longest, if there is one.
+    pub fn give_up_spare(&self) -> bool {
+        let mut inner = self.lock();
+        let open = inner.spare.iter().position(|spare| !spare.link.sender.is_closed());
+        let given_up = open.map(|open| inner.spare.remove(open));
+        drop(inner);
+        given_up.is_some()
     }
 
     pub fn is_closed(&self) -> bool {
@@ -165,8 +223,8 @@ impl Target {
     pub fn sweep(&self, idle: Duration) {
         let mut old = Vec::new();
         let mut inner = self.lock();
-        let kept = inner.spare.partition_point(|spare| spare.since.elapsed() > idle);
-        old.extend(inner.spare.drain(..kept));
+        let unused = inner.spare.partition_point(|spare| spare.since.elapsed() > idle);
+        old.extend(inner.spare.drain(..unused));
         let (open, closed) =
             std::mem::take(&mut inner.spare).into_iter().partition(|spare| !spare.link.sender.is_closed());
         inner.spare = open;
@@ -205,7 +263,7 @@ impl Target {
             }
         });
         let driver = AbortOnDropHandle::new(driver.ok_or(Refusal::Unknown)?);
-        let sender = connected.await.map_err(|_| Refusal::Unknown)??;
+        let sender = connected.await.map_err(|_| Refusal::Unreachable)??;
         Ok(Link { sender, served: 0, _driver: driver })
     }
 
@@ -296,7 +354,8 @@ mod tests {
             machine.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await.unwrap();
         };
         let limits = Limits::default();
-        let (sent, ()) = tokio::join!(target.send(&dial, &limits, Request::new(Sent::Empty)), answer);
+        let attempt = target.attempt(Request::new(Sent::Empty));
+        let (sent, ()) = tokio::join!(target.complete(attempt, &dial, &limits), answer);
         let (mut response, link) = sent.unwrap();
         target.give_back(link);
         assert!(target.take_spare().is_none(), "a response is still under way on it");

@@ -1,5 +1,6 @@
 //! The daemon's end: starts an edge or finds one, and tells it what to answer.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -18,16 +19,17 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
-use warren_ingress::Snapshot;
-use warren_model::NetworkNumber;
+use warren_ingress::{Kind, Snapshot};
+use warren_model::policy::HostName;
 use warren_model::session::TunnelKey;
+use warren_model::{NetworkNumber, SessionId};
 
 use crate::control::frame::{Channel, MAX_DESCRIPTORS, MAX_MESSAGE};
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, Reply, Request};
 use crate::denials::TakenDenials;
 use crate::flows::{FlowCounters, OpenFlow};
-use crate::operators::SessionStatus;
-use crate::public::{PublicCounters, PublicKind};
+use crate::operators::{SessionStatus, TunnelReport};
+use crate::public::{PublicCounters, PublicStatus};
 use crate::view::{NetworkView, Sockets};
 
 /// How long the edge may take over one request.
@@ -280,17 +282,24 @@ impl EdgeClient {
     /// otherwise); given later, they take the place of the ones before. An error that is not
     /// [broken](EdgeError::is_broken) is about this view alone: the edge goes on with the one before.
     /// So it is with `device`, by which operators come in; without one none of the view's operators do.
+    ///
+    /// Returns the operators who could not be let in, such as one whose key is another network's still. They are tried
+    /// again with every call.
     pub async fn put_network(
         &self,
         view: &NetworkView,
         sockets: Option<Sockets>,
         device: Option<OwnedFd>,
-    ) -> Result<(), EdgeError> {
+    ) -> Result<Vec<SessionId>, EdgeError> {
         let (announced, has_device) = (sockets.is_some(), device.is_some());
-        let request = Request::PutNetwork { view: Box::new(view.clone()), sockets: announced, device: has_device };
+        let request =
+            Request::PutNetwork { view: Box::new(Cow::Borrowed(view)), sockets: announced, device: has_device };
         let mut descriptors = sockets.map_or_else(Vec::new, |sockets| Vec::from(sockets.into_descriptors()));
         descriptors.extend(device);
-        self.done(&request, descriptors).await
+        match self.request(&request, descriptors).await? {
+            Reply::Put(refused) => Ok(refused),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
     }
 
     /// Serves operators of all networks on these sockets, at most one of each family, instead of those before.
@@ -299,22 +308,39 @@ impl EdgeClient {
         self.done(&Request::Listen { key: key.clone() }, descriptors).await
     }
 
-    /// How the sessions of one network stand, or those of all.
-    pub async fn sessions(&self, network: Option<NetworkNumber>) -> Result<Vec<SessionStatus>, EdgeError> {
+    /// How the tunnel stands, and which sessions ended by themselves; `None` while nothing listens.
+    pub async fn tunnel(&self) -> Result<Option<TunnelReport>, EdgeError> {
+        match self.request(&Request::Tunnel, Vec::new()).await? {
+            Reply::Tunnel(report) => Ok(report),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
+    /// How the sessions of a network stand.
+    pub async fn sessions(&self, network: NetworkNumber) -> Result<Vec<SessionStatus>, EdgeError> {
         match self.request(&Request::Sessions { network }, Vec::new()).await? {
             Reply::Sessions(sessions) => Ok(sessions),
             other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
         }
     }
 
-    /// Serves the public on these listeners instead of those of the kind before; none to serve none.
-    pub async fn listen_public(&self, kind: PublicKind, listeners: Vec<TcpListener>) -> Result<(), EdgeError> {
+    /// What the public side has. [`EdgeError::TimedOut`] after three seconds, as with [`status`](Self::status).
+    pub async fn public(&self) -> Result<PublicStatus, EdgeError> {
+        match timeout(STATUS, self.request(&Request::Public, Vec::new())).await.map_err(|_| EdgeError::TimedOut)?? {
+            Reply::Public(status) => Ok(status),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
+    /// Serves the public on these listeners instead of those of the kind before, which are closed when this returns; none to
+    /// serve none.
+    pub async fn listen_public(&self, kind: Kind, listeners: Vec<TcpListener>) -> Result<(), EdgeError> {
         let descriptors = listeners.into_iter().map(OwnedFd::from).collect();
         self.done(&Request::ListenPublic { kind }, descriptors).await
     }
 
     /// Adds sockets by which the public side connects to the machines of a network: of TCP over IPv4, unconnected, made
-    /// in the network's namespace.
+    /// in the network's namespace; at most as many as [`PublicStatus::room`] says.
     pub async fn add_dialers(&self, network: NetworkNumber, sockets: Vec<OwnedFd>) -> Result<(), EdgeError> {
         let mut sockets = sockets.into_iter();
         loop {
@@ -326,19 +352,22 @@ impl EdgeClient {
         }
     }
 
-    /// The public side reaches nothing of the network any more.
+    /// The public side reaches nothing of the network any more; what was open to it is cut.
     pub async fn remove_dialers(&self, network: NetworkNumber) -> Result<(), EdgeError> {
         self.done(&Request::RemoveDialers { network }, Vec::new()).await
     }
 
-    /// Publishes this and nothing else. When this returns, what is not published any more is closed to everybody.
+    /// Publishes this and nothing else. When this returns, no request reaches what is not published any more, and nothing
+    /// more comes from there.
     pub async fn put_public(&self, generation: u64, snapshot: Snapshot) -> Result<(), EdgeError> {
         self.done(&Request::PutPublic { generation, snapshot: Box::new(snapshot) }, Vec::new()).await
     }
 
-    /// What happened to requests from outside since the edge started.
-    pub async fn public_counters(&self) -> Result<PublicCounters, EdgeError> {
-        match self.request(&Request::PublicCounters, Vec::new()).await? {
+    /// What happened to requests from outside since the edge started: to those of these hosts' sites that are published, or
+    /// to those of all, and to those for no site.
+    pub async fn public_counters(&self, hosts: Option<&[HostName]>) -> Result<PublicCounters, EdgeError> {
+        let hosts = hosts.map(<[HostName]>::to_vec);
+        match self.request(&Request::PublicCounters { hosts }, Vec::new()).await? {
             Reply::PublicCounters(counters) => Ok(counters),
             other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
         }
@@ -399,14 +428,14 @@ impl EdgeClient {
         let _ = self.closed.clone().wait_for(|closed| *closed).await;
     }
 
-    async fn done(&self, request: &Request, descriptors: Vec<OwnedFd>) -> Result<(), EdgeError> {
+    async fn done(&self, request: &Request<'_>, descriptors: Vec<OwnedFd>) -> Result<(), EdgeError> {
         match self.request(request, descriptors).await? {
             Reply::Done => Ok(()),
             other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
         }
     }
 
-    async fn request(&self, request: &Request, descriptors: Vec<OwnedFd>) -> Result<Reply, EdgeError> {
+    async fn request(&self, request: &Request<'_>, descriptors: Vec<OwnedFd>) -> Result<Reply, EdgeError> {
         let body = serde_json::to_vec(request).map_err(|error| EdgeError::Unintelligible(error.to_string()))?;
         if body.len() > MAX_MESSAGE {
             return Err(EdgeError::TooLong { length: body.len() });

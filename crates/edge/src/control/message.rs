@@ -1,32 +1,34 @@
 //! What the daemon and the edge say to each other.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use warren_ingress::Snapshot;
-use warren_model::NetworkNumber;
+use warren_ingress::{Kind, Snapshot};
+use warren_model::policy::HostName;
 use warren_model::session::TunnelKey;
+use warren_model::{NetworkNumber, SessionId};
 
 use crate::denials::TakenDenials;
 use crate::dns::stats::QueryCounters;
 use crate::flows::{FlowCounters, OpenFlow};
-use crate::operators::{SessionStatus, TunnelStatus};
-use crate::public::{PublicCounters, PublicKind, PublicStatus};
+use crate::operators::{SessionStatus, TunnelReport, TunnelStatus};
+use crate::public::{PublicCounters, PublicStatus};
 use crate::view::NetworkView;
 
 /// Grows with every change that the other end has to know about.
-pub(crate) const PROTOCOL: u32 = 6;
+pub(crate) const PROTOCOL: u32 = 7;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum Request {
+pub(crate) enum Request<'a> {
     Hello {
         protocol: u32,
     },
     Status,
     PutNetwork {
-        view: Box<NetworkView>,
+        view: Box<Cow<'a, NetworkView>>,
         sockets: bool,
         device: bool,
     },
@@ -34,8 +36,9 @@ pub(crate) enum Request {
         key: TunnelKey,
     },
     Sessions {
-        network: Option<NetworkNumber>,
+        network: NetworkNumber,
     },
+    Tunnel,
     RemoveNetwork {
         number: NetworkNumber,
     },
@@ -50,7 +53,7 @@ pub(crate) enum Request {
     },
     /// With the listeners of this kind.
     ListenPublic {
-        kind: PublicKind,
+        kind: Kind,
     },
     /// With sockets to the machines of this network.
     AddDialers {
@@ -63,19 +66,30 @@ pub(crate) enum Request {
         generation: u64,
         snapshot: Box<Snapshot>,
     },
-    PublicCounters,
+    Public,
+    /// Of the sites of these hosts, or of all.
+    PublicCounters {
+        hosts: Option<Vec<HostName>>,
+    },
     Shutdown,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Reply {
-    Hello { protocol: u32, pid: i32 },
+    Hello {
+        protocol: u32,
+        pid: i32,
+    },
     Status(Box<EdgeStatus>),
     Denials(TakenDenials),
     OpenFlows(Vec<OpenFlow>),
     FlowCounters(Vec<FlowCounters>),
     Sessions(Vec<SessionStatus>),
+    Tunnel(Option<TunnelReport>),
+    /// The operators whom the gateway did not take.
+    Put(Vec<SessionId>),
+    Public(PublicStatus),
     PublicCounters(PublicCounters),
     Done,
     Refused(Refusal),
@@ -96,10 +110,12 @@ pub struct EdgeStatus {
     pub tunnel: Option<TunnelStatus>,
     /// The networks whose device for operators is here.
     pub devices: BTreeSet<NetworkNumber>,
+    /// The operators whom the gateway did not take.
+    pub refused: Vec<(NetworkNumber, SessionId)>,
     pub public: PublicStatus,
 }
 
-/// A request that the edge did not carry out; nothing changed.
+/// A request that the edge did not carry out, or not the whole of it; nothing is open that was not before or should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{code}: {message}")]
 pub struct Refusal {

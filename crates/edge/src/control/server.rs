@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use warren_ingress::Ending;
 use warren_model::NetworkNumber;
 
 use crate::control::frame::Channel;
@@ -92,7 +93,7 @@ async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
     while let Some(message) = channel.receive().await? {
         let descriptors = channel.take_descriptors();
         let handle = || {
-            let request = serde_json::from_slice::<Request>(&message)
+            let request = serde_json::from_slice::<Request<'_>>(&message)
                 .map_err(|error| Refusal::new(RefusalCode::Malformed, error.to_string()))?;
             let ends = matches!(request, Request::Shutdown);
             let allowed = greeted || matches!(request, Request::Hello { .. } | Request::Shutdown);
@@ -104,11 +105,10 @@ async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
             greeted |= hello;
             Ok((reply, ended, ends))
         };
-        let (reply, ended, ends) = handle().unwrap_or_else(|refusal| (Reply::Refused(refusal), None, false));
-        if let Some(mut tasks) = ended {
-            // The answer means that the sockets are closed.
-            tasks.shutdown().await;
-        }
+        let (reply, ended, ends) =
+            handle().unwrap_or_else(|refusal| (Reply::Refused(refusal), Ended::default(), false));
+        // The answer means that the sockets are closed.
+        ended.wait().await;
         channel.send(&serde_json::to_vec(&reply)?, &[]).await?;
         if ends {
             edge.shutdown.notify_one();
@@ -117,62 +117,86 @@ async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
     Ok(())
 }
 
+/// What ends because of a request.
+#[derive(Default)]
+struct Ended {
+    tasks: Option<JoinSet<()>>,
+    connections: Ending,
+}
+
+impl Ended {
+    async fn wait(self) {
+        if let Some(mut tasks) = self.tasks {
+            tasks.shutdown().await;
+        }
+        self.connections.ended().await;
+    }
+}
+
 impl Edge {
-    /// Carries out a request; also returns the tasks that have to end because of it.
-    fn handle(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<(Reply, Option<JoinSet<()>>), Refusal> {
-        match request {
-            Request::Hello { protocol: _ } => Ok((Reply::Hello { protocol: PROTOCOL, pid: pid() }, None)),
-            Request::Status => Ok((Reply::Status(Box::new(self.status())), None)),
+    /// Carries out a request; also returns what has to end because of it.
+    fn handle(&self, request: Request<'_>, descriptors: Vec<OwnedFd>) -> Result<(Reply, Ended), Refusal> {
+        let mut ended = Ended::default();
+        let reply = match request {
+            Request::Hello { protocol: _ } => Reply::Hello { protocol: PROTOCOL, pid: pid() },
+            Request::Status => Reply::Status(Box::new(self.status())),
             Request::PutNetwork { view, sockets, device } => {
                 let (sockets, device) = split(descriptors, sockets, device)?;
-                let ended = self.put(&view, sockets)?;
+                ended.tasks = self.put(&view, sockets)?;
+                if ended.tasks.is_some() {
+                    // The network was made anew: what leads to its machines is in a namespace that is gone.
+                    ended.connections = self.public.remove_dialers(view.number);
+                }
                 // Those who are not to come in any more are out before the answer.
-                self.operators.put(view.number, device, &view.operators).map_err(|error| unfit(&error))?;
-                Ok((Reply::Done, ended))
+                let refused = self.operators.put(view.number, device, &view.operators);
+                Reply::Put(refused.map_err(|error| unfit(&error))?)
             }
             Request::Listen { key } => {
                 let sockets = descriptors.into_iter().map(UdpSocket::from).collect();
                 self.operators.listen(sockets, &key).map_err(|error| unfit(&error))?;
                 tracing::info!("operators can come in");
-                Ok((Reply::Done, None))
+                Reply::Done
             }
-            Request::Sessions { network } => Ok((Reply::Sessions(self.operators.sessions(network)), None)),
+            Request::Sessions { network } => Reply::Sessions(self.operators.sessions(network)),
+            Request::Tunnel => Reply::Tunnel(self.operators.report()),
             Request::RemoveNetwork { number } => {
                 self.operators.remove(number);
-                self.public.remove_dialers(number);
+                ended.connections = self.public.remove_dialers(number);
                 let removed = self.networks().remove(&number);
                 if removed.is_some() {
                     tracing::info!(network = %number, "removed");
                 }
-                let ended = removed.map(|running| {
+                ended.tasks = removed.map(|running| {
                     running.network.end();
                     running.tasks
                 });
-                Ok((Reply::Done, ended))
+                Reply::Done
             }
-            Request::TakeDenials { after } => Ok((Reply::Denials(self.shared.all_denials.take(after)), None)),
-            Request::OpenFlows { network } => Ok((Reply::OpenFlows(self.open_flows(network)), None)),
-            Request::FlowCounters { network } => Ok((Reply::FlowCounters(self.flow_counters(network)), None)),
+            Request::TakeDenials { after } => Reply::Denials(self.shared.all_denials.take(after)),
+            Request::OpenFlows { network } => Reply::OpenFlows(self.open_flows(network)),
+            Request::FlowCounters { network } => Reply::FlowCounters(self.flow_counters(network)),
             Request::ListenPublic { kind } => {
-                self.public.listen(kind, descriptors).map_err(|error| unpublished(&error))?;
-                Ok((Reply::Done, None))
+                ended.tasks = self.public.listen(kind, descriptors).map_err(|error| unpublished(&error))?;
+                Reply::Done
             }
             Request::AddDialers { network } => {
                 self.public.add_dialers(network, descriptors).map_err(|error| unpublished(&error))?;
-                Ok((Reply::Done, None))
+                Reply::Done
             }
             Request::RemoveDialers { network } => {
-                self.public.remove_dialers(network);
-                Ok((Reply::Done, None))
+                ended.connections = self.public.remove_dialers(network);
+                Reply::Done
             }
             Request::PutPublic { generation, snapshot } => {
-                self.public.put(generation, &snapshot).map_err(|error| unpublished(&error))?;
+                ended.connections = self.public.put(generation, &snapshot).map_err(|error| unpublished(&error))?;
                 tracing::info!(names = snapshot.sites.len(), "published");
-                Ok((Reply::Done, None))
+                Reply::Done
             }
-            Request::PublicCounters => Ok((Reply::PublicCounters(self.public.counters()), None)),
-            Request::Shutdown => Ok((Reply::Done, None)),
-        }
+            Request::Public => Reply::Public(self.public.status()),
+            Request::PublicCounters { hosts } => Reply::PublicCounters(self.public.counters(hosts.as_deref())),
+            Request::Shutdown => Reply::Done,
+        };
+        Ok((reply, ended))
     }
 
     fn open_flows(&self, number: NetworkNumber) -> Vec<OpenFlow> {
@@ -198,6 +222,7 @@ impl Edge {
             names: running().map(|(_, network)| network.names.count() as u64).sum(),
             tunnel: self.operators.status(),
             devices: self.operators.devices().into_iter().collect(),
+            refused: self.operators.refused(),
             public: self.public.status(),
         }
     }
@@ -264,7 +289,7 @@ fn unpublished(error: &PublicError) -> Refusal {
     Refusal::new(code, chain(error))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
@@ -279,10 +304,37 @@ mod tests {
     use crate::flows::FlowKey;
     use crate::names::Ledger;
     use crate::view::tests::network_view;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, TcpListener};
     use ulid::Ulid;
+    use warren_ingress::Kind;
     use warren_model::MachineId;
     use warren_model::policy::Application;
+
+    fn edge(networks: BTreeMap<NetworkNumber, Running>, shared: Arc<Shared>) -> Edge {
+        Edge {
+            networks: Mutex::new(networks),
+            shared,
+            workers: Workers::start(1).unwrap(),
+            operators: Operators::default(),
+            public: Public::start(1).unwrap(),
+            shutdown: Notify::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_is_taken_back_is_closed_before_the_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let edge = edge(BTreeMap::new(), Shared::new(Ledger::open(directory.path(), "names").unwrap()));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at = listener.local_addr().unwrap();
+        let listen = |listeners| edge.handle(Request::ListenPublic { kind: Kind::Http }, listeners).unwrap().1;
+        listen(vec![listener.into()]).wait().await;
+        // Its only thread has something else to do for a while.
+        edge.public.occupy(Duration::from_millis(300));
+        listen(Vec::new()).wait().await;
+        TcpListener::bind(at).expect("the port is free again");
+        tokio::task::spawn_blocking(move || drop(edge)).await.unwrap();
+    }
 
     #[tokio::test]
     async fn however_many_connections_a_network_has_the_others_list_is_whole() {
@@ -304,14 +356,7 @@ mod tests {
             open.extend((0..count).map(|_| network.flows.open(key.clone(), &network.outside)));
             networks.insert(number, Running { network, tasks: JoinSet::new() });
         }
-        let edge = Edge {
-            networks: Mutex::new(networks),
-            shared,
-            workers: Workers::start(1).unwrap(),
-            operators: Operators::default(),
-            public: Public::start(1).unwrap(),
-            shutdown: Notify::new(),
-        };
+        let edge = edge(networks, shared);
         let listed = |number| edge.open_flows(number).iter().filter(|flow| flow.network == number).count();
         assert_eq!(numbers.map(listed), [LISTED_FLOWS, 1]);
         assert_eq!(listed(NetworkNumber::new(3).unwrap()), 0);

@@ -23,20 +23,13 @@ use rustix::net::{SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
-use warren_ingress::{Ingress, Kind, Limits, SiteCounters, Snapshot, SnapshotError, Totals};
+use warren_ingress::{Ending, Ingress, Kind, Limits, SiteCounters, Snapshot, SnapshotError, Totals};
 use warren_model::NetworkNumber;
+use warren_model::policy::HostName;
 
 pub use pool::PoolStatus;
 
 use dial::Dialers;
-
-/// What is spoken on a public listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PublicKind {
-    Http,
-    Https,
-}
 
 /// What the public side has.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -44,12 +37,14 @@ pub enum PublicKind {
 pub struct PublicStatus {
     /// Of what is published; `None` before anything was.
     pub generation: Option<u64>,
-    pub listening: BTreeMap<PublicKind, Vec<SocketAddr>>,
+    pub listening: BTreeMap<Kind, Vec<SocketAddr>>,
     /// The networks whose machines can be reached.
     pub dialers: BTreeMap<NetworkNumber, PoolStatus>,
+    /// How many more sockets to machines are taken, of all networks together.
+    pub room: usize,
 }
 
-/// What happened to requests from outside since the edge started.
+/// What happened to requests from outside since the edge started, with the sites that were asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublicCounters {
@@ -81,13 +76,13 @@ pub(crate) struct Public {
 #[derive(Default)]
 struct State {
     generation: Option<u64>,
-    listening: BTreeMap<PublicKind, Listening>,
+    listening: BTreeMap<Kind, Listening>,
 }
 
 /// Ends when it is dropped.
 struct Listening {
     addresses: Vec<SocketAddr>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Public {
@@ -101,35 +96,34 @@ impl Public {
             .map_err(PublicError::Threads)?;
         let dialers = Arc::new(Dialers::new(runtime.handle().clone()));
         let ingress = Ingress::new(Limits::default(), dialers.clone())?;
+        // It ends with the runtime.
+        runtime.spawn(ingress.sweep());
         Ok(Self { runtime, ingress, dialers, state: Mutex::default() })
     }
 
-    /// Publishes this and nothing else. What is open to places that are not published any more ends before this returns.
-    pub fn put(&self, generation: u64, snapshot: &Snapshot) -> Result<(), PublicError> {
+    /// Publishes this and nothing else. Returns what is open to places that are not published any more, which is about to
+    /// end.
+    pub fn put(&self, generation: u64, snapshot: &Snapshot) -> Result<Ending, PublicError> {
         let mut state = self.state();
-        let _inside = self.runtime.enter();
-        self.ingress.apply(snapshot)?;
+        let ending = self.ingress.apply(snapshot)?;
         state.generation = Some(generation);
-        Ok(())
+        Ok(ending)
     }
 
-    /// Serves these listeners instead of those of the kind before; none to serve none.
-    pub fn listen(&self, kind: PublicKind, listeners: Vec<OwnedFd>) -> Result<(), PublicError> {
+    /// Serves these listeners instead of those of the kind before; none to serve none. Returns those before, which are
+    /// closed when the tasks have ended.
+    pub fn listen(&self, kind: Kind, listeners: Vec<OwnedFd>) -> Result<Option<JoinSet<()>>, PublicError> {
         let listeners: Vec<TcpListener> =
             listeners.into_iter().map(listener).collect::<io::Result<_>>().map_err(PublicError::Listener)?;
         let mut state = self.state();
-        state.listening.remove(&kind);
+        let before = state.listening.remove(&kind).map(|before| before.tasks);
         if listeners.is_empty() {
-            return Ok(());
+            return Ok(before);
         }
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-        let spoken = match kind {
-            PublicKind::Http => Kind::Http,
-            PublicKind::Https => Kind::Https,
-        };
         let mut tasks = JoinSet::new();
         for listener in listeners {
-            let serving = self.ingress.serve(listener, spoken);
+            let serving = self.ingress.serve(listener, kind);
             let serve = async move {
                 if let Err(error) = serving.await {
                     tracing::error!(%error, "a public listener ended");
@@ -137,8 +131,8 @@ impl Public {
             };
             tasks.spawn_on(serve, self.runtime.handle());
         }
-        state.listening.insert(kind, Listening { addresses, _tasks: tasks });
-        Ok(())
+        state.listening.insert(kind, Listening { addresses, tasks });
+        Ok(before)
     }
 
     /// Adds sockets by which a network's machines can be reached.
@@ -146,9 +140,12 @@ impl Public {
         self.dialers.add(network, sockets).map_err(|error| PublicError::Dialer(network, error))
     }
 
-    /// Nothing reaches the network's machines any more.
-    pub fn remove_dialers(&self, network: NetworkNumber) {
-        self.dialers.remove(network);
+    /// Nothing connects to the network's machines any more. Returns what is open to them, which is about to end.
+    pub fn remove_dialers(&self, network: NetworkNumber) -> Ending {
+        match self.dialers.remove(network) {
+            true => self.ingress.cut(network),
+            false => Ending::default(),
+        }
     }
 
     pub fn status(&self) -> PublicStatus {
@@ -157,11 +154,25 @@ impl Public {
             generation: state.generation,
             listening: state.listening.iter().map(|(kind, there)| (*kind, there.addresses.clone())).collect(),
             dialers: self.dialers.status(),
+            room: self.dialers.room(),
         }
     }
 
-    pub fn counters(&self) -> PublicCounters {
-        PublicCounters { sites: self.ingress.counters(), totals: self.ingress.totals() }
+    /// With those of these hosts' sites; of all where there is `None`.
+    pub fn counters(&self, hosts: Option<&[HostName]>) -> PublicCounters {
+        let sites = hosts.map_or_else(|| self.ingress.counters(), |hosts| self.ingress.counters_of(hosts));
+        PublicCounters { sites, totals: self.ingress.totals() }
+    }
+
+    /// Keeps one thread busy for so long.
+    #[cfg(test)]
+    pub fn occupy(&self, time: std::time::Duration) {
+        let (begun, begins) = std::sync::mpsc::channel();
+        self.runtime.spawn(async move {
+            begun.send(()).unwrap();
+            std::thread::sleep(time);
+        });
+        begins.recv().unwrap();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

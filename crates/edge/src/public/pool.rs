@@ -2,8 +2,8 @@
 //!
 //! They were made in the network's own namespace, where the edge cannot make any. A TCP socket can be used again:
 //! connecting it to an address of no family ends its connection and forgets all of it (connect(2), `tcp_disconnect` in
-//! the kernel). So they do not run out while the daemon is dead; how many there are is how many connections the network
-//! has at once.
+//! the kernel). So they are not used up while the daemon is dead. How many there are is how many connections the network
+//! has at once, unused ones among them; the ingress closes those for new ones where there is no socket left.
 
 use std::io;
 use std::net::{SocketAddrV4, TcpStream as StdTcpStream};
@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError};
 use tokio::time::timeout;
 
-/// How long a connection waits for a socket when all are in use.
+/// How long a patient connection waits for a socket when all are in use.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a machine may take to close what is closed here, and how much it may still send, in bytes. Without it the
 /// kernel would tell the machine that the connection broke, and throw away what is on its way.
@@ -39,6 +39,22 @@ pub struct PoolStatus {
     pub sockets: usize,
     /// How many of them were in use at most.
     pub most_used: usize,
+}
+
+/// Sockets that can be used, and are set up for it.
+#[derive(Debug)]
+pub(crate) struct Prepared(Vec<OwnedFd>);
+
+impl Prepared {
+    /// Of sockets of TCP over IPv4. Takes a few system calls for each.
+    pub fn new(sockets: Vec<OwnedFd>) -> io::Result<Self> {
+        sockets.iter().try_for_each(prepare)?;
+        Ok(Self(sockets))
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
 }
 
 #[derive(Debug)]
@@ -62,36 +78,20 @@ impl Pool {
         Arc::new(Self { free: Semaphore::new(0), state: Mutex::default(), runtime })
     }
 
-    /// Adds sockets, which have to be of TCP over IPv4.
-    pub fn add(&self, sockets: Vec<OwnedFd>) -> io::Result<()> {
-        for socket in &sockets {
-            let fits = sockopt::socket_type(socket)? == SocketType::STREAM
-                && sockopt::socket_domain(socket)? == AddressFamily::INET
-                && !sockopt::socket_acceptconn(socket)?;
-            if !fits {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no TCP socket for IPv4"));
-            }
-            rustix::io::ioctl_fionbio(socket, true)?;
-            // Small writes are not delayed.
-            sockopt::set_tcp_nodelay(socket, true)?;
-            // What a client does not take waits with the machine, and not in the host's memory.
-            sockopt::set_socket_recv_buffer_size(socket, WAITING)?;
-            sockopt::set_socket_send_buffer_size(socket, WAITING)?;
-        }
+    pub fn add(&self, Prepared(sockets): Prepared) {
         let mut state = self.state();
         let count = sockets.len();
         state.status.sockets += count;
         state.free.extend(sockets);
         drop(state);
         self.free.add_permits(count);
-        Ok(())
     }
 
     pub fn status(&self) -> PoolStatus {
         self.state().status
     }
 
-    /// Nothing connects any more; what is open goes on until it is dropped.
+    /// Nothing connects any more; what is open goes on until it is dropped, and its socket is closed then.
     pub fn close(&self) {
         self.free.close();
         let mut state = self.state();
@@ -103,11 +103,22 @@ impl Pool {
     /// Connects to a machine. The socket is free again when the connection, or this future, is dropped.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] when no socket becomes free within a second.
+    /// [`io::ErrorKind::ResourceBusy`] when no socket is free.
     pub async fn connect(self: Arc<Self>, to: SocketAddrV4) -> io::Result<Connection> {
-        let busy = || io::Error::from(io::ErrorKind::ResourceBusy);
-        let gone = || io::Error::from(io::ErrorKind::NotConnected);
-        let permit = timeout(PATIENCE, self.free.acquire()).await.map_err(|_| busy())?.map_err(|_| gone())?;
+        let permit = self.free.try_acquire().map_err(|error| match error {
+            TryAcquireError::NoPermits => io::Error::from(io::ErrorKind::ResourceBusy),
+            TryAcquireError::Closed => gone(),
+        })?;
+        self.connect_with(permit, to).await
+    }
+
+    /// The same, but where no socket is free one is waited for, a second at most.
+    pub async fn connect_patiently(self: Arc<Self>, to: SocketAddrV4) -> io::Result<Connection> {
+        let permit = timeout(PATIENCE, self.free.acquire()).await.map_err(|_| io::ErrorKind::ResourceBusy)?;
+        self.connect_with(permit.map_err(|_| gone())?, to).await
+    }
+
+    async fn connect_with(self: &Arc<Self>, permit: SemaphorePermit<'_>, to: SocketAddrV4) -> io::Result<Connection> {
         let socket = {
             let mut state = self.state();
             let socket = state.free.pop().ok_or_else(gone)?;
@@ -162,6 +173,26 @@ impl Pool {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn prepare(socket: &OwnedFd) -> io::Result<()> {
+    let fits = sockopt::socket_type(socket)? == SocketType::STREAM
+        && sockopt::socket_domain(socket)? == AddressFamily::INET
+        && !sockopt::socket_acceptconn(socket)?;
+    if !fits {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no TCP socket for IPv4"));
+    }
+    rustix::io::ioctl_fionbio(socket, true)?;
+    // Small writes are not delayed.
+    sockopt::set_tcp_nodelay(socket, true)?;
+    // What a client does not take waits with the machine, and not in the host's memory.
+    sockopt::set_socket_recv_buffer_size(socket, WAITING)?;
+    sockopt::set_socket_send_buffer_size(socket, WAITING)?;
+    Ok(())
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::NotConnected.into()
 }
 
 /// Ends what is left of a connection at once, and forgets what it left unread.

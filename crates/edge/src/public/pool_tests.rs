@@ -17,7 +17,7 @@ fn socket() -> OwnedFd {
 
 fn pool(count: usize) -> Arc<Pool> {
     let pool = Pool::new(Handle::current());
-    pool.add((0..count).map(|_| socket()).collect()).unwrap();
+    pool.add(Prepared::new((0..count).map(|_| socket()).collect()).unwrap());
     pool
 }
 
@@ -63,7 +63,7 @@ async fn a_socket_is_used_again_and_nothing_of_the_connection_before_is_seen() {
             stream.write_all(&heard).unwrap();
             stream
         });
-        let mut connection = pool.clone().connect(address).await.unwrap();
+        let mut connection = pool.clone().connect_patiently(address).await.unwrap();
         connection.write_all(said.as_bytes()).await.unwrap();
         let mut heard = vec![0; said.len()];
         connection.read_exact(&mut heard).await.unwrap();
@@ -134,12 +134,14 @@ async fn who_comes_when_all_are_in_use_waits_and_is_refused_in_the_end() {
     let (_listener, address) = listener();
     let first = pool.clone().connect(address).await.unwrap();
     let _second = pool.clone().connect(address).await.unwrap();
-    assert_eq!(pool.clone().connect(address).await.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
-    let waiting = tokio::spawn(pool.clone().connect(address));
+    let hasty = timeout(PATIENCE / 2, pool.clone().connect(address)).await.expect("it waits");
+    assert_eq!(hasty.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+    assert_eq!(pool.clone().connect_patiently(address).await.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+    let waiting = tokio::spawn(pool.clone().connect_patiently(address));
     tokio::time::sleep(Duration::from_millis(20)).await;
     drop(first);
     waiting.await.unwrap().unwrap();
-    pool.add(vec![socket()]).unwrap();
+    pool.add(Prepared::new(vec![socket()]).unwrap());
     pool.clone().connect(address).await.unwrap();
     assert_eq!(pool.status(), PoolStatus { sockets: 3, most_used: 3 });
 }
@@ -152,15 +154,67 @@ async fn a_closed_pool_connects_nobody_and_keeps_nothing() {
     pool.close();
     assert!(pool.clone().connect(address).await.is_err());
     drop(open);
-    tokio::time::sleep(FAREWELL * 2).await;
+    let farewell = async {
+        while Arc::strong_count(&pool) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(FAREWELL * 10, farewell).await.expect("the connection holds on to the pool");
     assert!(pool.state().free.is_empty());
 }
 
 #[tokio::test]
 async fn only_sockets_of_tcp_over_ipv4_are_taken() {
-    let pool = Pool::new(Handle::current());
     let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    assert!(pool.add(vec![udp.into()]).is_err());
-    assert!(pool.add(vec![listener().0.into()]).is_err());
-    assert_eq!(pool.status().sockets, 0);
+    assert!(Prepared::new(vec![udp.into()]).is_err());
+    assert!(Prepared::new(vec![listener().0.into()]).is_err());
+    assert_eq!(Prepared::new(vec![socket()]).unwrap().count(), 1);
+}
+
+/// Takes what the other side does not read, until nothing moves any more; how many bytes that are.
+fn fill(mut write: impl FnMut(&[u8]) -> io::Result<usize>) -> usize {
+    let (mut taken, mut rests) = (0, 0);
+    while rests < 10 {
+        match write(&[7; 65536]) {
+            Ok(count) => (taken, rests) = (taken + count, 0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                rests += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    taken
+}
+
+/// The kernel would grow the buffers of a fast connection to megabytes (tcp_rmem and tcp_wmem, tcp(7)).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_reads_is_bounded_both_ways_also_after_much_was_read_fast() {
+    const FAST: usize = 64 << 20;
+    let pool = pool(1);
+    let (listener, address) = listener();
+    let machine = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        for _ in 0..FAST >> 20 {
+            stream.write_all(&[7; 1 << 20]).unwrap();
+        }
+        stream
+    });
+    let mut connection = pool.clone().connect(address).await.unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let mut left = FAST;
+    while left > 0 {
+        left -= connection.read(&mut buffer).await.unwrap();
+    }
+    let mut machine = machine.join().unwrap();
+    machine.set_nonblocking(true).unwrap();
+    // What waits on the machine's side counts on top.
+    sockopt::set_socket_send_buffer_size(&machine, 16 << 10).unwrap();
+    sockopt::set_socket_recv_buffer_size(&machine, 16 << 10).unwrap();
+    let most = 3 * WAITING;
+    let unread = fill(|bytes| machine.write(bytes));
+    assert!((1..=most).contains(&unread), "{unread} bytes wait for the client");
+    let stream = connection.stream_mut().unwrap();
+    let unread = fill(|bytes| stream.try_write(bytes));
+    assert!((1..=most).contains(&unread), "{unread} bytes wait for the machine");
 }

@@ -20,6 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -37,6 +38,7 @@ pub struct Lab {
     pub https: SocketAddr,
     pub http: SocketAddr,
     pub roots: rustls::RootCertStore,
+    listening: Vec<AbortHandle>,
 }
 
 struct Direct;
@@ -84,19 +86,26 @@ impl Lab {
         let snapshot = Snapshot { sites, certificates, ..Snapshot::default() };
         let ingress = Ingress::new(limits, Arc::new(Direct)).unwrap();
         ingress.apply(&snapshot).unwrap();
-        let listen = |kind| {
+        let mut listening = Vec::new();
+        let mut listen = |kind| {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
-            tokio::spawn(ingress.serve(listener, kind));
+            listening.push(tokio::spawn(ingress.serve(listener, kind)).abort_handle());
             address
         };
         let (https, http) = (listen(Kind::Https), listen(Kind::Http));
-        Self { ingress, snapshot, https, http, roots }
+        tokio::spawn(ingress.sweep());
+        Self { ingress, snapshot, https, http, roots, listening }
     }
 
     /// With one machine as `a.example`.
     pub async fn one(machine: &Machine) -> Self {
         Self::start(vec![site("a.example", machine.address)]).await
+    }
+
+    /// Nobody comes in any more.
+    pub fn stop_listening(&mut self) {
+        self.listening.drain(..).for_each(|listener| listener.abort());
     }
 
     pub fn change(&mut self, change: impl FnOnce(&mut Snapshot)) {

@@ -52,6 +52,33 @@ async fn a_site_with_too_many_requests_is_limited_and_its_neighbour_is_not() {
 }
 
 #[tokio::test]
+async fn who_has_no_credentials_uses_up_nothing_of_those_who_have() {
+    let machine = Machine::named("a").await;
+    let mut lab = Lab::one(&machine).await;
+    lab.change(|snapshot| {
+        snapshot.sites[0].auth = Some(Auth::Bearer { token: SecretHash::of(b"t0ken") });
+        snapshot.sites[0].limits.requests_per_second = number(1);
+        snapshot.sites[0].limits.burst = number(3);
+    });
+    let mut raw = lab.raw("a.example").await;
+    let mut ask = async |credentials: &str| {
+        raw.send(&format!("GET / HTTP/1.1\r\nHost: a.example\r\n{credentials}\r\n")).await;
+        raw.answer().await.status
+    };
+    let guess = "Authorization: Bearer guess\r\n";
+    let mut strangers = Vec::new();
+    for credentials in ["", guess, "", guess, ""] {
+        strangers.push(ask(credentials).await);
+    }
+    assert_eq!(strangers, [401, 401, 401, 429, 429], "guesses are limited as well");
+    let mut owner = Vec::new();
+    for _ in 0..4 {
+        owner.push(ask("Authorization: Bearer t0ken\r\n").await);
+    }
+    assert_eq!(owner, [200, 200, 200, 429]);
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_is_refused() {
     let machine = Machine::named("a").await;
     let mut lab = Lab::one(&machine).await;
@@ -308,6 +335,8 @@ async fn a_machine_that_is_not_there_is_told_from_one_that_is_late() {
         snapshot.sites[0].limits.idle_seconds = NonZeroU32::MIN;
     });
     assert_eq!(told(&lab).await, (504, "preview_timeout".into()));
+    let late = lab.http2("a.example").await.send_request(get("https://a.example/")).await.unwrap();
+    assert_eq!(late.status(), 504, "by HTTP/2, too");
     lab.change(|snapshot| snapshot.sites[0].addresses = vec!["192.0.2.1".parse().unwrap()]);
     assert_eq!(told(&lab).await, (504, "preview_timeout".into()));
     let machine = Machine::named("a").await;

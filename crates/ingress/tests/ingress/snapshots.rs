@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
 use tokio_tungstenite::{accept_async, client_async};
-use warren_ingress::{Auth, SecretHash, Snapshot, SnapshotError};
+use warren_ingress::{Auth, Limits, SecretHash, SiteCounters, Snapshot, SnapshotError};
+use warren_model::NetworkNumber;
 
 use crate::lab::{Lab, Machine, certificate, eventually, get, head, site};
 
@@ -96,9 +99,9 @@ async fn a_site_that_moved_or_locked_its_door_is_cut_and_keeps_its_counters() {
     assert_eq!(lab.get("a.example", "/").await.status, 401);
 }
 
-#[tokio::test]
-async fn unused_connections_to_a_machine_that_is_gone_are_closed() {
-    let (closed, mut seen) = tokio::sync::mpsc::unbounded_channel();
+/// Keeps its connections open, and tells when one is closed.
+async fn lasting() -> (Machine, UnboundedReceiver<()>) {
+    let (closed, seen) = unbounded_channel();
     let machine = Machine::raw(move |mut stream| {
         let closed = closed.clone();
         async move {
@@ -109,11 +112,48 @@ async fn unused_connections_to_a_machine_that_is_gone_are_closed() {
         }
     })
     .await;
+    (machine, seen)
+}
+
+#[tokio::test]
+async fn unused_connections_to_a_machine_that_is_gone_are_closed() {
+    let (machine, mut closed) = lasting().await;
     let mut lab = Lab::one(&machine).await;
     assert_eq!(lab.get("a.example", "/").await.body, "ok");
-    assert!(tokio::time::timeout(Duration::from_millis(200), seen.recv()).await.is_err(), "it is kept");
+    assert!(timeout(Duration::from_millis(200), closed.recv()).await.is_err(), "it is kept");
     lab.change(|snapshot| snapshot.sites.clear());
-    tokio::time::timeout(CUT, seen.recv()).await.expect("it is still open").unwrap();
+    timeout(CUT, closed.recv()).await.expect("it is still open").unwrap();
+}
+
+#[tokio::test]
+async fn unused_connections_are_closed_in_time_also_where_nobody_can_come_in() {
+    let (machine, mut closed) = lasting().await;
+    let limits = Limits { upstream_idle: Duration::from_millis(100), ..Limits::default() };
+    let mut lab = Lab::with(vec![site("a.example", machine.address)], limits).await;
+    assert_eq!(lab.get("a.example", "/").await.body, "ok");
+    lab.stop_listening();
+    timeout(CUT, closed.recv()).await.expect("it is still open").unwrap();
+}
+
+#[tokio::test]
+async fn a_network_that_is_cut_is_connected_to_anew() {
+    let machine = endless().await;
+    let other = Machine::named("other").await;
+    let mut sites = vec![site("a.example", machine.address), site("b.example", other.address)];
+    sites[1].network = NetworkNumber::new(2).unwrap();
+    let lab = Lab::start(sites).await;
+    let mut b = lab.raw("b.example").await;
+    b.send("GET / HTTP/1.1\r\nHost: b.example\r\n\r\n").await;
+    b.answer().await;
+    for _ in 0..2 {
+        let mut raw = lab.raw("a.example").await;
+        raw.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+        raw.until("here").await;
+        timeout(CUT, lab.ingress.cut(NetworkNumber::FIRST).ended()).await.expect("it goes on");
+        raw.rest().await;
+    }
+    b.send("GET / HTTP/1.1\r\nHost: b.example\r\n\r\n").await;
+    assert_eq!((b.answer().await.body, other.connections()), ("other".to_owned(), 1), "another network goes on");
 }
 
 #[tokio::test]
@@ -140,5 +180,8 @@ async fn a_snapshot_that_is_refused_changes_nothing() {
     let error = refused(|snapshot| drop(snapshot.challenges.insert("a/b".into(), "x".into())));
     assert!(matches!(error, SnapshotError::Token(_)), "{error:?}");
     assert_eq!(lab.get("a.example", "/").await.body, "a");
-    assert_eq!(lab.ingress.counters().len(), 1);
+    let hosts = |counters: Vec<SiteCounters>| counters.into_iter().map(|one| one.host.to_string()).collect::<Vec<_>>();
+    assert_eq!(hosts(lab.ingress.counters()), ["a.example"]);
+    let asked = ["b.example", "a.example"].map(|host| host.parse().unwrap());
+    assert_eq!(hosts(lab.ingress.counters_of(&asked)), ["a.example"]);
 }
