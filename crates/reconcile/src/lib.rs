@@ -54,7 +54,7 @@ mod world;
 
 pub use error::ReconcileError;
 pub use proof::{AuditSettings, Auditor, host_addresses};
-pub use public::{AcmeSettings, OwnFiles, PublicListeners, PublicSettings};
+pub use public::{AcmeSettings, OrderLimits, OwnFiles, PublicListeners, PublicSettings};
 pub use sessions::{TunnelGateway, TunnelSettings};
 pub use world::{Parts, World};
 

@@ -37,11 +37,7 @@ pub enum DirectoryError {
 impl Directory {
     /// The host's root certificates are trusted, and those in `ca_file` (PEM) besides. Reads files.
     pub fn new(url: &str, ca_file: Option<&Path>) -> Result<Self, DirectoryError> {
-        let shown = || DirectoryError::Url(url.chars().take(200).collect());
-        let uri: http::Uri = url.parse().map_err(|_| shown())?;
-        if uri.scheme_str() != Some("https") || uri.host().is_none_or(str::is_empty) {
-            return Err(shown());
-        }
+        Self::check(url)?;
         let mut roots = RootCertStore::empty();
         let native = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(native.certs);
@@ -58,6 +54,15 @@ impl Directory {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Self { url: url.to_owned(), tls: Arc::new(tls) })
+    }
+
+    /// Whether this can be the address of a directory: `https://HOST/…`.
+    pub fn check(url: &str) -> Result<(), DirectoryError> {
+        let uri: Option<http::Uri> = url.parse().ok();
+        match uri.filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty())) {
+            Some(_) => Ok(()),
+            None => Err(DirectoryError::Url(url.chars().take(200).collect())),
+        }
     }
 
     pub fn url(&self) -> &str {

@@ -129,6 +129,26 @@ impl AcmeError {
         }
     }
 
+    /// Whether the authority got no order, and so counts none.
+    pub fn is_before_order(&self) -> bool {
+        match self {
+            Self::Unreachable { step, .. } | Self::Untrusted { step, .. } => {
+                matches!(step, Step::Directory | Step::Account | Step::Order)
+            }
+            Self::Refused { step, .. }
+            | Self::Unexplained { step, .. }
+            | Self::NotAcme { step, .. }
+            | Self::Slow { step, .. } => matches!(step, Step::Directory | Step::Account),
+            Self::NoNames | Self::OtherDirectory { .. } | Self::Credentials => true,
+            Self::NotVerified { .. }
+            | Self::NoHttpChallenge { .. }
+            | Self::Publish { .. }
+            | Self::Certificate(_)
+            | Self::NotCovered { .. }
+            | Self::Key(_) => false,
+        }
+    }
+
     pub(super) fn at(step: Step) -> impl Fn(instant_acme::Error) -> Self {
         move |error| Self::of(step, error)
     }

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
-use warren_edge::{EdgeClient, PoolStatus, PublicKind, PublicStatus};
+use warren_edge::{EdgeClient, PoolStatus, PublicStatus};
+use warren_ingress::Kind;
 use warren_model::NetworkId;
+use warren_model::domain::{Domain, DomainProof};
 use warren_model::policy::HostName;
 use warren_model::record::Network;
 
+use super::certificates::orders::Holder;
 use super::snapshot::{self, Published};
 use super::{PublicListeners, Served};
 use crate::world::{World, blocking, lock};
@@ -92,7 +95,7 @@ pub(crate) async fn keep(world: Arc<World>) {
 /// What may differ although no record does; `None` when all is to be looked at.
 async fn look_after(world: &World, brought: Brought) -> Result<Option<Brought>, ReconcileError> {
     let client = world.edge.client().await?;
-    let status = client.status().await?.public;
+    let status = client.public().await?;
     if status.generation != brought.generation {
         return Ok(None);
     }
@@ -103,7 +106,7 @@ async fn look_after(world: &World, brought: Brought) -> Result<Option<Brought>, 
 async fn bring(world: &World) -> Result<Brought, ReconcileError> {
     let public = &world.public;
     let client = world.edge.client().await?;
-    let status = client.status().await?.public;
+    let status = client.public().await?;
     crash::point("before", "public-", "listen");
     let listeners = listen(world, &client, &status).await?;
     crash::point("after", "public-", "listen");
@@ -113,7 +116,9 @@ async fn bring(world: &World) -> Result<Brought, ReconcileError> {
     let published = if public.is_on() { published(world) } else { Vec::new() };
     let out_of_reach = fit_dialers(world, &client, &status, &published).await?;
 
-    let hosts: BTreeSet<HostName> = published.iter().map(|one| one.domain.host.clone()).collect();
+    let holder = |domain: &Domain| Holder { account: domain.account, suffix: domain.proof == DomainProof::Suffix };
+    let hosts: BTreeMap<HostName, Holder> =
+        published.iter().map(|one| (one.domain.host.clone(), holder(&one.domain))).collect();
     let certificates = Arc::clone(&public.certificates);
     let held = blocking(move || Ok::<_, ReconcileError>(certificates.prepare(&hosts, Timestamp::now()))).await?;
     public.wanted.notify_one();
@@ -130,7 +135,7 @@ async fn bring(world: &World) -> Result<Brought, ReconcileError> {
     }
     if public.is_on() {
         // Before what was counted of names that are public no more is gone.
-        public.metrics.count(&client.public_counters().await?);
+        public.metrics.count(&client.public_counters(None).await?);
     }
     if let Some(wanted) = generation.filter(|_| generation != status.generation) {
         let names = snapshot.sites.len();
@@ -177,7 +182,7 @@ async fn listen(
     let settings = &world.public.settings;
     let mut there = PublicListeners::default();
     let mut missing = Vec::new();
-    for (kind, wanted) in [(PublicKind::Https, settings.https), (PublicKind::Http, settings.http)] {
+    for (kind, wanted) in [(Kind::Https, settings.https), (Kind::Http, settings.http)] {
         let listens = status.listening.get(&kind).and_then(|addresses| addresses.first()).copied();
         let fits = |wanted: SocketAddr| {
             let fits = |at: &SocketAddr| at.ip() == wanted.ip() && (wanted.port() == 0 || at.port() == wanted.port());
@@ -197,7 +202,7 @@ async fn listen(
                         address
                     }
                     Some((wanted, Err(error))) => {
-                        let spoken = if kind == PublicKind::Https { "HTTPS" } else { "HTTP" };
+                        let spoken = if kind == Kind::Https { "HTTPS" } else { "HTTP" };
                         missing.push(format!("TCP port {wanted} for {spoken} cannot be had: {error}"));
                         None
                     }
@@ -205,8 +210,8 @@ async fn listen(
             }
         };
         match kind {
-            PublicKind::Https => there.https = had,
-            PublicKind::Http => there.http = had,
+            Kind::Https => there.https = had,
+            Kind::Http => there.http = had,
         }
     }
     Ok(if missing.is_empty() { Ok(there) } else { Err(missing.join("; ")) })
@@ -225,9 +230,19 @@ async fn fit_dialers(
         client.remove_dialers(*number).await?;
     }
     let mut out_of_reach = BTreeMap::new();
+    let mut room = status.room;
     for (number, network) in networks {
         let there = status.dialers.get(&number).copied().unwrap_or_default();
-        if let Err(error) = fit_pool(world, client, network, there).await {
+        let more = wanted(there).saturating_sub(there.sockets);
+        if more > share(there, room) {
+            if there.sockets == 0 {
+                let reason = "the edge has no room for sockets to the machines of its network";
+                out_of_reach.insert(network.id, reason.to_owned());
+            }
+            continue;
+        }
+        room -= more;
+        if let Err(error) = fit_pool(world, client, network, more).await {
             if let ReconcileError::Edge(error) = error {
                 return Err(error.into());
             }
@@ -252,9 +267,8 @@ async fn fit_pool(
     world: &World,
     client: &EdgeClient,
     network: &Arc<Network>,
-    there: PoolStatus,
+    more: usize,
 ) -> Result<(), ReconcileError> {
-    let more = wanted(there).saturating_sub(there.sockets);
     if more == 0 {
         return Ok(());
     }
@@ -278,9 +292,24 @@ fn wanted(there: PoolStatus) -> usize {
     grown.clamp(FIRST_SOCKETS, MOST_SOCKETS).max(there.sockets)
 }
 
+/// How much of the edge's room for sockets a network may have: one that has some leaves half of it to those without.
+fn share(there: PoolStatus, room: usize) -> usize {
+    if there.sockets == 0 { room } else { room / 2 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_that_grows_leaves_room_to_networks_that_have_none() {
+        let mut room = 4096;
+        let mut grown = 0;
+        while share(PoolStatus { sockets: 64, most_used: 64 }, room) >= 64 {
+            (room, grown) = (room - 64, grown + 1);
+        }
+        assert!(grown > 32 && share(PoolStatus::default(), room) >= 64, "{grown} {room}");
+    }
 
     #[test]
     fn a_pool_grows_while_it_is_nearly_used_up_and_never_shrinks() {

@@ -33,6 +33,7 @@ use warren_store::{StoreError, Typed, schema};
 
 use crate::world::{World, lock};
 use certificates::Certificates;
+pub use certificates::orders::OrderLimits;
 pub(crate) use counted::PublicMetrics;
 pub(crate) use keep::{begin, keep};
 
@@ -63,6 +64,7 @@ pub struct OwnFiles {
 pub struct AcmeSettings {
     pub directory: Directory,
     pub email: Option<Email>,
+    pub limits: OrderLimits,
 }
 
 /// Where the public comes in, with the ports that were had.
@@ -193,7 +195,7 @@ impl World {
     /// What is known of these names; one that is not served is left out.
     pub async fn domain_statuses(&self, hosts: &[HostName]) -> BTreeMap<HostName, DomainStatus> {
         let counters = match self.edge.client().await {
-            Ok(client) => client.public_counters().await.unwrap_or_default(),
+            Ok(client) => client.public_counters(Some(hosts)).await.unwrap_or_default(),
             Err(_) => Default::default(),
         };
         let mut traffic: BTreeMap<HostName, DomainTraffic> = counters

@@ -1,5 +1,6 @@
 //! Orders at an authority that speaks ACME.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +11,19 @@ use tokio::task::JoinSet;
 use warren_certs::Certificate;
 use warren_certs::acme::{Account, AcmeError, Challenges, NewAccountRequest, Outlook};
 use warren_certs::renewal::{self, Window};
+use warren_model::AccountId;
 use warren_model::policy::HostName;
 
-use super::files::Folder;
-use super::{Certificates, Held, Name};
+use super::files::{FilesError, Folder};
+use super::orders::Setback;
+use super::{Certificates, Held, Name, State};
 use crate::public::AcmeSettings;
 use crate::world::{World, lock};
 
-/// Orders that run at once.
-const ORDERS: usize = 4;
+/// Orders that run at once, of all accounts and of one. One can take minutes, when an authority waits for a name that
+/// does not answer.
+const ORDERS: usize = 8;
+const ORDERS_OF_ACCOUNT: usize = 4;
 /// How often it is looked what is due.
 const LOOKS_EVERY: Duration = Duration::from_secs(5);
 /// How long the edge may take until it answers a challenge.
@@ -60,7 +65,13 @@ pub(crate) async fn keep(world: Arc<World>) {
     let mut jobs = JoinSet::new();
     loop {
         let free = ORDERS.saturating_sub(jobs.len());
-        for job in public.certificates.jobs(Timestamp::now(), free) {
+        let due = public.certificates.jobs(Timestamp::now(), free);
+        // Before anything is ordered, so that a server that ends does not forget it.
+        let certificates = Arc::clone(&public.certificates);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || certificates.keep_memory()).await {
+            tracing::error!(%error, "what was ordered cannot be kept, and will not be known after a restart");
+        }
+        for job in due {
             let (world, office) = (Arc::clone(&world), Arc::clone(&office));
             jobs.spawn(async move { office.carry_out(&world, job).await });
         }
@@ -77,81 +88,138 @@ pub(crate) async fn keep(world: Arc<World>) {
     }
 }
 
+/// What a name needs of the authority, the most urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    First,
+    Renewal,
+    When,
+}
+
 impl Certificates {
-    /// What is due, at most so much of it. Each is under way until it is settled.
+    /// What is due, at most so much of it. Each is under way until it is settled. Accounts take turns, so that many names
+    /// of one do not keep the others waiting.
     pub(super) fn jobs(&self, now: Timestamp, most: usize) -> Vec<Job> {
         let mut state = lock(&self.state);
-        let mut jobs = Vec::new();
-        let state = &mut *state;
-        for (host, name) in &mut state.names {
-            if jobs.len() == most {
-                break;
-            }
-            if name.under_way {
-                continue;
-            }
+        let State { names, holders, memory, kept, under_way, turns, .. } = &mut *state;
+        let Some(memory) = memory.as_mut().filter(|_| most > 0) else { return Vec::new() };
+        let mut waiting: BTreeMap<AccountId, Vec<(Need, HostName)>> = BTreeMap::new();
+        for (host, name) in names.iter_mut().filter(|(host, _)| !under_way.contains_key(*host)) {
             if !self.http {
                 name.problem = Some(
                     "an authority verifies names over plain HTTP, and this server has no listener for that: start it \
                      with --http-listen"
                         .to_owned(),
                 );
-            } else if let Some(held) = name.held.as_ref().filter(|_| name.ask_at.is_none_or(|at| at <= now)) {
-                jobs.push(Job::AskWhen(host.clone(), Arc::clone(&held.certificate)));
-                name.under_way = true;
-            } else if name.is_due(host, now) {
-                jobs.push(Job::Order(host.clone(), name.held.as_ref().map(|held| Arc::clone(&held.certificate))));
-                name.under_way = true;
+            } else if let (Some(need), Some(holder)) = (name.need(host, now), holders.get(host)) {
+                waiting.entry(holder.account).or_default().push((need, host.clone()));
             }
+        }
+        // The next one is the last.
+        waiting.values_mut().for_each(|queue| queue.sort_unstable_by(|one, other| other.cmp(one)));
+        let mut jobs = Vec::new();
+        while jobs.len() < most {
+            let busy = |account: &AccountId| under_way.values().filter(|other| *other == account).count();
+            let may = waiting.keys().filter(|account| busy(account) < ORDERS_OF_ACCOUNT);
+            let Some(account) = may.min_by_key(|account| (busy(account), turns.get(account))).copied() else { break };
+            let Some((need, host)) = waiting.get_mut(&account).and_then(Vec::pop) else {
+                waiting.remove(&account);
+                continue;
+            };
+            let (Some(name), Some(holder)) = (names.get_mut(&host), holders.get(&host)) else { continue };
+            if need == Need::First {
+                if let Err(wait) = memory.order(self.limits, *holder, &host, now) {
+                    (name.not_before, name.waits) = (Some(wait.until), Some(wait.to_string()));
+                    continue;
+                }
+                (*kept, name.waits) = (false, None);
+            }
+            let held = name.held.as_ref().map(|held| Arc::clone(&held.certificate));
+            jobs.push(match (need, held) {
+                (Need::When, Some(held)) => Job::AskWhen(host.clone(), held),
+                (_, held) => Job::Order(host.clone(), held),
+            });
+            under_way.insert(host, account);
+            let turn = turns.values().max().map_or(0, |last| last + 1);
+            turns.insert(account, turn);
         }
         jobs
     }
 
     pub(super) fn settle(&self, outcome: Outcome, now: Timestamp) {
         let mut state = lock(&self.state);
+        let State { names, memory, kept, under_way, .. } = &mut *state;
         match outcome {
             Outcome::Asked(host, window) => {
-                let Some(name) = state.names.get_mut(&host) else { return };
-                name.under_way = false;
+                under_way.remove(&host);
+                let Some(name) = names.get_mut(&host) else { return };
                 let pause = window.as_ref().map_or(MUCH_LATER, |window| window.ask_again);
                 name.ask_at = now.checked_add(pause).ok();
                 name.window = window;
             }
             Outcome::Ordered(host, outcome) => {
-                let Some(name) = state.names.get_mut(&host) else { return };
+                under_way.remove(&host);
+                *kept = false;
                 let outcome = outcome.and_then(|certificate| Held::new(certificate).map_err(OrderError::Kept));
+                let memory = memory.get_or_insert_default();
                 match outcome {
                     Ok(held) => {
                         tracing::info!(%host, not_after = %held.not_after(), "its certificate was issued");
-                        *name = Name { held: Some(held), looked: true, ..Name::default() };
+                        memory.issued(&host);
+                        if let Some(name) = names.get_mut(&host) {
+                            *name = Name { held: Some(held), looked: true, ..Name::default() };
+                        }
                     }
                     Err(error) => {
                         tracing::warn!(%host, %error, "its certificate was not issued");
-                        name.failed(&error, &host, now);
+                        // Also of a name that is public no more: it may be again, in a second.
+                        let failures = memory.setback(&host).map_or(1, |before| before.failures.saturating_add(1));
+                        let setback = set_back(&error, failures, &host, now);
+                        if let Some(name) = names.get_mut(&host) {
+                            name.set_back(&setback);
+                        }
+                        let placed = !matches!(&error, OrderError::Acme(error) if error.is_before_order());
+                        memory.failed(&host, placed, setback, now);
                     }
                 }
             }
         }
     }
+
+    /// Writes down what was ordered, unless that is done.
+    pub(super) fn keep_memory(&self) -> Result<(), FilesError> {
+        let mut state = lock(&self.state);
+        let (Some(folder), Some(memory), false) = (&self.acme, state.memory.clone(), state.kept) else { return Ok(()) };
+        // What cannot be written is not tried again before something changes.
+        state.kept = true;
+        drop(state);
+        folder.keep_orders(&memory)
+    }
 }
 
 impl Name {
-    fn failed(&mut self, error: &OrderError, host: &HostName, now: Timestamp) {
-        self.under_way = false;
-        self.failures += 1;
-        self.problem = Some(error.to_string());
-        let outlook = match error {
-            OrderError::Acme(error) => error.outlook(),
-            OrderError::Kept(_) => Outlook::TryLater { not_before: None },
-        };
-        self.not_before = Some(match outlook {
-            Outlook::TryLater { not_before } => renewal::after_failure(self.failures, now, not_before, host),
-            // The account was forgotten: that was what stood in the way. Once, for another may not be known either.
-            Outlook::NewAccount if self.failures == 1 => now,
-            Outlook::NewAccount => renewal::after_failure(self.failures, now, None, host),
-            Outlook::Never => now.checked_add(MUCH_LATER).unwrap_or(now),
-        });
+    fn need(&self, host: &HostName, now: Timestamp) -> Option<Need> {
+        match &self.held {
+            Some(_) if self.ask_at.is_none_or(|at| at <= now) => Some(Need::When),
+            held if self.is_due(host, now) => Some(if held.is_some() { Need::Renewal } else { Need::First }),
+            _ => None,
+        }
     }
+}
+
+fn set_back(error: &OrderError, failures: u32, host: &HostName, now: Timestamp) -> Setback {
+    let outlook = match error {
+        OrderError::Acme(error) => error.outlook(),
+        OrderError::Kept(_) => Outlook::TryLater { not_before: None },
+    };
+    let not_before = match outlook {
+        Outlook::TryLater { not_before } => renewal::after_failure(failures, now, not_before, host),
+        // The account was forgotten: that was what stood in the way. Once, for another may not be known either.
+        Outlook::NewAccount if failures == 1 => now,
+        Outlook::NewAccount => renewal::after_failure(failures, now, None, host),
+        Outlook::Never => now.checked_add(MUCH_LATER).unwrap_or(now),
+    };
+    Setback { failures, problem: error.to_string(), not_before }
 }
 
 /// Who deals with the authority.

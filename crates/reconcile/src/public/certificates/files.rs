@@ -5,6 +5,7 @@
 //! internal/HOST                   certificates of its making: chain and key
 //! acme-HASH/HOST                  those of the authority at the directory with this hash
 //! acme-HASH/account.json          the account there
+//! acme-HASH/.orders               what was ordered there
 //! ```
 
 use std::collections::BTreeSet;
@@ -13,14 +14,22 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tempfile::NamedTempFile;
 use warren_certs::acme::Credentials;
 use warren_certs::authority::Authority;
 use warren_certs::{Certificate, KeyPem};
 use warren_model::policy::HostName;
 
+use super::orders::Memory;
+
+const INTERNAL: &str = "internal";
+const ACME: &str = "acme-";
 const ACCOUNT: &str = "account.json";
+/// No host name begins with a dot.
+const ORDERS: &str = ".orders";
+/// How long the certificate of a name that is public no more is kept, for when it is again.
+const KEPT_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// Why something is not on disk as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +43,7 @@ pub(crate) enum FilesError {
 }
 
 /// The folder of one source of certificates.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Folder(PathBuf);
 
 #[derive(Debug, Clone)]
@@ -49,13 +58,21 @@ impl Files {
 
     /// For certificates of the server's own authority.
     pub fn internal(&self) -> Folder {
-        Folder(self.directory.join("internal"))
+        Folder(self.directory.join(INTERNAL))
     }
 
     /// For certificates of the authority at this address.
     pub fn acme(&self, url: &str) -> Folder {
         let hash = blake3::hash(url.as_bytes()).to_hex();
-        Folder(self.directory.join(format!("acme-{}", &hash[..16])))
+        Folder(self.directory.join(format!("{ACME}{}", &hash[..16])))
+    }
+
+    /// The folders of all sources of certificates that are, or were, used.
+    pub fn folders(&self) -> Vec<Folder> {
+        let Ok(entries) = fs::read_dir(&self.directory) else { return Vec::new() };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let folders = names.filter(|name| name == INTERNAL || name.starts_with(ACME));
+        folders.map(|name| Folder(self.directory.join(name))).collect()
     }
 
     /// `None` where none was made yet.
@@ -101,17 +118,49 @@ impl Folder {
         write(&self.of(host), &format!("{}{}", certificate.chain_pem(), certificate.key_pem().expose()))
     }
 
-    /// Removes the certificates that have expired, of names that nobody has any more.
+    /// Removes certificates and keys of names that are not in use: those that have expired, and those that were not in use
+    /// for 7 days. To be called often, for a file's time says when its name was last seen in use.
     pub fn clean(&self, in_use: &BTreeSet<HostName>, now: Timestamp) {
         let Ok(entries) = fs::read_dir(&self.0) else { return };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()?.parse::<HostName>().ok());
-        for host in names.filter(|host| host.as_str() != ACCOUNT && !in_use.contains(host)) {
-            let expired = |certificate: Certificate| certificate.validity().not_after < now;
-            if self.certificate(&host).is_some_and(expired) {
-                // What stays is looked at again by the next server.
-                let _ = fs::remove_file(self.of(&host));
+        for host in names.filter(|host| host.as_str() != ACCOUNT) {
+            let outcome = match in_use.contains(&host) {
+                true => fs::File::open(self.of(&host)).and_then(|file| file.set_modified(now.into())),
+                false if self.is_over(&host, now) => fs::remove_file(self.of(&host)),
+                false => Ok(()),
+            };
+            // It is looked at again the next time.
+            if let Err(error) = outcome {
+                tracing::warn!(%host, %error, "the file of its certificate cannot be looked after");
             }
         }
+    }
+
+    fn is_over(&self, host: &HostName, now: Timestamp) -> bool {
+        let used_at = fs::metadata(self.of(host)).and_then(|file| file.modified()).ok();
+        let used_at = used_at.and_then(|at| Timestamp::try_from(at).ok());
+        used_at.is_some_and(|at| now.duration_since(at) >= KEPT_FOR)
+            || self.certificate(host).is_some_and(|certificate| certificate.validity().not_after < now)
+    }
+
+    /// What was ordered of the authority; nothing where that cannot be read.
+    pub fn orders(&self) -> Memory {
+        let path = self.0.join(ORDERS);
+        let read = read(&path).map_err(|error| error.to_string());
+        let memory = read.and_then(|text| {
+            text.map_or(Ok(Memory::default()), |text| serde_json::from_str(&text).map_err(|error| error.to_string()))
+        });
+        memory.unwrap_or_else(|error| {
+            tracing::warn!(file = %path.display(), error, "what was ordered of the authority is not known");
+            Memory::default()
+        })
+    }
+
+    pub fn keep_orders(&self, memory: &Memory) -> Result<(), FilesError> {
+        let path = self.0.join(ORDERS);
+        let text = serde_json::to_string(memory)
+            .map_err(|error| FilesError::Unusable { path: path.clone(), reason: error.to_string() })?;
+        write(&path, &text)
     }
 
     /// `None` where none was made yet, or what is there cannot be read.
@@ -159,7 +208,6 @@ fn write(path: &Path, text: &str) -> Result<(), FilesError> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use jiff::SignedDuration;
     use warren_certs::authority::LEAF_LIFETIME;
 
     use super::*;
@@ -228,5 +276,38 @@ mod tests {
         folder.clean(&[hosts[0].clone()].into(), at(7200));
         let there: Vec<bool> = hosts.iter().map(|host| folder.certificate(host).is_some()).collect();
         assert_eq!(there, [true, false, true]);
+    }
+
+    #[test]
+    fn the_key_of_a_name_goes_when_it_was_not_in_use_for_a_week_and_never_while_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path().to_owned());
+        let now = Timestamp::now();
+        let after = |hours: i64| now + SignedDuration::from_hours(hours);
+        let authority = Authority::create("test", &[], now).unwrap();
+        let folder = files.acme("https://ca.example/dir");
+        let hosts: Vec<HostName> = ["a.example", "b.example"].map(|host| host.parse().unwrap()).into();
+        for host in &hosts {
+            folder.keep(host, &authority.issue(host, SignedDuration::from_hours(5000), now).unwrap()).unwrap();
+        }
+        fs::write(folder.of(&"spoiled.example".parse().unwrap()), "a key").unwrap();
+        folder.keep_orders(&Memory::default()).unwrap();
+        let there = || {
+            let names = fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<BTreeSet<_>>()
+        };
+        let all = there();
+        assert_eq!(all.len(), 4);
+        let both: BTreeSet<HostName> = hosts.iter().cloned().collect();
+        folder.clean(&both, after(100));
+        // From here on `b` is unmapped.
+        let one = BTreeSet::from([hosts[0].clone()]);
+        folder.clean(&one, after(7 * 24 + 99));
+        assert_eq!(there(), [".orders", "a.example", "b.example"].map(str::to_owned).into(), "a week is not over");
+        folder.clean(&one, after(7 * 24 + 101));
+        assert_eq!(there(), [".orders", "a.example"].map(str::to_owned).into());
+        folder.clean(&one, after(10_000));
+        assert_eq!(there(), [".orders", "a.example"].map(str::to_owned).into(), "what is in use stays, expired or not");
+        assert_eq!(files.folders(), std::slice::from_ref(&folder));
     }
 }

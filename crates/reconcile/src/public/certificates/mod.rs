@@ -5,6 +5,7 @@
 
 pub(crate) mod acme;
 mod files;
+pub(in crate::public) mod orders;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -14,6 +15,7 @@ use warren_certs::authority::{Authority, LEAF_LIFETIME};
 use warren_certs::renewal::{self, Window};
 use warren_certs::{Certificate, own};
 use warren_ingress::Certificate as Given;
+use warren_model::AccountId;
 use warren_model::domain::{CertificateState, DomainCertificate};
 use warren_model::policy::HostName;
 
@@ -21,9 +23,12 @@ use super::{OwnFiles, PublicSettings};
 use crate::world::lock;
 pub(crate) use acme::keep;
 use files::{Files, Folder};
+use orders::{Holder, Memory, OrderLimits, Setback};
 
 /// How often the operator's files are read again.
 const READ_EVERY: SignedDuration = SignedDuration::from_secs(5);
+/// How often the files of names that are public no more are looked through.
+const CLEANED_EVERY: SignedDuration = SignedDuration::from_hours(1);
 /// When something on this host is tried again that should not have failed.
 const AGAIN: SignedDuration = SignedDuration::from_secs(30);
 
@@ -31,6 +36,7 @@ pub(super) struct Certificates {
     files: Files,
     own: Option<OwnFiles>,
     acme: Option<Folder>,
+    limits: OrderLimits,
     authority_name: String,
     https: bool,
     http: bool,
@@ -43,8 +49,17 @@ struct State {
     authority: Option<Authority>,
     /// Why there is none.
     authority_problem: Option<String>,
-    /// Whether what is on disk was looked through.
-    cleaned: bool,
+    /// When what is on disk was looked through.
+    cleaned_at: Option<Timestamp>,
+    /// Who has the names that are public.
+    holders: BTreeMap<HostName, Holder>,
+    /// What was ordered of the authority, once that is read, and whether it is on disk as it is here.
+    memory: Option<Memory>,
+    kept: bool,
+    /// The names for which the authority is being asked, and for whom; they may be public no more.
+    under_way: BTreeMap<HostName, AccountId>,
+    /// When it was whose turn to ask, the latest with the highest number.
+    turns: BTreeMap<AccountId, u64>,
     /// The names that are public, but for those that the operator's certificate covers.
     names: BTreeMap<HostName, Name>,
 }
@@ -76,8 +91,8 @@ struct Name {
     /// When the authority would like it to be renewed, and when it is asked again.
     window: Option<Window>,
     ask_at: Option<Timestamp>,
-    /// Somebody is at it.
-    under_way: bool,
+    /// Why it is not ordered yet.
+    waits: Option<String>,
 }
 
 /// Where a name's certificate comes from.
@@ -115,6 +130,7 @@ impl Certificates {
         Self {
             own: settings.own.clone(),
             acme: settings.acme.as_ref().map(|acme| files.acme(acme.directory.url())),
+            limits: settings.acme.as_ref().map(|acme| acme.limits).unwrap_or_default(),
             files,
             authority_name: settings.authority_name.clone(),
             https: settings.https.is_some(),
@@ -130,28 +146,45 @@ impl Certificates {
 
     /// What the edge needs for these names as of now. Makes what can be made here, and notes what has to be ordered. Reads
     /// and writes files.
-    pub fn prepare(&self, hosts: &BTreeSet<HostName>, now: Timestamp) -> Vec<Given> {
+    pub fn prepare(&self, hosts: &BTreeMap<HostName, Holder>, now: Timestamp) -> Vec<Given> {
         if !self.https {
             return Vec::new();
         }
         let mut given = self.prepare_all(hosts, now);
         // Each by itself: whoever asks for a status does not wait until all of them are made.
-        given.extend(hosts.iter().filter_map(|host| self.prepare_one(&mut lock(&self.state), host, now)));
+        given.extend(hosts.keys().filter_map(|host| self.prepare_one(&mut lock(&self.state), host, now)));
         given
     }
 
     /// What concerns no single name.
-    fn prepare_all(&self, hosts: &BTreeSet<HostName>, now: Timestamp) -> Vec<Given> {
+    fn prepare_all(&self, hosts: &BTreeMap<HostName, Holder>, now: Timestamp) -> Vec<Given> {
         let mut state = lock(&self.state);
         self.read_own(&mut state.own, now);
-        if self.acme.is_none() {
-            self.ensure_authority(&mut state, now);
+        match &self.acme {
+            None => self.ensure_authority(&mut state, now),
+            Some(_) if state.memory.is_some() => {}
+            Some(folder) => (state.memory, state.kept) = (Some(folder.orders()), true),
         }
-        if !std::mem::replace(&mut state.cleaned, true) {
-            self.acme.iter().chain([&self.files.internal()]).for_each(|folder| folder.clean(hosts, now));
+        let is_clean =
+            state.cleaned_at.is_some_and(|at| (SignedDuration::ZERO..CLEANED_EVERY).contains(&now.duration_since(at)));
+        if !is_clean {
+            state.cleaned_at = Some(now);
+            self.clean(&state.own, hosts, now);
         }
-        state.names.retain(|host, _| hosts.contains(host));
+        state.holders.clone_from(hosts);
+        state.names.retain(|host, _| hosts.contains_key(host));
+        let accounts: BTreeSet<AccountId> = hosts.values().map(|holder| holder.account).collect();
+        state.turns.retain(|account, _| accounts.contains(account));
         state.own.held.iter().map(|held| held.given.clone()).collect()
+    }
+
+    /// Removes what no name needs, in the folder that is used and in those that were.
+    fn clean(&self, own: &Own, hosts: &BTreeMap<HostName, Holder>, now: Timestamp) {
+        let used = self.acme.clone().unwrap_or_else(|| self.files.internal());
+        let needed = hosts.keys().filter(|host| self.source(own, host) != Source::Own).cloned().collect();
+        for folder in self.files.folders() {
+            folder.clean(if folder == used { &needed } else { const { &BTreeSet::new() } }, now);
+        }
     }
 
     fn prepare_one(&self, state: &mut State, host: &HostName, now: Timestamp) -> Option<Given> {
@@ -163,7 +196,14 @@ impl Certificates {
         let name = state.names.entry(host.clone()).or_default();
         match source {
             Source::Own => {}
-            Source::Acme => self.acme.iter().for_each(|folder| name.look(folder, host)),
+            Source::Acme => {
+                if !name.looked
+                    && let Some(setback) = state.memory.as_ref().and_then(|memory| memory.setback(host))
+                {
+                    name.set_back(setback);
+                }
+                self.acme.iter().for_each(|folder| name.look(folder, host));
+            }
             Source::Internal => {
                 name.look(&self.files.internal(), host);
                 match &state.authority {
@@ -184,12 +224,10 @@ impl Certificates {
             return told(CertificateState::None, None, None);
         }
         let state = lock(&self.state);
+        let name = state.names.get(host);
         let (held, problem) = match self.source(&state.own, host) {
             Source::Own => (state.own.held.as_ref(), state.own.problem.clone()),
-            _ => {
-                let name = state.names.get(host);
-                (name.and_then(|name| name.held.as_ref()), name.and_then(|name| name.problem.clone()))
-            }
+            _ => (name.and_then(|name| name.held.as_ref()), name.and_then(|name| name.problem.clone())),
         };
         match (held.map(Held::not_after), problem) {
             (Some(not_after), problem) if not_after > now => told(CertificateState::Valid, problem, Some(not_after)),
@@ -197,7 +235,7 @@ impl Certificates {
             (Some(not_after), None) => {
                 told(CertificateState::Failed, Some("it has expired".to_owned()), Some(not_after))
             }
-            (None, None) => told(CertificateState::Pending, None, None),
+            (None, None) => told(CertificateState::Pending, name.and_then(|name| name.waits.clone()), None),
         }
     }
 
@@ -298,9 +336,14 @@ impl Name {
         self.held = folder.certificate(host).and_then(|certificate| Held::new(certificate).ok());
     }
 
+    fn set_back(&mut self, setback: &Setback) {
+        (self.failures, self.not_before) = (setback.failures, Some(setback.not_before));
+        self.problem = Some(setback.problem.clone());
+    }
+
     /// Whether another one is to be had now.
     fn is_due(&self, host: &HostName, now: Timestamp) -> bool {
-        !self.under_way && self.due_at(host).is_none_or(|due| due <= now)
+        self.due_at(host).is_none_or(|due| due <= now)
     }
 
     /// When another one is to be had; `None`: at once.

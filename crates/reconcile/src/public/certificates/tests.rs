@@ -19,8 +19,13 @@ fn settings(directory: &Path) -> PublicSettings {
     PublicSettings { https: Some(any), http: Some(any), directory, authority_name: "test".into(), ..Default::default() }
 }
 
-fn hosts<const N: usize>(names: [&str; N]) -> BTreeSet<HostName> {
-    names.iter().map(|name| name.parse().unwrap()).collect()
+/// Names of one account, each below a registered domain of its own.
+fn hosts<const N: usize>(names: [&str; N]) -> BTreeMap<HostName, Holder> {
+    names.iter().map(|name| (host(name), holder(1))).collect()
+}
+
+fn holder(account: u64) -> Holder {
+    Holder { account: AccountId::from_ulid(ulid::Ulid::from_parts(account, 1)), suffix: false }
 }
 
 fn host(name: &str) -> HostName {
@@ -45,7 +50,7 @@ fn each_name_has_a_certificate_that_another_daemon_finds_again_and_renews_in_tim
     assert_eq!(first.authority_pem(), None);
     let given = first.prepare(&both, at(0));
     assert_eq!((given.len(), given[0] == given[1]), (2, false));
-    for name in &both {
+    for name in both.keys() {
         let status = first.status(name, at(0));
         assert_eq!((status.state, status.detail), (CertificateState::Valid, None));
         assert_eq!(status.not_after, Some(at(90 * DAY)));
@@ -123,7 +128,11 @@ fn while_the_operators_certificate_was_never_read_no_name_has_another() {
 }
 
 fn with_acme(directory: &Path) -> PublicSettings {
-    let acme = AcmeSettings { directory: Directory::new("https://ca.example/dir", None).unwrap(), email: None };
+    let acme = AcmeSettings {
+        directory: Directory::new("https://ca.example/dir", None).unwrap(),
+        email: None,
+        limits: OrderLimits::default(),
+    };
     PublicSettings { acme: Some(acme), ..settings(directory) }
 }
 
@@ -166,6 +175,154 @@ fn names_are_ordered_once_some_at_a_time_and_again_after_a_pause() {
     // One whose name was taken back meanwhile is of no interest.
     assert_eq!(certificates.prepare(&hosts(["c.example"]), at(62 * DAY)), []);
     certificates.settle(Outcome::Ordered(host("a.example"), failed()), at(62 * DAY));
+}
+
+fn fails(certificates: &Certificates, name: &str, now: Timestamp) {
+    let failed = Err(OrderError::Kept("no answer".to_owned()));
+    certificates.settle(Outcome::Ordered(host(name), failed), now);
+}
+
+fn succeeds(certificates: &Certificates, name: &str, now: Timestamp) {
+    let issued = Authority::create("test", &[], now).unwrap().issue(&host(name), LEAF_LIFETIME, now).unwrap();
+    let folder = certificates.acme.as_ref().unwrap();
+    folder.keep(&host(name), &issued).unwrap();
+    // Files have the time of the tests.
+    folder.clean(&[host(name)].into(), now);
+    certificates.settle(Outcome::Ordered(host(name), Ok(issued)), now);
+}
+
+#[test]
+fn failures_of_a_name_are_remembered_when_it_is_unmapped_and_over_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut certificates = Certificates::new(&with_acme(directory.path()));
+    let (one, none) = (hosts(["a.example"]), hosts([]));
+    let mut attempts = Vec::new();
+    for second in (0..3600).step_by(10) {
+        certificates.prepare(&one, at(second));
+        let jobs = certificates.jobs(at(second), 9);
+        certificates.prepare(&none, at(second));
+        if !jobs.is_empty() {
+            attempts.push(second);
+            // The name is public no more when the answer comes.
+            fails(&certificates, "a.example", at(second));
+            certificates.keep_memory().unwrap();
+        }
+        if second % 500 == 0 {
+            certificates = Certificates::new(&with_acme(directory.path()));
+        }
+    }
+    assert_eq!(attempts.len(), 4, "{attempts:?}");
+    certificates.prepare(&one, at(3600));
+    let status = certificates.status(&host("a.example"), at(3600));
+    assert_eq!((status.state, status.detail.as_deref()), (CertificateState::Failed, Some("no answer")));
+}
+
+#[test]
+fn a_name_is_not_ordered_twice_when_it_is_mapped_again_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(&with_acme(directory.path()));
+    let (one, none) = (hosts(["a.example"]), hosts([]));
+    certificates.prepare(&one, at(0));
+    assert_eq!(ordered(&certificates.jobs(at(0), 9)), ["a.example"]);
+    certificates.prepare(&none, at(1));
+    certificates.prepare(&one, at(2));
+    assert_eq!(ordered(&certificates.jobs(at(2), 9)), [] as [&str; 0]);
+    succeeds(&certificates, "a.example", at(3));
+    assert_eq!(certificates.status(&host("a.example"), at(3)).state, CertificateState::Valid);
+}
+
+#[test]
+fn a_name_that_is_mapped_again_has_its_certificate_from_disk_and_orders_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(&with_acme(directory.path()));
+    let (one, none) = (hosts(["a.example"]), hosts([]));
+    certificates.prepare(&one, at(0));
+    assert_eq!(ordered(&certificates.jobs(at(0), 9)), ["a.example"]);
+    succeeds(&certificates, "a.example", at(0));
+    for minute in 1..100 {
+        certificates.prepare(&none, at(60 * minute));
+        assert_eq!(certificates.prepare(&one, at(60 * minute)).len(), 1);
+        let jobs = certificates.jobs(at(60 * minute), 9);
+        assert!(jobs.iter().all(|job| matches!(job, Job::AskWhen(..))), "{:?}", ordered(&jobs));
+        certificates.settle(Outcome::Asked(host("a.example"), None), at(60 * minute));
+    }
+}
+
+#[test]
+fn an_account_that_maps_ever_new_names_is_bounded_and_another_still_has_its_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(&with_acme(directory.path()));
+    let suffix = |account| Holder { suffix: true, ..holder(account) };
+    let mut count = 0;
+    for n in 0..300 {
+        let name = host(&format!("n{n}.preview.example.com"));
+        certificates.prepare(&BTreeMap::from([(name.clone(), suffix(1))]), at(n));
+        if !certificates.jobs(at(n), 9).is_empty() {
+            count += 1;
+            certificates.prepare(&hosts([]), at(n));
+            succeeds(&certificates, name.as_str(), at(n));
+        } else {
+            let status = certificates.status(&name, at(n));
+            assert_eq!(status.state, CertificateState::Pending);
+            assert!(status.detail.unwrap().contains("at most 45 certificates for names below example.com"));
+        }
+    }
+    assert_eq!(count, 23);
+    let other = BTreeMap::from([(host("other.preview.example.com"), suffix(2))]);
+    certificates.prepare(&other, at(400));
+    assert_eq!(ordered(&certificates.jobs(at(400), 9)), ["other.preview.example.com"]);
+    // A restart does not forget what was ordered.
+    certificates.keep_memory().unwrap();
+    let again = Certificates::new(&with_acme(directory.path()));
+    let late = BTreeMap::from([(host("late.preview.example.com"), suffix(1))]);
+    again.prepare(&late, at(500));
+    assert_eq!(ordered(&again.jobs(at(500), 9)), [] as [&str; 0]);
+    again.prepare(&late, at(7 * DAY + 60));
+    assert_eq!(ordered(&again.jobs(at(7 * DAY + 60), 9)), ["late.preview.example.com"]);
+}
+
+#[test]
+fn accounts_take_turns_and_none_has_all_places() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(&with_acme(directory.path()));
+    let mut all: BTreeMap<HostName, Holder> =
+        (0..100).map(|n| (host(&format!("a{n:02}.example")), holder(1))).collect();
+    certificates.prepare(&all, at(0));
+    assert_eq!(ordered(&certificates.jobs(at(0), 8)), ["a00.example", "a01.example", "a02.example", "a03.example"]);
+    all.extend([(host("z0.example"), holder(2)), (host("z1.example"), holder(2)), (host("z2.example"), holder(3))]);
+    certificates.prepare(&all, at(1));
+    assert_eq!(ordered(&certificates.jobs(at(1), 3)), ["z0.example", "z2.example", "z1.example"]);
+    for name in ["a00.example", "a01.example", "z0.example", "z1.example", "z2.example"] {
+        fails(&certificates, name, at(2));
+    }
+    all.insert(host("z3.example"), holder(2));
+    certificates.prepare(&all, at(2));
+    assert_eq!(ordered(&certificates.jobs(at(2), 2)), ["z3.example", "a04.example"]);
+}
+
+#[test]
+fn the_key_of_a_name_that_is_public_no_more_goes_after_a_week_whatever_the_source_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let now = Timestamp::now();
+    let after = |hours| now + SignedDuration::from_hours(hours);
+    let (one, none) = (hosts(["a.example"]), hosts([]));
+    let certificates = Certificates::new(&settings(directory.path()));
+    certificates.prepare(&one, now);
+    let file = directory.path().join("public/internal/a.example");
+    certificates.prepare(&one, after(100));
+    certificates.prepare(&none, after(101));
+    certificates.prepare(&none, after(100 + 7 * 24 - 1));
+    assert!(file.exists(), "it may be mapped again");
+    certificates.prepare(&none, after(100 + 7 * 24 + 1));
+    assert!(!file.exists());
+    // From now on certificates come from elsewhere.
+    certificates.prepare(&one, after(298));
+    certificates.prepare(&one, after(300));
+    let later = Certificates::new(&with_acme(directory.path()));
+    later.prepare(&one, after(301));
+    assert!(file.exists());
+    later.prepare(&one, after(300 + 8 * 24));
+    assert!(!file.exists());
 }
 
 #[test]
