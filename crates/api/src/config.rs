@@ -40,6 +40,10 @@ pub struct ApiConfig {
     pub keep_events: Duration,
     /// Where TXT records are looked up; nowhere when empty.
     pub resolvers: Vec<SocketAddr>,
+    /// How often it is looked which TXT records have to be looked for again.
+    pub recheck_claims_every: Duration,
+    /// How often it is asked whether somebody came to the sessions whose public keys were given.
+    pub look_for_operators_every: Duration,
     /// Cancelled when the server stops: streams end, so that connections can be closed.
     pub shutdown: CancellationToken,
 }
@@ -64,6 +68,8 @@ impl ApiConfig {
             policy_history: 64 << 20,
             keep_events: Duration::from_secs(7 * 24 * 3600),
             resolvers: Vec::new(),
+            recheck_claims_every: Duration::from_secs(300),
+            look_for_operators_every: Duration::from_secs(2),
             shutdown: CancellationToken::new(),
         }
     }

@@ -1,4 +1,7 @@
-//! `Idempotency-Key`: the same request twice creates once.
+//! What every route that creates does alike: `Idempotency-Key`, by which the same request twice creates once, and another
+//! try when something else changed what the first one stood on.
+
+use std::future::Future;
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -6,10 +9,11 @@ use jiff::{SignedDuration, Timestamp};
 use warren_model::Code;
 use warren_model::record::IdempotencyRecord;
 use warren_store::schema::{self, Key};
-use warren_store::{TxnBuilder, Typed, Versioned};
+use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned};
 
 use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
+use crate::mutation::{ATTEMPTS, contended};
 use crate::state::{Api, Shared};
 
 /// How long a key is remembered.
@@ -27,9 +31,31 @@ pub(crate) struct Idempotency {
 
 /// What is known of a request's idempotency key.
 pub(crate) enum Seen {
-    /// Nothing: go on, and put this into the transaction.
+    /// Nothing: go on.
     New(Claim),
     /// It created this.
+    Before(String),
+}
+
+/// What a try at creating came to, before it is written.
+pub(crate) struct Draft<T> {
+    /// The id that the thing gets.
+    pub id: String,
+    pub thing: T,
+    /// Writes it, with the audit entry and the events, and compares what it stands on.
+    pub txn: TxnBuilder,
+}
+
+/// What became of a request that creates.
+pub(crate) enum Created<T> {
+    Now {
+        thing: T,
+        /// The request's idempotency key, to be given back if the thing is.
+        claim: Claim,
+        /// Of the transaction that wrote it.
+        revision: Revision,
+    },
+    /// The same request created the thing with this id before.
     Before(String),
 }
 
@@ -77,6 +103,34 @@ impl Idempotency {
         Self { key: None, place: String::new() }
     }
 
+    /// Creates something once, while no other request of the account creates anything. `draft` chooses what it is to be,
+    /// from what is in the store at that time; it is called again when another change came first. Nothing is written
+    /// where it refuses.
+    pub async fn create<T, F>(
+        &self,
+        api: &Api,
+        caller: &Caller,
+        body: &[u8],
+        draft: impl Fn(Timestamp) -> F,
+    ) -> Answer<Created<T>>
+    where
+        F: Future<Output = Answer<Draft<T>>>,
+    {
+        let _turn = api.turns.take(caller.account).await;
+        for _ in 0..ATTEMPTS {
+            let now = Timestamp::now();
+            let claim = match self.look(api, caller, body, now).await? {
+                Seen::New(claim) => claim,
+                Seen::Before(id) => return Ok(Created::Before(id)),
+            };
+            let Draft { id, thing, txn } = draft(now).await?;
+            if let TxnOutcome::Committed(revision) = claim.put(txn, id)?.commit(&*api.store).await? {
+                return Ok(Created::Now { thing, claim, revision });
+            }
+        }
+        Err(contended())
+    }
+
     pub async fn look(&self, api: &Api, caller: &Caller, body: &[u8], now: Timestamp) -> Answer<Seen> {
         let Some(text) = &self.key else { return Ok(Seen::New(Claim(None))) };
         let mut hasher = blake3::Hasher::new();
@@ -102,11 +156,11 @@ impl Idempotency {
 
 impl Claim {
     /// Adds the record to the transaction that creates.
-    pub fn put(&self, txn: TxnBuilder, created: impl ToString) -> Answer<TxnBuilder> {
+    fn put(&self, txn: TxnBuilder, created: String) -> Answer<TxnBuilder> {
         let Some(pending) = &self.0 else { return Ok(txn) };
         let record = IdempotencyRecord {
             fingerprint: pending.fingerprint.clone(),
-            created: created.to_string(),
+            created,
             expires_at: pending.now.saturating_add(REMEMBERED).map_err(|_| ApiError::internal())?,
         };
         Ok(txn.same(&pending.key, pending.expired.as_ref()).put(&pending.key, &record)?)

@@ -70,11 +70,12 @@
 //!   transaction; a machine cannot be made in a network that is being deleted. Once `member/{network}/` is empty and
 //!   nothing of it is left on the host, the reconciler deletes, in one transaction, `network/{id}`,
 //!   `network-name/{account}/{name}`, `network-number/{n}`, `next-member/{id}` and everything below `address/{id}/`.
-//! - **Sessions.** The API writes `session/{id}`, `session-of/{account}/{network}/{id}`, `session-key/{public key}`, an address hold and
-//!   the next member number in one transaction that compares the network unchanged, and then waits in [`Tunnels::opened`].
-//!   A session is open exactly while its record is there. Whoever ends one (the API when it is closed, when its key is
-//!   revoked or its network deleted; the reconciler when it expires or is idle) does so with `warren_store::session`. The
-//!   edge passes packets of those that are in the store; [`Tunnels::closed`] waits until it does not any more.
+//! - **Sessions.** The API writes what `warren_store::session::put` says, an address hold and the next member number in one
+//!   transaction that compares the network unchanged, and then waits in [`Tunnels::opened`]. A session is open exactly
+//!   while its record is there. Whoever ends one (the API when it is closed, when its key is revoked, its network or its
+//!   only machine deleted, or nobody came with its public key; the reconciler when it expires or is idle) does so with
+//!   `warren_store::session`. The edge passes packets of those that are in the store; [`Tunnels::closed`] waits until it
+//!   does not any more.
 //! - **Policy.** The API writes a version below `policy/{account}/` and its number at `policy-now/{account}` in one
 //!   transaction, and then waits in [`Boundaries::enforced`]. A version never changes; none at all is the empty policy.
 //! - **Domains.** A port is public exactly while `domain/{host}` is there. The API writes it, removes it, and removes those

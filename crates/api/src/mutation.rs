@@ -58,12 +58,40 @@ impl Deed<'_> {
             request_id: self.caller.request_id.as_str().to_owned(),
             request: serde_json::to_value(request).unwrap_or_default(),
         };
-        let mut txn = txn.put(&schema::audit(entry.id), &entry)?;
-        for News { kind, account, network, machine, message } in news {
-            let id = EventId::from_ulid(secret::ulid(self.now)?);
-            let event = Event { id, time: self.now, kind, account: Some(account), network, machine, message };
-            txn = txn.put(&schema::event(id), &event)?;
-        }
-        Ok(txn)
+        write(txn, &entry, news)
     }
+}
+
+/// The same for what the server does by itself in an account: no key and no request stands for it.
+pub(crate) fn by_server(
+    txn: TxnBuilder,
+    account: AccountId,
+    now: Timestamp,
+    action: &'static str,
+    target: impl ToString,
+    request: &impl Serialize,
+    news: impl IntoIterator<Item = News>,
+) -> Answer<TxnBuilder> {
+    let entry = AuditEntry {
+        id: EventId::from_ulid(secret::ulid(now)?),
+        time: now,
+        account,
+        key: None,
+        token: None,
+        action: action.to_owned(),
+        target: target.to_string(),
+        request_id: String::new(),
+        request: serde_json::to_value(request).unwrap_or_default(),
+    };
+    write(txn, &entry, news)
+}
+
+fn write(txn: TxnBuilder, entry: &AuditEntry, news: impl IntoIterator<Item = News>) -> Answer<TxnBuilder> {
+    let mut txn = txn.put(&schema::audit(entry.id), entry)?;
+    for News { kind, account, network, machine, message } in news {
+        let id = EventId::from_ulid(secret::ulid(entry.time)?);
+        let event = Event { id, time: entry.time, kind, account: Some(account), network, machine, message };
+        txn = txn.put(&schema::event(id), &event)?;
+    }
+    Ok(txn)
 }

@@ -1,6 +1,7 @@
 //! What every handler shares, and the router that is built from the authorization table.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -21,30 +22,36 @@ use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::policies::PolicyCache;
 use crate::publisher::Publisher;
+use crate::routes::domains::recheck;
+use crate::routes::sessions;
 use crate::tunnels::Tunnels;
-use crate::{cors, guard, outer, sweep, table};
+use crate::{cors, guard, outer, sweep, table, txt};
 
 pub(crate) type Shared = Arc<Api>;
 
 pub(crate) struct Api {
     pub config: ApiConfig,
-    pub store: Arc<dyn Store>,
-    pub access: Arc<dyn MachineAccess>,
-    pub images: Arc<dyn Images>,
-    pub host: Arc<dyn Host>,
-    pub boundaries: Arc<dyn Boundaries>,
-    pub audits: Arc<dyn Audits>,
-    pub tunnels: Arc<dyn Tunnels>,
-    pub publisher: Arc<dyn Publisher>,
+    /// Read through [`Deref`]: handlers say `api.store`.
+    parts: Parts,
     pub policies: PolicyCache,
     pub credentials: Credentials,
     pub requests: Arc<Places>,
     pub streams: Arc<Places>,
+    /// For looks at TXT records that somebody waits for.
+    pub lookups: Arc<Places>,
     pub metrics: Metrics,
     pub turns: Turns,
     pub freestyle: freestyle::State,
     /// Ends the background tasks with the router.
     _background: DropGuard,
+}
+
+impl Deref for Api {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
 }
 
 /// Lets one create of an account at a time choose its numbers. Compares in the store are what makes them safe; this
@@ -78,23 +85,21 @@ pub struct Parts {
 /// The whole API as one service. Has to be called inside a tokio runtime: it starts the tasks that keep what
 /// is remembered true and remove what has expired; they end with the router.
 pub fn router(config: ApiConfig, parts: Parts) -> Router {
-    let Parts { store, access, images, host, boundaries, audits, tunnels, publisher } = parts;
     let background = CancellationToken::new();
     let credentials = Credentials::default();
-    credentials.follow(&store, &background);
-    tokio::spawn(background.clone().run_until_cancelled_owned(sweep::run(store.clone(), config.keep_events)));
+    credentials.follow(&parts.store, &background);
+    let sweep = sweep::run(parts.store.clone(), config.keep_events);
+    tokio::spawn(background.clone().run_until_cancelled_owned(sweep));
+    let recheck = recheck::run(parts.store.clone(), config.resolvers.clone(), config.recheck_claims_every);
+    tokio::spawn(background.clone().run_until_cancelled_owned(recheck));
+    let listen = sessions::heard::keep(parts.store.clone(), parts.tunnels.clone(), config.look_for_operators_every);
+    tokio::spawn(background.clone().run_until_cancelled_owned(listen));
     let api: Shared = Arc::new(Api {
         requests: Places::new(config.max_requests),
         streams: Places::new(config.max_streams),
+        lookups: Places::new(txt::AT_ONCE),
         config,
-        store,
-        access,
-        images,
-        host,
-        boundaries,
-        audits,
-        tunnels,
-        publisher,
+        parts,
         policies: PolicyCache::default(),
         credentials,
         metrics: Metrics::default(),

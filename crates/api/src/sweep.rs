@@ -100,7 +100,10 @@ mod tests {
     use ulid::Ulid;
     use warren_model::grant::{Permission, Verb};
     use warren_model::record::{Event, EventKind, Grant, IdempotencyRecord, Token};
-    use warren_model::{AccountId, EventId, IdentityId, KeyId, MachineId, NetworkId, NetworkNumber, TokenId};
+    use warren_model::session::{KeyHold, WireGuardKey};
+    use warren_model::{
+        AccountId, EventId, IdentityId, KeyId, MachineId, NetworkId, NetworkNumber, SessionId, TokenId,
+    };
     use warren_store::{SqliteStore, TxnBuilder};
 
     #[tokio::test]
@@ -131,6 +134,28 @@ mod tests {
         let (records, _) = store.list_all(&schema::idempotencies()).await.unwrap();
         assert_eq!(records.len(), 1);
         assert!(records[0].key.ends_with("/future"));
+    }
+
+    #[tokio::test]
+    async fn a_public_key_goes_when_its_rest_is_over_and_no_earlier() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let account = AccountId::from_ulid(Ulid::from_parts(1, 1));
+        let session = SessionId::from_ulid(Ulid::from_parts(1, 1));
+        let over = KeyHold { account, session: None, resting_until: Some(now) };
+        let rests = KeyHold { resting_until: Some(now + SignedDuration::from_millis(1)), ..over.clone() };
+        let used = KeyHold { session: Some(session), resting_until: None, ..over.clone() };
+        let mut txn = TxnBuilder::new();
+        for (n, hold) in [(1, &over), (2, &rests), (3, &used)] {
+            txn = txn.put(&schema::session_key(&WireGuardKey::from_bytes([n; 32])), hold).unwrap();
+        }
+        txn.commit(&store).await.unwrap();
+
+        sweep(&store, Duration::from_secs(3600), now).await.unwrap();
+
+        let (left, _) = store.list_all(&schema::session_keys()).await.unwrap();
+        assert_eq!(left.into_iter().map(|read| read.record).collect::<Vec<_>>(), [rests, used]);
     }
 
     #[tokio::test]

@@ -16,6 +16,9 @@ const LIMIT: Duration = Duration::from_secs(8);
 const TRY: Duration = Duration::from_secs(2);
 const TRIES: usize = 2;
 
+/// Claims that are looked at at once because somebody asked; one account has a quarter of that.
+pub(crate) const AT_ONCE: usize = 32;
+
 /// Why there are no records to read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TxtError {
@@ -33,6 +36,13 @@ pub(crate) enum TxtError {
     Unreachable { name: String, reason: String },
     #[error("{0} is too long for DNS")]
     NotAName(String),
+}
+
+impl TxtError {
+    /// Whether DNS said that there is no record, and not only that it has no answer.
+    pub fn is_certain(&self) -> bool {
+        matches!(self, Self::NoSuchName(_) | Self::NoRecord(_))
+    }
 }
 
 /// The texts of every TXT record at a name, each put together from its parts (RFC 7208 §3.3). Nothing is remembered, so

@@ -162,44 +162,6 @@ async fn secrets_and_limits_have_bounds() {
 }
 
 #[tokio::test]
-async fn above_and_below_somebody_elses_preview_there_is_no_room_for_others() {
-    let lab = public().await;
-    let other = lab.account("other").await;
-    machine(&lab, &other, "web").await;
-    map(&lab, &lab.root, "app.preview.example").await.expect(201);
-    map(&lab, &other, "x.app.preview.example").await.expect(409).refused("domain_taken");
-    map(&lab, &other, "a.b.app.preview.example").await.expect(409).refused("domain_taken");
-    map(&lab, &lab.root, "x.app.preview.example").await.expect(201);
-    map(&lab, &lab.root, "x.y.preview.example").await.expect(201);
-    map(&lab, &other, "y.preview.example").await.expect(409).refused("domain_taken");
-    map(&lab, &other, "xapp.preview.example").await.expect(201);
-}
-
-#[tokio::test]
-async fn below_the_suffix_who_comes_first_has_the_name() {
-    let lab = public().await;
-    let other = lab.account("other").await;
-    machine(&lab, &other, "web").await;
-    let first = map(&lab, &lab.root, "deep.down.preview.example").await.expect(201);
-    let second = map(&lab, &other, "deep.down.preview.example").await.expect(409).refused("domain_taken");
-    for hidden in [first.at("/id"), first.at("/machine/id"), first.at("/created_by"), "default".to_owned()] {
-        assert!(!second.text.contains(&hidden), "{}", second.text);
-    }
-    let own = map(&lab, &lab.root, "deep.down.preview.example").await.expect(409).refused("domain_taken");
-    assert!(own.at("/detail").contains("8080"), "{}", own.text);
-
-    for path in ["/v1/domains/deep.down.preview.example".to_owned(), format!("/v1/domains/{}", first.at("/id"))] {
-        lab.get(&other, &path).await.expect(404).refused("not_found");
-        lab.patch(&other, &path, json!({ "port": 5432 })).await.expect(404).refused("not_found");
-        lab.delete(&other, &path).await.expect(404).refused("not_found");
-    }
-    assert_eq!(lab.get(&other, "/v1/domains").await.expect(200).body["items"], json!([]));
-
-    lab.delete(&lab.root, "/v1/domains/deep.down.preview.example").await.expect(204);
-    map(&lab, &other, "deep.down.preview.example").await.expect(201);
-}
-
-#[tokio::test]
 async fn a_preview_is_named_for_the_asking() {
     let lab = public().await;
     let ask = json!({ "machine": "web", "port": 8080 });
@@ -413,22 +375,6 @@ async fn the_same_request_maps_once() {
     );
     lab.delete(&lab.root, &format!("/v1/domains/{}", first.at("/host"))).await.expect(204);
     lab.call(ask()).await.expect(404).refused("not_found");
-}
-
-#[tokio::test]
-async fn of_two_who_want_a_name_at_once_one_gets_it() {
-    let lab = public().await;
-    let keys = [lab.account("one").await, lab.account("two").await];
-    for key in &keys {
-        machine(&lab, key, "web").await;
-    }
-    for round in 0..5 {
-        let host = format!("n{round}.preview.example");
-        let (one, two) = tokio::join!(map(&lab, &keys[0], &host), map(&lab, &keys[1], &host));
-        let mut statuses = [one.status, two.status];
-        statuses.sort();
-        assert_eq!(statuses, [201, 409], "{} {}", one.text, two.text);
-    }
 }
 
 #[tokio::test]

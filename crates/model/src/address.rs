@@ -136,6 +136,15 @@ impl<'de> Deserialize<'de> for MemberAddress {
     }
 }
 
+/// How a member's packets come to the router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Access {
+    /// By a link of its own.
+    Link,
+    /// By the device that all operators share, where its MAC tells it from the others.
+    Tunnel,
+}
+
 /// A unicast MAC address that is administered locally (IEEE 802c, second bit of the first octet).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MacAddress([u8; 6]);

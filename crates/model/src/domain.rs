@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AccountId, DomainId, KeyId, MachineId, NetworkId};
@@ -12,6 +12,10 @@ use crate::policy::{HostName, InvalidHost};
 pub const MAX_DOMAINS: usize = 1_000;
 /// Domains of one server at most: what is published goes to the edge in one message, with all certificates.
 pub const MAX_DOMAINS_OF_SERVER: usize = 8_000;
+/// How often the TXT record of a verified claim is looked for.
+pub const CLAIM_LOOKED_FOR_DAYS: i64 = 7;
+/// How long a claim still counts when its record is gone.
+pub const CLAIM_MISSING_DAYS: i64 = 3;
 /// What stands before the code in a TXT record.
 pub const TXT_PREFIX: &str = "warren-verification=";
 
@@ -60,6 +64,47 @@ pub fn host_name(text: &str) -> Result<HostName, InvalidDomain> {
 pub fn is_below(host: &HostName, suffix: &HostName) -> bool {
     let front = host.as_str().strip_suffix(suffix.as_str()).and_then(|front| front.strip_suffix('.'));
     front.is_some_and(|front| !front.is_empty())
+}
+
+/// Labels that nobody takes directly below the preview suffix, nor anything below them: people and programs believe that
+/// these are the operator's own. In part from <https://ldpreload.com/blog/names-to-reserve>.
+const RESERVED: [&str; 24] = [
+    // What a site's visitors take for the site itself.
+    "www",
+    "api",
+    "admin",
+    "login",
+    // Servers of a domain (RFC 2219), which clients try without being told.
+    "mail",
+    "webmail",
+    "mx",
+    "smtp",
+    "imap",
+    "pop",
+    "pop3",
+    "ftp",
+    "ns",
+    "ns1",
+    "ns2",
+    "dns",
+    // Asked for settings: of mail programs, proxies and tunnels of a network, policies (RFC 8461) and keys of mail.
+    "autoconfig",
+    "autodiscover",
+    "wpad",
+    "isatap",
+    "mta-sts",
+    "openpgpkey",
+    // Means a computer itself.
+    "localhost",
+    "localdomain",
+];
+
+/// Whether a name below the preview suffix is kept for the suffix's owner: it is at or below a reserved label, or one
+/// that begins with `_`, as names of services and proofs do (RFC 8552).
+pub fn is_reserved(host: &HostName, suffix: &HostName) -> bool {
+    let front = host.as_str().strip_suffix(suffix.as_str()).and_then(|front| front.strip_suffix('.'));
+    let label = front.and_then(|front| front.rsplit('.').next());
+    label.is_some_and(|label| label.starts_with('_') || RESERVED.contains(&label))
 }
 
 /// The names whose owner also owns this one: itself, and every parent up to the one that was registered below a public
@@ -219,9 +264,34 @@ pub struct DomainClaim {
     pub freestyle: bool,
     pub created_at: Timestamp,
     pub verified_at: Option<Timestamp>,
+    /// When its record is looked for again, once it was verified; `None`: [`CLAIM_LOOKED_FOR_DAYS`] after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recheck_at: Option<Timestamp>,
+    /// Since when its record is known to be gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_since: Option<Timestamp>,
+    /// Its account wants it no more, and has names mapped by it: it is there for them only, and is looked for as before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dropped: bool,
 }
 
 impl DomainClaim {
+    /// Whether its record is to be looked for again.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        let usual = |at| at + SignedDuration::from_hours(24 * CLAIM_LOOKED_FOR_DAYS);
+        self.verified_at.is_some_and(|at| self.recheck_at.unwrap_or_else(|| usual(at)) <= now)
+    }
+
+    /// When it ends, unless its record is found before.
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        self.missing_since.map(|since| since + SignedDuration::from_hours(24 * CLAIM_MISSING_DAYS))
+    }
+
+    /// Whether it covers a name that is mapped.
+    pub fn covers(&self, host: &HostName) -> bool {
+        self.verified_at.is_some() && owners(host).contains(&self.host)
+    }
+
     /// The name of the TXT record that proves it.
     pub fn record_name(&self) -> String {
         format!("_warren.{}", self.host)
@@ -365,6 +435,21 @@ mod tests {
         }
         for not in ["preview.example", "apreview.example", "a.preview.example.com", "other.example"] {
             assert!(!is_below(&host(not), &suffix), "{not}");
+        }
+    }
+
+    #[test]
+    fn what_clients_try_by_themselves_is_kept_for_the_owner_of_the_suffix() {
+        let suffix = host("preview.example");
+        for kept in ["www", "api", "mail", "wpad", "autoconfig", "a.www", "b.a.autodiscover", "_dmarc", "a._tcp"] {
+            assert!(is_reserved(&host(&format!("{kept}.preview.example")), &suffix), "{kept}");
+        }
+        // Below a name that somebody took, they are its owner's.
+        for free in ["www.shop", "wwww", "www-a", "my-api", "wpad.a.b"] {
+            assert!(!is_reserved(&host(&format!("{free}.preview.example")), &suffix), "{free}");
+        }
+        for other in ["www.other.example", "wwwpreview.example", "preview.example"] {
+            assert!(!is_reserved(&host(other), &suffix), "{other}");
         }
     }
 

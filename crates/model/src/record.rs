@@ -312,6 +312,10 @@ pub enum EventKind {
     DomainPublished,
     /// It leads there no longer.
     DomainWithdrawn,
+    /// The record that proves a host name is gone; unless it comes back, what is mapped by it will be withdrawn.
+    DomainProofMissing,
+    /// The account has to prove the host name again.
+    DomainProofLost,
     NetworkCreated,
     NetworkRenamed,
     NetworkDeleted,

@@ -110,6 +110,10 @@ impl<'de> Deserialize<'de> for TunnelKey {
     }
 }
 
+/// How long a session whose public key was given waits for whoever has the private one, in seconds. Public keys are
+/// public, so anybody can give one, and nobody else can use it meanwhile.
+pub const UNHEARD_SECONDS: i64 = 600;
+
 /// How long a key is its account's alone after its last session, in days: the operator's program goes on calling with it
 /// until somebody ends it, and would call whoever else had taken the key.
 pub const KEY_REST_DAYS: i64 = 90;

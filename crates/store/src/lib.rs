@@ -2,7 +2,8 @@
 //!
 //! A store is a sorted map from keys to values with one revision counter for all of it. [`Store`] is the contract;
 //! [`sqlite`] is the backend for one host, and a second one has to pass [`conformance`] unchanged. [`schema`] names
-//! the keys and the records behind them; nobody else spells a key. [`session`] is how an operator session ends.
+//! the keys and the records behind them; nobody else spells a key. [`session`] is what an operator
+//! session has and how it ends, [`domain`] what a domain has.
 //!
 //! A write that was answered survives the death of the process and the loss of power. A watch replays every change
 //! since a revision, in order, and then follows.
@@ -162,6 +163,8 @@ pub trait Watch: Send {
 pub trait Store: Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
     async fn list(&self, range: Range) -> Result<Page, StoreError>;
+    /// How many keys start with `prefix`, without reading what is behind them.
+    async fn count(&self, prefix: &str) -> Result<usize, StoreError>;
     /// # Errors
     /// [`StoreError::NoSuchLease`] when a put names a lease that does not exist or has ended; nothing is done then.
     /// [`StoreError::DiskFull`] means that nothing was done, too. After any other error, and when the caller goes away

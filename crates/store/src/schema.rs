@@ -15,7 +15,10 @@
 //! | `machine/{id}`, `machine-name/{account}/{name}`, `member/{network}/{id}` | [`Machine`], its id, empty |
 //! | `status/{machine}` | [`MachineStatus`] |
 //! | `session/{id}`, `session-of/{account}/{network}/{id}`, `session-key/{public key in hex}` | [`Session`], empty, [`KeyHold`] |
+//! | `session-for/{machine}/{id}` | empty: the session reaches this machine and nothing else |
+//! | `session-unheard/{id}` | empty, while nobody has come with the public key that was given for it |
 //! | `domain/{host}`, `domain-of/{account}/{host}`, `domain-at/{machine}/{host}` | [`Domain`], empty, empty |
+//! | `domain-tree/{host, the last label first}` | the account that has it |
 //! | `domain-claim/{account}/{host}` | [`DomainClaim`] |
 //! | `uid-slot/{slot}` | the machine that has it |
 //! | `event/{id}` | [`Event`] |
@@ -296,7 +299,25 @@ pub fn sessions_in(account: AccountId, network: NetworkId) -> Prefix<()> {
     Prefix::new(format!("session-of/{account}/{network}/"))
 }
 
-/// The session in a key made by [`session`] or [`session_of`].
+pub fn session_for(machine: MachineId, id: SessionId) -> Key<()> {
+    Key::new(format!("session-for/{machine}/{id}"))
+}
+
+/// Every session that reaches this machine and nothing else.
+pub fn sessions_for(machine: MachineId) -> Prefix<()> {
+    Prefix::new(format!("session-for/{machine}/"))
+}
+
+/// Marks that the session has a public key of which nobody has shown yet to have the private one.
+pub fn session_unheard(id: SessionId) -> Key<()> {
+    Key::new(format!("session-unheard/{id}"))
+}
+
+pub fn sessions_unheard() -> Prefix<()> {
+    Prefix::new("session-unheard/".into())
+}
+
+/// The session in a key made by [`session`], [`session_of`], [`session_for`] or [`session_unheard`].
 pub fn session_in(key: &str) -> Option<SessionId> {
     key.rsplit('/').next()?.parse().ok()
 }
@@ -333,6 +354,21 @@ pub fn domain_at(machine: MachineId, host: &HostName) -> Key<()> {
     Key::new(format!("domain-at/{machine}/{host}"))
 }
 
+/// Whose a host name is, in an order in which every name is followed by those below it.
+pub fn domain_tree(host: &HostName) -> Key<AccountId> {
+    Key::new(tree(host))
+}
+
+/// Every domain below a host name, and not the name itself.
+pub fn domains_below(host: &HostName) -> Prefix<AccountId> {
+    Prefix::new(format!("{}.", tree(host)))
+}
+
+fn tree(host: &HostName) -> String {
+    let labels: Vec<_> = host.as_str().rsplit('.').collect();
+    format!("domain-tree/{}", labels.join("."))
+}
+
 /// Every domain that leads to one machine.
 pub fn domains_at(machine: MachineId) -> Prefix<()> {
     Prefix::new(format!("domain-at/{machine}/"))
@@ -345,6 +381,11 @@ pub fn host_in(key: &str) -> Option<HostName> {
 
 pub fn domain_claim(account: AccountId, host: &HostName) -> Key<DomainClaim> {
     Key::new(format!("domain-claim/{account}/{host}"))
+}
+
+/// Every claim, of every account.
+pub fn all_domain_claims() -> Prefix<DomainClaim> {
+    Prefix::new("domain-claim/".into())
 }
 
 /// Every claim of one account, by host name.

@@ -1,4 +1,4 @@
-//! How an operator session ends: the same transaction for whoever ends it.
+//! Which records an operator session has, and how it ends: the same transaction for whoever ends it.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use warren_model::allocate::REST;
 use warren_model::record::{AddressHold, Event, EventKind};
 use warren_model::session::{KEY_REST_DAYS, KeyHold, Session};
-use warren_model::{AccountId, EventId, KeyId, NetworkId, SessionId};
+use warren_model::{AccountId, EventId, KeyId, MachineId, NetworkId, SessionId};
 
 use crate::{Store, StoreError, TxnBuilder, Typed, Versioned, schema};
 
@@ -20,6 +20,10 @@ pub enum Why {
     /// The key that opened it was revoked.
     KeyRevoked,
     NetworkDeleted,
+    /// It reached this machine and nothing else.
+    MachineDeleted,
+    /// Nobody came with the public key that was given for it.
+    Unheard,
     /// No packet of it could be passed, and why.
     NotOpened(String),
 }
@@ -32,9 +36,33 @@ impl fmt::Display for Why {
             Self::Idle => f.write_str("was closed: its operator sent nothing for too long"),
             Self::KeyRevoked => f.write_str("was closed: the key that opened it was revoked"),
             Self::NetworkDeleted => f.write_str("was closed: its network is being deleted"),
+            Self::MachineDeleted => f.write_str("was closed: the only machine that it reached is being deleted"),
+            Self::Unheard => f.write_str("was closed: nobody came with its public key in time"),
             Self::NotOpened(reason) => write!(f, "could not be opened: {reason}"),
         }
     }
+}
+
+/// Writes a new session. The address, and what else of its network it takes, is left to whoever opens it.
+///
+/// `heard`: its operator is known to have the private key. If not, the key is the account's only while the session is
+/// there, until somebody [comes](Open::heard) with it.
+///
+/// # Errors
+/// When a record cannot be written.
+pub fn put(txn: TxnBuilder, session: &Session, heard: bool) -> Result<TxnBuilder, StoreError> {
+    let key = KeyHold { account: session.account, session: Some(session.id), resting_until: None };
+    let mut txn = txn
+        .put(&schema::session(session.id), session)?
+        .put(&schema::session_of(session.account, session.network, session.id), &())?
+        .put(&schema::session_key(&session.public_key), &key)?;
+    if let Some(only) = session.only {
+        txn = txn.put(&schema::session_for(only.machine, session.id), &())?;
+    }
+    if !heard {
+        txn = txn.put(&schema::session_unheard(session.id), &())?;
+    }
+    Ok(txn)
 }
 
 /// A session that is there, with what has to go when it is closed.
@@ -43,6 +71,8 @@ pub struct Open {
     pub session: Versioned<Session>,
     /// Its address. `None` where somebody else's, or nobody's, stands there.
     hold: Option<Versioned<AddressHold>>,
+    /// `None` where its operator is known to have the private key.
+    unheard: Option<Versioned<()>>,
 }
 
 impl Open {
@@ -64,28 +94,48 @@ impl Open {
     pub async fn of<S: Store + ?Sized>(store: &S, session: Versioned<Session>) -> Result<Self, StoreError> {
         let Session { id, network, ipv4, .. } = session.record;
         let hold = store.read(&schema::address(network, ipv4)).await?;
-        Ok(Self { hold: hold.filter(|hold| hold.record.holder == Some(id.into())), session })
+        let unheard = store.read(&schema::session_unheard(id)).await?;
+        Ok(Self { hold: hold.filter(|hold| hold.record.holder == Some(id.into())), session, unheard })
     }
 
-    /// Closes it: every record of it goes, and its address and key begin to rest. The transaction fails where anything of it
-    /// has changed since it was read. Whoever commits this says so with an [`event`].
+    /// Whether nobody has shown yet to have the private key.
+    pub fn is_unheard(&self) -> bool {
+        self.unheard.is_some()
+    }
+
+    /// Notes that its operator has come, and so has the private key. The transaction fails where the session was closed
+    /// since it was read.
+    pub fn heard(&self, txn: TxnBuilder) -> TxnBuilder {
+        match &self.unheard {
+            Some(unheard) => txn.unchanged(unheard).delete(&schema::session_unheard(self.session.record.id)),
+            None => txn,
+        }
+    }
+
+    /// Closes it: every record of it goes, and its address and key begin to rest; a key with which nobody came is free at
+    /// once. The transaction fails where anything of it has changed since it was read. Whoever commits this says so with
+    /// an [`event`].
     ///
     /// # Errors
     /// When a record cannot be written.
     pub fn close(&self, txn: TxnBuilder, now: Timestamp) -> Result<TxnBuilder, StoreError> {
         let session = &self.session.record;
-        let mut txn = txn
-            .unchanged(&self.session)
-            .delete(&schema::session(session.id))
-            .delete(&schema::session_of(session.account, session.network, session.id))
-            .put(
-                &schema::session_key(&session.public_key),
-                &KeyHold {
-                    account: session.account,
-                    session: None,
-                    resting_until: Some(now + SignedDuration::from_hours(24 * KEY_REST_DAYS)),
-                },
-            )?;
+        let mut txn = txn.unchanged(&self.session).delete(&schema::session(session.id)).delete(&schema::session_of(
+            session.account,
+            session.network,
+            session.id,
+        ));
+        if let Some(only) = session.only {
+            txn = txn.delete(&schema::session_for(only.machine, session.id));
+        }
+        let key = schema::session_key(&session.public_key);
+        txn = match &self.unheard {
+            Some(_) => self.heard(txn).delete(&key),
+            None => {
+                let until = now + SignedDuration::from_hours(24 * KEY_REST_DAYS);
+                txn.put(&key, &KeyHold { account: session.account, session: None, resting_until: Some(until) })?
+            }
+        };
         if let Some(hold) = &self.hold {
             let rest = AddressHold { kind: hold.record.kind, holder: None, resting_until: Some(now + REST) };
             txn = txn.unchanged(hold).put(&schema::address(session.network, session.ipv4), &rest)?;
@@ -104,6 +154,20 @@ pub async fn in_network<S: Store + ?Sized>(
     network: NetworkId,
 ) -> Result<Vec<Open>, StoreError> {
     let (ids, _) = store.list_all(&schema::sessions_in(account, network)).await?;
+    let mut open = Vec::with_capacity(ids.len());
+    for id in ids.iter().filter_map(|read| schema::session_in(&read.key)) {
+        open.extend(Open::read(store, id).await?);
+    }
+    Ok(open)
+}
+
+/// Every session that reaches this machine and nothing else. None is added while the machine's record stays as it is, for
+/// whoever opens one writes that record again.
+///
+/// # Errors
+/// When the store fails.
+pub async fn only_for<S: Store + ?Sized>(store: &S, machine: MachineId) -> Result<Vec<Open>, StoreError> {
+    let (ids, _) = store.list_all(&schema::sessions_for(machine)).await?;
     let mut open = Vec::with_capacity(ids.len());
     for id in ids.iter().filter_map(|read| schema::session_in(&read.key)) {
         open.extend(Open::read(store, id).await?);
@@ -147,9 +211,9 @@ mod tests {
     use super::*;
     use crate::{SqliteStore, TxnOutcome};
     use ulid::Ulid;
+    use warren_model::MemberNumber;
     use warren_model::allocate::MemberKind;
-    use warren_model::session::WireGuardKey;
-    use warren_model::{MachineId, MemberNumber};
+    use warren_model::session::{SessionScope, WireGuardKey};
 
     fn session(n: u64) -> Session {
         let ulid = |random| Ulid::from_parts(n, random);
@@ -171,13 +235,8 @@ mod tests {
 
     async fn opened(store: &SqliteStore, session: &Session, holder: Option<warren_model::MemberId>) -> Open {
         let hold = AddressHold { kind: MemberKind::Session, holder, resting_until: None };
-        let key = KeyHold { account: session.account, session: Some(session.id), resting_until: None };
-        let txn = TxnBuilder::new()
-            .put(&schema::session(session.id), session)
-            .and_then(|txn| txn.put(&schema::session_of(session.account, session.network, session.id), &()))
-            .and_then(|txn| txn.put(&schema::session_key(&session.public_key), &key))
-            .and_then(|txn| txn.put(&schema::address(session.network, session.ipv4), &hold));
-        txn.unwrap().commit(store).await.unwrap();
+        let txn = put(TxnBuilder::new(), session, true).unwrap();
+        txn.put(&schema::address(session.network, session.ipv4), &hold).unwrap().commit(store).await.unwrap();
         Open::read(store, session.id).await.unwrap().unwrap()
     }
 
@@ -210,6 +269,50 @@ mod tests {
         let again = open.close(TxnBuilder::new(), now).unwrap().commit(&store).await.unwrap();
         assert!(matches!(again, TxnOutcome::Conflict(_)));
         assert_eq!(Open::read(&store, session.id).await.unwrap(), None);
+    }
+
+    async fn keys(store: &SqliteStore) -> Vec<String> {
+        let range = crate::Range { prefix: "session".into(), after: None, limit: 10 };
+        store.list(range).await.unwrap().entries.into_iter().map(|entry| entry.key).collect()
+    }
+
+    #[tokio::test]
+    async fn a_key_with_which_nobody_came_is_free_when_its_session_is_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let session = session(1);
+        let key = schema::session_key(&session.public_key);
+        for came in [false, true] {
+            put(TxnBuilder::new(), &session, false).unwrap().commit(&store).await.unwrap();
+            let before = Open::read(&store, session.id).await.unwrap().unwrap();
+            assert!(before.is_unheard());
+            let mut open = before.clone();
+            if came {
+                before.heard(TxnBuilder::new()).commit(&store).await.unwrap();
+                // Whoever did not know that does not free the key.
+                let outcome = before.close(TxnBuilder::new(), Timestamp::UNIX_EPOCH).unwrap().commit(&store).await;
+                assert!(matches!(outcome.unwrap(), TxnOutcome::Conflict(_)));
+                open = Open::read(&store, session.id).await.unwrap().unwrap();
+                assert!(!open.is_unheard());
+            }
+            open.close(TxnBuilder::new(), Timestamp::UNIX_EPOCH).unwrap().commit(&store).await.unwrap();
+            let left = if came { vec![key.as_str().to_owned()] } else { Vec::new() };
+            assert_eq!(keys(&store).await, left);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_for_one_machine_is_found_by_it_and_leaves_nothing_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let machine = MachineId::from_ulid(Ulid::from_parts(9, 9));
+        let one = Session { only: Some(SessionScope { machine, port: None }), ..session(1) };
+        let open = opened(&store, &one, Some(one.id.into())).await;
+        opened(&store, &Session { public_key: WireGuardKey::from_bytes([8; 32]), ..session(2) }, None).await;
+        assert_eq!(only_for(&store, machine).await.unwrap(), std::slice::from_ref(&open));
+        open.close(TxnBuilder::new(), Timestamp::UNIX_EPOCH).unwrap().commit(&store).await.unwrap();
+        assert!(only_for(&store, machine).await.unwrap().is_empty());
+        assert!(!keys(&store).await.iter().any(|key| key.contains(&one.id.to_string())));
     }
 
     #[tokio::test]

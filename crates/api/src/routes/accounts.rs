@@ -6,16 +6,16 @@ use axum::response::Response;
 use jiff::Timestamp;
 use warren_model::record::{Account, EventKind};
 use warren_model::{AccountId, Code, Label, wire};
-use warren_store::{TxnBuilder, TxnOutcome, Typed, schema};
+use warren_store::{TxnBuilder, Typed, schema};
 
 use super::{ListQuery, SECRET_NOT_REPEATED, created, replayed};
 use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::idempotency::{self, Idempotency, Seen};
-use crate::mutation::{ATTEMPTS, Deed, News, contended};
-use crate::state::Shared;
+use crate::idempotency::{self, Created, Draft, Idempotency};
+use crate::mutation::{Deed, News};
+use crate::state::{Api, Shared};
 use crate::{bootstrap, numbers, resolve, secret};
 
 /// List accounts
@@ -46,55 +46,60 @@ pub(crate) async fn create(
     JsonBody { value, bytes }: JsonBody<wire::CreateAccount>,
 ) -> Answer<Response> {
     let name: Label = value.name.parse().map_err(super::wanted::bad_name)?;
-    let _turn = api.turns.take(caller.account).await;
-    for _ in 0..ATTEMPTS {
-        let now = Timestamp::now();
-        let claim = match idempotency.look(&api, &caller, &bytes, now).await? {
-            Seen::New(claim) => claim,
-            Seen::Before(id) => return again(&api, &id).await,
-        };
-        if api.store.read(&schema::account_name(&name)).await?.is_some() {
-            return Err(ApiError::new(
-                Code::NameInUse,
-                format!("there is an account named {name} already: choose another name"),
-            ));
-        }
-        let account = Account { id: AccountId::from_ulid(secret::ulid(now)?), name: name.clone(), created_at: now };
-        let number = numbers::choose(&api).await?;
-        let network = bootstrap::default_network(account.id, number.number, now)?;
-        let (secret, key) = bootstrap::new_key(account.id, false, now)?;
-        let mut txn = TxnBuilder::new()
-            .absent(&schema::account_name(&name))
-            .put(&schema::account(account.id), &account)?
-            .put(&schema::account_name(&name), &account.id)?;
-        txn = number.put(bootstrap::put_network(txn, &network)?)?;
-        txn = bootstrap::put_key(txn, &key)?;
-        txn = claim.put(txn, account.id)?;
-        let deed = Deed { caller: &caller, now, action: "account.create" };
-        let news = [
-            News {
-                kind: EventKind::AccountCreated,
-                account: account.id,
-                network: None,
-                machine: None,
-                message: format!("account {name} was created"),
-            },
-            News {
-                kind: EventKind::NetworkCreated,
-                account: account.id,
-                network: Some(network.id),
-                machine: None,
-                message: format!("network {} was created with {}", network.name, network.cidr),
-            },
-        ];
-        txn = deed.record(txn, account.id, &value, news)?;
-        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
+    let made = idempotency.create(&api, &caller, &bytes, |now| draft(&api, &caller, &value, &name, now));
+    match made.await? {
+        Created::Now { thing: (account, secret), .. } => {
             let mut answer = view(account);
             answer.key = Some(secret);
-            return Ok(created(format!("/v1/accounts/{}", answer.id), &answer));
+            Ok(created(format!("/v1/accounts/{}", answer.id), &answer))
         }
+        Created::Before(id) => again(&api, &id).await,
     }
-    Err(contended())
+}
+
+/// An account, and the secret of its first key.
+async fn draft(
+    api: &Api,
+    caller: &Caller,
+    value: &wire::CreateAccount,
+    name: &Label,
+    now: Timestamp,
+) -> Answer<Draft<(Account, String)>> {
+    if api.store.read(&schema::account_name(name)).await?.is_some() {
+        return Err(ApiError::new(
+            Code::NameInUse,
+            format!("there is an account named {name} already: choose another name"),
+        ));
+    }
+    let account = Account { id: AccountId::from_ulid(secret::ulid(now)?), name: name.clone(), created_at: now };
+    let number = numbers::choose(api).await?;
+    let network = bootstrap::default_network(account.id, number.number, now)?;
+    let (secret, key) = bootstrap::new_key(account.id, false, now)?;
+    let mut txn = TxnBuilder::new()
+        .absent(&schema::account_name(name))
+        .put(&schema::account(account.id), &account)?
+        .put(&schema::account_name(name), &account.id)?;
+    txn = number.put(bootstrap::put_network(txn, &network)?)?;
+    txn = bootstrap::put_key(txn, &key)?;
+    let deed = Deed { caller, now, action: "account.create" };
+    let news = [
+        News {
+            kind: EventKind::AccountCreated,
+            account: account.id,
+            network: None,
+            machine: None,
+            message: format!("account {name} was created"),
+        },
+        News {
+            kind: EventKind::NetworkCreated,
+            account: account.id,
+            network: Some(network.id),
+            machine: None,
+            message: format!("network {} was created with {}", network.name, network.cidr),
+        },
+    ];
+    let txn = deed.record(txn, account.id, value, news)?;
+    Ok(Draft { id: account.id.to_string(), thing: (account, secret), txn })
 }
 
 async fn again(api: &Shared, id: &str) -> Answer<Response> {

@@ -13,12 +13,13 @@ use warren_model::{AccountId, Code, Label, MachineId, wire};
 use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, schema};
 
 use super::domains::map;
+use super::sessions::end;
 use super::wanted::{self, Wanted};
 use super::{Made, power, views};
 use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
-use crate::idempotency::{self, Claim, Idempotency, Seen};
+use crate::idempotency::{self, Claim, Created, Draft, Idempotency, Seen};
 use crate::members::{self, Seat};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::policies::{self, InForce};
@@ -79,26 +80,27 @@ pub(crate) async fn make(
     }
 
     let deadline = Instant::now() + api.config.operation_deadline;
-    let turn = api.turns.take(caller.account).await;
-    for _ in 0..ATTEMPTS {
-        let now = Timestamp::now();
-        let claim = match idempotency.look(api, caller, bytes, now).await? {
-            Seen::New(claim) => claim,
-            Seen::Before(id) => {
-                drop(turn);
-                return again(api, caller, &id).await;
-            }
-        };
-        let choice = choose(api, caller, &wanted, limits, now).await?;
-        let txn = claim.put(choice.put()?, choice.machine.id)?;
-        let deed = Deed { caller, now, action: "machine.create" };
-        let txn = deed.record(txn, choice.machine.id, value, [choice.news()])?;
-        if let TxnOutcome::Committed(revision) = txn.commit(&*api.store).await? {
-            drop(turn);
-            return Ok(Made::Now(wait_until_running(api, caller, &choice.machine, &claim, revision, deadline).await?));
+    let created = idempotency.create(api, caller, bytes, |now| draft(api, caller, value, &wanted, limits, now)).await?;
+    match created {
+        Created::Now { thing, claim, revision } => {
+            Ok(Made::Now(wait_until_running(api, caller, &thing, &claim, revision, deadline).await?))
         }
+        Created::Before(id) => again(api, caller, &id).await,
     }
-    Err(contended())
+}
+
+async fn draft(
+    api: &Api,
+    caller: &Caller,
+    value: &wire::CreateMachine,
+    wanted: &Wanted,
+    limits: Limits,
+    now: Timestamp,
+) -> Answer<Draft<Machine>> {
+    let choice = choose(api, caller, wanted, limits, now).await?;
+    let deed = Deed { caller, now, action: "machine.create" };
+    let txn = deed.record(choice.put()?, choice.machine.id, value, [choice.news()])?;
+    Ok(Draft { id: choice.machine.id.to_string(), thing: choice.machine, txn })
 }
 
 /// What a new machine was given, and what must still be so when it is written.
@@ -118,7 +120,7 @@ async fn choose(api: &Api, caller: &Caller, wanted: &Wanted, limits: Limits, now
         policy = Some(in_force);
     }
     let quota = api.config.machines_per_account;
-    if views::count(&*api.store, schema::machine_names(caller.account).as_str()).await? >= quota {
+    if api.store.count(schema::machine_names(caller.account).as_str()).await? >= quota {
         return Err(ApiError::new(
             Code::QuotaExceeded,
             format!("an account has at most {quota} machines: delete one that is not needed"),
@@ -322,10 +324,13 @@ async fn undo(api: &Api, caller: &Caller, id: MachineId, claim: &Claim) -> Answe
         let now = Timestamp::now();
         let txn = TxnBuilder::new().unchanged(&read).put(&schema::machine(id), &machine)?;
         let txn = map::withdraw_all(&*api.store, txn, caller, now, id).await?;
+        let (txn, sessions) = end::close_only_for(api, txn, caller, now, id).await?;
         let deed = Deed { caller, now, action: "machine.create.undo" };
         let txn = deed.record(claim.undo(txn), id, &(), [power::deleted(&machine)])?;
         if let TxnOutcome::Committed(revision) = txn.commit(&*api.store).await? {
-            return Ok(power::wait_until_gone(api, id, revision, deadline).await?.is_ok());
+            let gone = power::wait_until_gone(api, id, revision, deadline).await?.is_ok();
+            end::cut(api, &sessions, deadline).await?;
+            return Ok(gone);
         }
     }
     Err(contended())

@@ -1,5 +1,7 @@
 //! What identities may do with machines, one by one or all of a network.
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -10,7 +12,7 @@ use warren_model::record::{EventKind, Grant, Identity};
 use warren_model::{Code, LinuxUser, wire};
 use warren_store::{TxnBuilder, TxnOutcome, Typed, schema};
 
-use super::{ListQuery, identities, views};
+use super::{ListQuery, identities};
 use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
@@ -159,7 +161,8 @@ impl About {
 pub(crate) enum Expect {
     Anything,
     Nothing,
-    Something,
+    /// Something, whose verbs stay but for those that the users do not allow.
+    Verbs,
 }
 
 /// `None` when something else had been granted before than was expected.
@@ -168,10 +171,9 @@ pub(crate) async fn grant(
     caller: &Caller,
     identity: &str,
     about: About,
-    asked: wire::GrantAccess,
+    mut asked: wire::GrantAccess,
     expected: Expect,
 ) -> Answer<Option<wire::Grant>> {
-    let permission = permission(&asked)?;
     for _ in 0..ATTEMPTS {
         let now = Timestamp::now();
         let read = resolve::identity(api, caller.account, identity).await?;
@@ -179,13 +181,15 @@ pub(crate) async fn grant(
         let key = schema::grant(identity.id, about.target);
         let before = api.store.read(&key).await?;
         match (expected, &before) {
-            (Expect::Nothing, Some(_)) | (Expect::Something, None) => return Ok(None),
+            (Expect::Nothing, Some(_)) | (Expect::Verbs, None) => return Ok(None),
+            (Expect::Verbs, Some(before)) => asked.verbs = Some(kept(&before.record.permission, &asked)),
             _ => {}
         }
+        let permission = permission(&asked)?;
         if let Some(same) = before.as_ref().filter(|before| before.record.permission == permission) {
             return answer(api, &same.record).await.map(Some);
         }
-        if before.is_none() && views::count(&*api.store, schema::grants_of(identity.id).as_str()).await? >= GRANTS {
+        if before.is_none() && api.store.count(schema::grants_of(identity.id).as_str()).await? >= GRANTS {
             return Err(ApiError::new(
                 Code::QuotaExceeded,
                 format!("an identity has at most {GRANTS} grants: grant it a network instead of its machines"),
@@ -236,6 +240,15 @@ pub(crate) async fn take_back(api: &Api, caller: &Caller, identity: &str, about:
     Err(contended())
 }
 
+/// The verbs of a permission that other users may have.
+fn kept(before: &Permission, asked: &wire::GrantAccess) -> BTreeSet<Verb> {
+    let mut verbs = before.verbs().clone();
+    if asked.users.as_ref().is_some_and(|users| !users.contains(LinuxUser::ROOT)) {
+        verbs.remove(&Verb::Files);
+    }
+    verbs
+}
+
 fn permission(asked: &wire::GrantAccess) -> Answer<Permission> {
     if asked.users.as_ref().is_some_and(|users| users.len() > USERS) {
         return Err(ApiError::invalid(format!("a grant names at most {USERS} users")));
@@ -245,8 +258,7 @@ fn permission(asked: &wire::GrantAccess) -> Answer<Permission> {
     let verbs = asked.verbs.clone().unwrap_or_else(|| {
         let mut usual = Verb::usual();
         // What is not asked for by name is left out where the users do not allow it.
-        if users.as_ref().is_some_and(|users: &std::collections::BTreeSet<LinuxUser>| !users.contains(LinuxUser::ROOT))
-        {
+        if users.as_ref().is_some_and(|users: &BTreeSet<LinuxUser>| !users.contains(LinuxUser::ROOT)) {
             usual.remove(&Verb::Files);
         }
         usual

@@ -11,12 +11,12 @@ use warren_model::record::{EventKind, Identity};
 use warren_model::{Code, IdentityId, Label, LabelKey, LabelValue, wire};
 use warren_store::{TxnBuilder, TxnOutcome, Typed, schema};
 
-use super::{ListQuery, Made, tokens, views, wanted};
+use super::{ListQuery, Made, tokens, wanted};
 use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::idempotency::{self, Idempotency, Seen};
+use crate::idempotency::{self, Created, Draft, Idempotency};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::{Api, Shared};
 use crate::{resolve, secret};
@@ -72,43 +72,47 @@ pub(crate) async fn make(
 ) -> Answer<Made<wire::Identity>> {
     let name = value.name.as_deref().map(str::parse::<Label>).transpose().map_err(wanted::bad_name)?;
     let metadata = metadata(&value.metadata)?;
-    let _turn = api.turns.take(caller.account).await;
-    for _ in 0..ATTEMPTS {
-        let now = Timestamp::now();
-        let claim = match idempotency.look(api, caller, bytes, now).await? {
-            Seen::New(claim) => claim,
-            Seen::Before(id) => {
-                let found = resolve::identity(api, caller.account, &id).await;
-                return Ok(Made::Before(view(found.map_err(|_| idempotency::gone("identity"))?.record)));
-            }
-        };
-        if views::count(&*api.store, schema::identities_of(caller.account).as_str()).await? >= IDENTITIES {
-            return Err(ApiError::new(
-                Code::QuotaExceeded,
-                format!("an account has at most {IDENTITIES} identities: delete one that is not needed"),
-            ));
-        }
-        let identity = Identity {
-            id: IdentityId::from_ulid(secret::ulid(now)?),
-            account: caller.account,
-            name: name.clone(),
-            metadata: metadata.clone(),
-            created_at: now,
-        };
-        let mut txn = TxnBuilder::new()
-            .put(&schema::identity(identity.id), &identity)?
-            .put(&schema::identity_of(caller.account, identity.id), &())?;
-        if let Some(name) = &name {
-            txn = take_name(api, txn, &identity, name).await?;
-        }
-        let deed = Deed { caller, now, action: "identity.create" };
-        let news = [news(&identity, EventKind::IdentityCreated, "was created")];
-        let txn = deed.record(claim.put(txn, identity.id)?, identity.id, value, news)?;
-        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
-            return Ok(Made::Now(view(identity)));
+    let created =
+        idempotency.create(api, caller, bytes, |now| draft(api, caller, value, name.as_ref(), &metadata, now)).await?;
+    match created {
+        Created::Now { thing, .. } => Ok(Made::Now(view(thing))),
+        Created::Before(id) => {
+            let found = resolve::identity(api, caller.account, &id).await;
+            Ok(Made::Before(view(found.map_err(|_| idempotency::gone("identity"))?.record)))
         }
     }
-    Err(contended())
+}
+
+async fn draft(
+    api: &Api,
+    caller: &Caller,
+    value: &wire::CreateIdentity,
+    name: Option<&Label>,
+    metadata: &BTreeMap<LabelKey, LabelValue>,
+    now: Timestamp,
+) -> Answer<Draft<Identity>> {
+    if api.store.count(schema::identities_of(caller.account).as_str()).await? >= IDENTITIES {
+        return Err(ApiError::new(
+            Code::QuotaExceeded,
+            format!("an account has at most {IDENTITIES} identities: delete one that is not needed"),
+        ));
+    }
+    let identity = Identity {
+        id: IdentityId::from_ulid(secret::ulid(now)?),
+        account: caller.account,
+        name: name.cloned(),
+        metadata: metadata.clone(),
+        created_at: now,
+    };
+    let mut txn = TxnBuilder::new()
+        .put(&schema::identity(identity.id), &identity)?
+        .put(&schema::identity_of(caller.account, identity.id), &())?;
+    if let Some(name) = name {
+        txn = take_name(api, txn, &identity, name).await?;
+    }
+    let deed = Deed { caller, now, action: "identity.create" };
+    let txn = deed.record(txn, identity.id, value, [news(&identity, EventKind::IdentityCreated, "was created")])?;
+    Ok(Draft { id: identity.id.to_string(), thing: identity, txn })
 }
 
 /// Show an identity

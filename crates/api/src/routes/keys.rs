@@ -7,7 +7,7 @@ use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 use warren_model::record::{ApiKey, EventKind};
-use warren_model::{Code, KeyId, wire};
+use warren_model::{Code, KeyId, Label, wire};
 use warren_store::session::{self, Why};
 use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
@@ -18,7 +18,7 @@ use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::idempotency::{self, Idempotency, Seen};
+use crate::idempotency::{self, Created, Draft, Idempotency};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::{Api, Shared};
 
@@ -73,36 +73,42 @@ pub(crate) async fn create(
             LIFETIME.end()
         )));
     }
-    let _turn = api.turns.take(caller.account).await;
-    for _ in 0..ATTEMPTS {
-        let now = Timestamp::now();
-        let claim = match idempotency.look(&api, &caller, &bytes, now).await? {
-            Seen::New(claim) => claim,
-            Seen::Before(id) => return again(&api, &caller, &id).await,
-        };
-        let live = bootstrap::keys(&*api.store, caller.account).await?;
-        if live.iter().filter(|key| key.record.revoked_at.is_none()).count() >= KEYS_PER_ACCOUNT {
-            return Err(ApiError::new(
-                Code::QuotaExceeded,
-                format!("an account has at most {KEYS_PER_ACCOUNT} keys: revoke one that is not needed"),
-            ));
-        }
-        let (secret, mut key) = bootstrap::new_key(caller.account, false, now)?;
-        key.name = name.clone();
-        key.expires_at = value
-            .expires_in_seconds
-            .and_then(|seconds| i64::try_from(seconds).ok())
-            .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok());
-        let txn = claim.put(bootstrap::put_key(TxnBuilder::new(), &key)?, key.id)?;
-        let deed = Deed { caller: &caller, now, action: "key.create" };
-        let txn = deed.record(txn, key.id, &value, [news(&key, EventKind::KeyCreated, "was created")])?;
-        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
+    let made = idempotency.create(&api, &caller, &bytes, |now| draft(&api, &caller, &value, name.as_ref(), now));
+    match made.await? {
+        Created::Now { thing: (key, secret), .. } => {
             let mut answer = view(&*api.store, &key).await?;
             answer.key = Some(secret);
-            return Ok(created(format!("/v1/keys/{}", answer.id), &answer));
+            Ok(created(format!("/v1/keys/{}", answer.id), &answer))
         }
+        Created::Before(id) => again(&api, &caller, &id).await,
     }
-    Err(contended())
+}
+
+/// A key, and its secret.
+async fn draft(
+    api: &Api,
+    caller: &Caller,
+    value: &wire::CreateKey,
+    name: Option<&Label>,
+    now: Timestamp,
+) -> Answer<Draft<(ApiKey, String)>> {
+    let live = bootstrap::keys(&*api.store, caller.account).await?;
+    if live.iter().filter(|key| key.record.revoked_at.is_none()).count() >= KEYS_PER_ACCOUNT {
+        return Err(ApiError::new(
+            Code::QuotaExceeded,
+            format!("an account has at most {KEYS_PER_ACCOUNT} keys: revoke one that is not needed"),
+        ));
+    }
+    let (secret, mut key) = bootstrap::new_key(caller.account, false, now)?;
+    key.name = name.cloned();
+    key.expires_at = value
+        .expires_in_seconds
+        .and_then(|seconds| i64::try_from(seconds).ok())
+        .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok());
+    let txn = bootstrap::put_key(TxnBuilder::new(), &key)?;
+    let deed = Deed { caller, now, action: "key.create" };
+    let txn = deed.record(txn, key.id, value, [news(&key, EventKind::KeyCreated, "was created")])?;
+    Ok(Draft { id: key.id.to_string(), thing: (key, secret), txn })
 }
 
 async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Response> {

@@ -24,7 +24,7 @@ use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::idempotency::{self, Idempotency, Seen};
+use crate::idempotency::{self, Created, Draft, Idempotency};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::{Api, Shared};
 use crate::wait::{self, TooLate};
@@ -85,63 +85,65 @@ pub(crate) async fn make(
     let name: Label = value.name.parse().map_err(wanted::bad_name)?;
     let cidr = value.cidr.as_deref().map(str::parse::<NetworkCidr>).transpose();
     let cidr = cidr.map_err(|error| ApiError::new(error.code(), error.to_string()))?;
-    let egress = value.egress.unwrap_or_default();
-    let _turn = api.turns.take(caller.account).await;
-    for _ in 0..ATTEMPTS {
-        let now = Timestamp::now();
-        let claim = match idempotency.look(api, caller, bytes, now).await? {
-            Seen::New(claim) => claim,
-            Seen::Before(id) => {
-                let network =
-                    resolve::network(api, caller.account, &id).await.map_err(|_| idempotency::gone("network"))?;
-                return Ok(Made::Before(views::network_with_warnings(api, &network.record).await?));
-            }
-        };
-        refuse_taken_name(api, caller.account, &name).await?;
-        let quota = api.config.networks_per_account;
-        if views::count(&*api.store, schema::network_names(caller.account).as_str()).await? >= quota {
-            return Err(ApiError::new(
-                Code::QuotaExceeded,
-                format!("an account has at most {quota} networks: delete one that is not needed"),
-            ));
-        }
-        if egress == Egress::Open && !api.host.forwarding() {
-            return Err(ApiError::new(
-                Code::ForwardingRequired,
-                "this host does not forward, so nothing may leave a network: start the server with --forwarding, or \
-                 create the network with egress \"deny\"",
-            ));
-        }
-        let cidr = match cidr {
-            Some(cidr) => cidr,
-            // The account's own one is the same whenever it is made.
-            None if name.as_str() == bootstrap::DEFAULT => NetworkCidr::default_range(),
-            None => derive_cidr(api, caller.account).await?,
-        };
-        let number = numbers::choose(api).await?;
-        let network = Network {
-            id: NetworkId::from_ulid(secret::ulid(now)?),
-            account: caller.account,
-            name: name.clone(),
-            number: number.number,
-            cidr,
-            egress,
-            created_at: now,
-            deleting: false,
-        };
-        let policy = policies::in_force(api, caller.account).await?;
-        refuse_unfit(api, &policy.edition.policy, &network, now).await?;
-        let txn = policy.same(TxnBuilder::new(), caller.account);
-        let mut txn = number.put(bootstrap::put_network(txn, &network)?)?;
-        txn = claim.put(txn, network.id)?;
-        let deed = Deed { caller, now, action: "network.create" };
-        let message = format!("network {name} was created with {cidr}");
-        txn = deed.record(txn, network.id, value, [news(&network, EventKind::NetworkCreated, message)])?;
-        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
-            return Ok(Made::Now(views::network_with_warnings(api, &network).await?));
+    let created = idempotency.create(api, caller, bytes, |now| draft(api, caller, value, &name, cidr, now)).await?;
+    match created {
+        Created::Now { thing, .. } => Ok(Made::Now(views::network_with_warnings(api, &thing).await?)),
+        Created::Before(id) => {
+            let network = resolve::network(api, caller.account, &id).await.map_err(|_| idempotency::gone("network"))?;
+            Ok(Made::Before(views::network_with_warnings(api, &network.record).await?))
         }
     }
-    Err(contended())
+}
+
+async fn draft(
+    api: &Api,
+    caller: &Caller,
+    value: &wire::CreateNetwork,
+    name: &Label,
+    cidr: Option<NetworkCidr>,
+    now: Timestamp,
+) -> Answer<Draft<Network>> {
+    refuse_taken_name(api, caller.account, name).await?;
+    let quota = api.config.networks_per_account;
+    if api.store.count(schema::network_names(caller.account).as_str()).await? >= quota {
+        return Err(ApiError::new(
+            Code::QuotaExceeded,
+            format!("an account has at most {quota} networks: delete one that is not needed"),
+        ));
+    }
+    let egress = value.egress.unwrap_or_default();
+    if egress == Egress::Open && !api.host.forwarding() {
+        return Err(ApiError::new(
+            Code::ForwardingRequired,
+            "this host does not forward, so nothing may leave a network: start the server with --forwarding, or \
+             create the network with egress \"deny\"",
+        ));
+    }
+    let cidr = match cidr {
+        Some(cidr) => cidr,
+        // The account's own one is the same whenever it is made.
+        None if name.as_str() == bootstrap::DEFAULT => NetworkCidr::default_range(),
+        None => derive_cidr(api, caller.account).await?,
+    };
+    let number = numbers::choose(api).await?;
+    let network = Network {
+        id: NetworkId::from_ulid(secret::ulid(now)?),
+        account: caller.account,
+        name: name.clone(),
+        number: number.number,
+        cidr,
+        egress,
+        created_at: now,
+        deleting: false,
+    };
+    let policy = policies::in_force(api, caller.account).await?;
+    refuse_unfit(api, &policy.edition.policy, &network, now).await?;
+    let txn = policy.same(TxnBuilder::new(), caller.account);
+    let txn = number.put(bootstrap::put_network(txn, &network)?)?;
+    let deed = Deed { caller, now, action: "network.create" };
+    let message = format!("network {name} was created with {cidr}");
+    let txn = deed.record(txn, network.id, value, [news(&network, EventKind::NetworkCreated, message)])?;
+    Ok(Draft { id: network.id.to_string(), thing: network, txn })
 }
 
 /// Refuses a network with which the policy in force could not be enforced, or would open more than is permitted.

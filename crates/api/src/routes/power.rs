@@ -6,10 +6,11 @@ use http::StatusCode;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use warren_model::record::{EventKind, Failure, Machine, MachineState, MachineStatus, Power};
-use warren_model::{AccountId, Code, Label, MachineId, wire};
+use warren_model::{AccountId, Code, Label, MachineId, SessionId, wire};
 use warren_store::{Revision, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
 use super::domains::map;
+use super::sessions::end;
 use super::views;
 use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
@@ -67,16 +68,22 @@ pub(crate) async fn restart(
 
 /// Delete a machine
 ///
-/// With its disk and its domains. Answers when nothing of it is left; its name is free then, and its address rests for ten minutes.
+/// With its disk, its domains and the sessions that reach nothing else. Answers when nothing of it is left; its name is
+/// free then, and its address rests for ten minutes.
 #[utoipa::path(delete, path = "/v1/machines/{machine}", operation_id = "delete_machine", tag = "machines",
     params(("machine" = String, Path, description = "Id or name")),
     responses((status = 204, description = "Deleted")))]
 pub(crate) async fn delete(State(api): State<Shared>, caller: Caller, Named(given): Named) -> Answer<StatusCode> {
     let deadline = Instant::now() + api.config.operation_deadline;
     let machine = resolve::machine(&api, &caller, &given).await?.record;
-    let Some(since) = ask_to_delete(&api, &caller, machine.id).await? else { return Ok(StatusCode::NO_CONTENT) };
+    let Some((since, sessions)) = ask_to_delete(&api, &caller, machine.id).await? else {
+        return Ok(StatusCode::NO_CONTENT);
+    };
     match wait_until_gone(&api, machine.id, since, deadline).await? {
-        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Ok(()) => {
+            end::cut(&api, &sessions, deadline).await?;
+            Ok(StatusCode::NO_CONTENT)
+        }
         Err(TooLate) => Err(ApiError::new(
             Code::DeadlineExceeded,
             format!(
@@ -88,23 +95,24 @@ pub(crate) async fn delete(State(api): State<Shared>, caller: Caller, Named(give
     }
 }
 
-/// `None` when it is gone already.
-async fn ask_to_delete(api: &Api, caller: &Caller, id: MachineId) -> Answer<Option<Revision>> {
+/// When it was written, and the sessions that it closed. `None` when it is gone already.
+async fn ask_to_delete(api: &Api, caller: &Caller, id: MachineId) -> Answer<Option<(Revision, Vec<SessionId>)>> {
     for _ in 0..ATTEMPTS {
         let since = api.store.revision().await?;
         let Some(read) = api.store.read(&schema::machine(id)).await? else { return Ok(None) };
         if read.record.power == Power::Gone {
-            return Ok(Some(since));
+            return Ok(Some((since, Vec::new())));
         }
         let mut machine = read.record.clone();
         machine.power = Power::Gone;
         let now = Timestamp::now();
         let txn = TxnBuilder::new().unchanged(&read).put(&schema::machine(id), &machine)?;
         let txn = map::withdraw_all(&*api.store, txn, caller, now, id).await?;
+        let (txn, sessions) = end::close_only_for(api, txn, caller, now, id).await?;
         let deed = Deed { caller, now, action: "machine.delete" };
         let txn = deed.record(txn, id, &(), [deleted(&machine)])?;
         if let TxnOutcome::Committed(revision) = txn.commit(&*api.store).await? {
-            return Ok(Some(revision));
+            return Ok(Some((revision, sessions)));
         }
     }
     Err(contended())

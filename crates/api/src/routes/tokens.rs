@@ -9,12 +9,12 @@ use warren_model::record::{EventKind, Identity, Token};
 use warren_model::{Code, IdentityId, TokenId, wire};
 use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
 
-use super::{ListQuery, Made, SECRET_NOT_REPEATED, identities, views};
+use super::{ListQuery, Made, SECRET_NOT_REPEATED, identities};
 use crate::caller::Caller;
 use crate::cursor::Paging;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named, Query};
-use crate::idempotency::{self, Idempotency, Seen};
+use crate::idempotency::{self, Created, Draft, Idempotency};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::state::{Api, Shared};
 use crate::{resolve, secret};
@@ -90,53 +90,62 @@ pub(crate) async fn make(
             LIFETIME.end()
         )));
     }
-    let _turn = api.turns.take(caller.account).await;
-    for _ in 0..ATTEMPTS {
-        let now = Timestamp::now();
-        let identity = resolve::identity(api, caller.account, identity).await?;
-        let claim = match idempotency.look(api, caller, bytes, now).await? {
-            Seen::New(claim) => claim,
-            Seen::Before(id) => return again(api, caller, &id).await,
-        };
-        let over = make_room(api, identity.record.id, now).await?;
-        let expires_at = i64::try_from(seconds).ok().map(SignedDuration::from_secs);
-        let expires_at = expires_at.and_then(|life| now.checked_add(life).ok()).ok_or_else(ApiError::internal)?;
-        let secret = secret::new_secret(secret::TOKEN)?;
-        let token = Token {
-            id: TokenId::from_ulid(secret::ulid(now)?),
-            account: caller.account,
-            identity: identity.record.id,
-            hash: secret::hash(&secret),
-            created_at: now,
-            expires_at,
-            revoked_at: None,
-        };
-        let mut txn = TxnBuilder::new()
-            // Written as it was, so that it cannot be deleted at the same time.
-            .unchanged(&identity)
-            .put(&schema::identity(token.identity), &identity.record)?
-            .put(&schema::token(&token.hash), &token)?
-            .put(&schema::token_hash(token.account, token.id), &token.hash)?
-            .put(&schema::token_of(token.identity, token.id), &token.hash)?;
-        for old in over {
-            txn = remove(txn, &old);
-        }
-        let deed = Deed { caller, now, action: "token.create" };
-        let news = [news(&identity.record, &token, EventKind::TokenCreated, "was created")];
-        let txn = deed.record(claim.put(txn, token.id)?, token.id, value, news)?;
-        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
+    resolve::identity(api, caller.account, identity).await?;
+    let created =
+        idempotency.create(api, caller, bytes, |now| draft(api, caller, identity, value, seconds, now)).await?;
+    match created {
+        Created::Now { thing: (token, secret), .. } => {
             let mut answer = view(&*api.store, &token).await?;
             answer.token = Some(secret);
-            return Ok(Made::Now(answer));
+            Ok(Made::Now(answer))
         }
+        Created::Before(id) => again(api, caller, &id).await,
     }
-    Err(contended())
+}
+
+/// A token, and its secret.
+async fn draft(
+    api: &Api,
+    caller: &Caller,
+    identity: &str,
+    value: &wire::CreateToken,
+    seconds: u64,
+    now: Timestamp,
+) -> Answer<Draft<(Token, String)>> {
+    let identity = resolve::identity(api, caller.account, identity).await?;
+    let over = make_room(api, identity.record.id, now).await?;
+    let expires_at = i64::try_from(seconds).ok().map(SignedDuration::from_secs);
+    let expires_at = expires_at.and_then(|life| now.checked_add(life).ok()).ok_or_else(ApiError::internal)?;
+    let secret = secret::new_secret(secret::TOKEN)?;
+    let token = Token {
+        id: TokenId::from_ulid(secret::ulid(now)?),
+        account: caller.account,
+        identity: identity.record.id,
+        hash: secret::hash(&secret),
+        created_at: now,
+        expires_at,
+        revoked_at: None,
+    };
+    let mut txn = TxnBuilder::new()
+        // Written as it was, so that it cannot be deleted at the same time.
+        .unchanged(&identity)
+        .put(&schema::identity(token.identity), &identity.record)?
+        .put(&schema::token(&token.hash), &token)?
+        .put(&schema::token_hash(token.account, token.id), &token.hash)?
+        .put(&schema::token_of(token.identity, token.id), &token.hash)?;
+    for old in over {
+        txn = remove(txn, &old);
+    }
+    let deed = Deed { caller, now, action: "token.create" };
+    let news = [news(&identity.record, &token, EventKind::TokenCreated, "was created")];
+    let txn = deed.record(txn, token.id, value, news)?;
+    Ok(Draft { id: token.id.to_string(), thing: (token, secret), txn })
 }
 
 /// Tokens that are no longer valid and have to go for one more.
 async fn make_room(api: &Api, identity: IdentityId, now: Timestamp) -> Answer<Vec<Token>> {
     let prefix = schema::tokens_of(identity);
-    let Some(too_many) = (views::count(&*api.store, prefix.as_str()).await? + 1).checked_sub(TOKENS) else {
+    let Some(too_many) = (api.store.count(prefix.as_str()).await? + 1).checked_sub(TOKENS) else {
         return Ok(Vec::new());
     };
     let tokens = of(&*api.store, identity).await?.into_iter().map(|read| read.record);

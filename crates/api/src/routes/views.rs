@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 
 use warren_model::record::{Machine, MachineState, MachineStatus, Network, Power};
 use warren_model::{NetworkId, wire};
-use warren_store::{Range, Store, StoreError, Typed, schema};
+use warren_store::{StoreError, Typed, schema};
 
 use crate::error::{Answer, ApiError};
 use crate::state::Api;
@@ -99,7 +99,7 @@ pub(crate) async fn network(api: &Api, network: &Network) -> Result<wire::Networ
         gateway: network.cidr.gateway(),
         gateway6: ula.gateway(network.number),
         egress: network.egress,
-        members: count(&*api.store, schema::members(network.id).as_str()).await? as u64,
+        members: api.store.count(schema::members(network.id).as_str()).await? as u64,
         created_at: network.created_at,
         warnings: Vec::new(),
     })
@@ -126,17 +126,4 @@ pub(crate) async fn network_with_warnings(api: &Api, record: &Network) -> Result
         view.warnings.push("the network is being deleted".to_owned());
     }
     Ok(view)
-}
-
-/// How many keys are below a prefix.
-pub(crate) async fn count(store: &dyn Store, prefix: &str) -> Result<usize, StoreError> {
-    let (mut count, mut after) = (0, None);
-    loop {
-        let page = store.list(Range { prefix: prefix.to_owned(), after, limit: 1000 }).await?;
-        count += page.entries.len();
-        after = page.entries.last().map(|entry| entry.key.clone());
-        if !page.more {
-            return Ok(count);
-        }
-    }
 }

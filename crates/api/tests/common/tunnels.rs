@@ -16,6 +16,10 @@ pub struct FakeTunnels {
     pub gateway: Mutex<Result<GatewayInfo, String>>,
     pub failing: AtomicBool,
     pub stuck: AtomicBool,
+    /// Nobody has come to any session.
+    pub silent: AtomicBool,
+    /// They say nothing of any session.
+    pub mute: AtomicBool,
     open: Mutex<BTreeMap<SessionId, NetworkId>>,
     cut: Mutex<BTreeSet<SessionId>>,
 }
@@ -31,6 +35,8 @@ impl Default for FakeTunnels {
             })),
             failing: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
+            mute: AtomicBool::new(false),
             open: Mutex::default(),
             cut: Mutex::default(),
         }
@@ -48,6 +54,10 @@ impl FakeTunnels {
     /// Without anything that says where it is reached.
     pub fn forget_endpoint(&self) {
         self.gateway.lock().unwrap().as_mut().unwrap().endpoint = None;
+    }
+
+    pub fn set_endpoint(&self, endpoint: &str) {
+        self.gateway.lock().unwrap().as_mut().unwrap().endpoint = Some(endpoint.parse().unwrap());
     }
 
     /// Whether the server has waited until nothing of the session passes.
@@ -89,9 +99,12 @@ impl Tunnels for FakeTunnels {
             sent_bytes: 3,
             sent_packets: 4,
             refused_packets: 5,
-            last_handshake_at: Some(Timestamp::UNIX_EPOCH),
+            last_handshake_at: (!self.silent.load(Ordering::Relaxed)).then_some(Timestamp::UNIX_EPOCH),
             last_data_at: None,
         };
+        if self.mute.load(Ordering::Relaxed) {
+            return BTreeMap::new();
+        }
         let open = self.open.lock().unwrap();
         open.iter().filter(|(_, of)| **of == network).map(|(id, _)| (*id, status)).collect()
     }

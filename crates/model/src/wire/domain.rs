@@ -153,7 +153,8 @@ shape! {
         pub state: ClaimState,
         /// The TXT record that proves it.
         pub record: TxtRecord,
-        /// What the last look for the record found, when that was just now and it was not there.
+        /// What the last look for the record found, when that was just now and it was not there; or when the claim ends,
+        /// as the record is gone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub detail: Option<String>,
         #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]

@@ -18,16 +18,16 @@ shape! {
     #[derive(Default)]
     #[serde(deny_unknown_fields)]
     pub struct OpenSession {
-        /// Seconds that it lives: 60 to 86,400; 3,600 (an hour) when absent. It ends with the key that opens it.
-        #[cfg_attr(feature = "openapi", schema(minimum = 60, maximum = 86_400))]
+        /// Seconds that it lives: 5 to 86,400; 3,600 (an hour) when absent. It ends with the key that opens it.
+        #[cfg_attr(feature = "openapi", schema(minimum = 5, maximum = 86_400))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub ttl_seconds: Option<u64>,
-        /// It ends when no data came from it for so many seconds: 60 to 86,400; 1,800 (half an hour) when absent.
-        #[cfg_attr(feature = "openapi", schema(minimum = 60, maximum = 86_400))]
+        /// It ends when no data came from it for so many seconds: 5 to 86,400; 1,800 (half an hour) when absent.
+        #[cfg_attr(feature = "openapi", schema(minimum = 5, maximum = 86_400))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub idle_seconds: Option<u64>,
-        /// The operator's public key, in base64. The server makes a key pair when absent, and hands the private key out
-        /// once.
+        /// The operator's public key, in base64; the session is closed when nobody comes with it within ten minutes. The
+        /// server makes a key pair when absent, and hands the private key out once.
         #[cfg_attr(feature = "openapi", schema(min_length = 44, max_length = 44))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub public_key: Option<String>,

@@ -79,6 +79,21 @@ pub(super) async fn pages_cover_everything_once(subject: Subject) {
     }
 }
 
+pub(super) async fn a_count_is_of_the_keys_below_a_prefix_and_follows_every_change(subject: Subject) {
+    let store = subject.store();
+    let count = async |prefix: &str| store.count(prefix).await.unwrap();
+    assert_eq!((count("").await, count("a/").await), (0, 0));
+    let all = ["a", "a.", "a/", "a/b", "a/b/c", "a/\u{10ffff}", "a0", "\u{10ffff}", "\u{10ffff}1"];
+    commit(&*store, all.iter().map(|key| put_op(key, "1")).collect()).await;
+    for (prefix, expected) in [("", 9), ("a/", 4), ("a/b", 2), ("a0", 1), ("\u{10ffff}", 2), ("c", 0)] {
+        assert_eq!(count(prefix).await, expected, "below {prefix:?}");
+    }
+    commit(&*store, vec![put_op("a/b", "2"), put_op("a/d", "1"), delete_op("a/"), delete_op("a/x")]).await;
+    assert_eq!(count("a/").await, 4);
+    commit(&*store, (0..1500).map(|n| put_op(&format!("p/{n}"), "1")).collect()).await;
+    assert_eq!(count("p/").await, 1500);
+}
+
 pub(super) async fn a_page_may_be_empty(subject: Subject) {
     let store = subject.store();
     let list = async |prefix: &str, after: Option<&str>, limit| {

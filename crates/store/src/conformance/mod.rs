@@ -85,6 +85,7 @@ scenarios! {
     list::characters_that_mean_something_to_a_query_mean_nothing_here,
     list::pages_cover_everything_once,
     list::a_page_may_be_empty,
+    list::a_count_is_of_the_keys_below_a_prefix_and_follows_every_change,
     list::a_watch_from_the_revision_after_a_page_misses_nothing,
     watch::the_past_is_replayed_in_order,
     watch::what_comes_is_followed,

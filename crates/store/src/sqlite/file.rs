@@ -23,6 +23,9 @@ const HANDOVER: Duration = Duration::from_secs(1);
 /// To what size, in bytes, the log is cut back after it had to grow.
 const LOG_SIZE: i64 = 64 << 20;
 const STATEMENTS: usize = 64;
+/// How much of the file each connection keeps in memory, in KiB; the kernel has it too. SQLite's own default is 2,000
+/// (`PRAGMA cache_size`).
+const CACHE_KIB: i64 = 256;
 
 /// The path of the file, with the lock that makes this process its only user until it is dropped.
 pub(super) struct Claim {
@@ -99,6 +102,7 @@ fn connect(path: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
     // Each connection is used by one thread at a time, so SQLite's own mutex is of no use.
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
 }

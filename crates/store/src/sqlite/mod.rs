@@ -133,6 +133,11 @@ impl Store for SqliteStore {
         self.readers.run(move |connection| read::list(connection, &range)).await
     }
 
+    async fn count(&self, prefix: &str) -> Result<usize, StoreError> {
+        let prefix = prefix.to_owned();
+        self.readers.run(move |connection| read::count(connection, &prefix)).await
+    }
+
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         self.ask(txn).await
     }

@@ -104,6 +104,16 @@ pub(super) fn list(connection: &mut Connection, range: &Range) -> Result<Page, S
     read().map_err(failed("list keys"))
 }
 
+pub(super) fn count(connection: &Connection, prefix: &str) -> Result<usize, StoreError> {
+    let read = || {
+        connection
+            .prepare_cached("SELECT count(*) FROM entry WHERE key >= ?1 AND key < ?2")?
+            .query_row(params![prefix, prefix_end(prefix)], |row| row.get(0))
+    };
+    let count: i64 = read().map_err(failed("count keys"))?;
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
 /// Part of the history.
 pub(super) struct Replay {
     /// One item for each revision that has a change below the prefix.

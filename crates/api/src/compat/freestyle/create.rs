@@ -46,7 +46,7 @@ const WITH_FILES: usize = 16;
 /// How long all files of a machine may take together.
 const FILL_LIMIT: Duration = Duration::from_secs(120);
 
-/// Lets one request at a time fill a machine, so that no other is answered meanwhile.
+/// Lets one request at a time fill a machine and make it public, so that no other is answered, or fails, meanwhile.
 #[derive(Default)]
 pub(crate) struct Filling(Mutex<HashMap<MachineId, Arc<tokio::sync::Mutex<()>>>>);
 
@@ -69,11 +69,12 @@ pub(crate) async fn create(
     Body { value, bytes, place }: Body<Layer, WITH_FILES>,
 ) -> Answer<Json<Value>> {
     let Wanted { mut machine, files, domains } = Wanted::parse(value)?;
-    domains::check(&api, &caller, &domains).await?;
+    domains::check(&api, &caller, &domains, machine.private_ip.is_some()).await?;
     let fingerprint = fingerprint(&caller, &bytes)?;
     drop(bytes);
     machine.labels.insert(REQUEST_LABEL.to_owned(), fingerprint.clone());
     let id = make(&api, &caller, &mut machine, &fingerprint).await?;
+    let _turn = api.freestyle.filling.take(id).await;
     fill(&api, &caller, id, files).await?;
     drop(place);
     let hosts = publish(&api, &caller, id, &domains).await?;
@@ -166,12 +167,12 @@ fn ended(first: &Machine, state: MachineState) -> Refusal {
     )
 }
 
-/// Writes files into a machine that does not have them yet. One that cannot be filled is taken away again.
+/// Writes files into a machine that does not have them yet. One that cannot be filled is taken away again. The caller
+/// has the machine's turn.
 async fn fill(api: &Shared, caller: &Caller, id: MachineId, files: Vec<NewFile>) -> Answer<()> {
     if files.is_empty() {
         return Ok(());
     }
-    let _turn = api.freestyle.filling.take(id).await;
     let found = api.store.read(&schema::machine(id)).await?.map(|read| read.record);
     let Some(machine) = found.filter(|machine| machine.power != Power::Gone) else {
         let detail = "the machine was removed before it had its files: see whether they can be written";
@@ -200,7 +201,8 @@ async fn fill(api: &Shared, caller: &Caller, id: MachineId, files: Vec<NewFile>)
     mark(api, caller, id).await
 }
 
-/// Makes a machine public under the names that were asked for. One that cannot be is taken away again.
+/// Makes a machine public under the names that were asked for. One that cannot be is taken away again. The caller has
+/// the machine's turn.
 async fn publish(api: &Shared, caller: &Caller, id: MachineId, asked: &[GivenDomain]) -> Answer<Vec<String>> {
     let mapped = domains::map_all(api, caller, id, asked).await;
     if mapped.is_err() {

@@ -20,8 +20,8 @@ use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::extract::{Named, Query};
 use crate::idempotency::Idempotency;
-use crate::routes::domains::map::{Undeclared, may_take};
-use crate::routes::domains::{self, claims, map as native, publishing};
+use crate::routes::domains::map::Undeclared;
+use crate::routes::domains::{self, claims, map as native, publishing, room};
 use crate::state::{Api, Shared};
 
 /// The port that a mapping leads to when it names none.
@@ -196,8 +196,9 @@ pub(crate) async fn certify(Named(_): Named) -> Answer<Json<Value>> {
     Err(Refusal::unsupported(Said::FailedToProvisionCertificate, advice))
 }
 
-/// Refuses domains of a create that this account cannot have, before the machine is made.
-pub(super) async fn check(api: &Api, caller: &Caller, asked: &[GivenDomain]) -> Answer<()> {
+/// Refuses domains of a create that this account cannot have, before the machine is made. Those of a create that may
+/// have been sent before can be its own already.
+pub(super) async fn check(api: &Api, caller: &Caller, asked: &[GivenDomain], may_be_again: bool) -> Answer<()> {
     if asked.is_empty() {
         return Ok(());
     }
@@ -205,9 +206,8 @@ pub(super) async fn check(api: &Api, caller: &Caller, asked: &[GivenDomain]) -> 
     for GivenDomain { domain, .. } in asked {
         let host = domains::host_name(domain).map_err(not_valid)?;
         let mapped = api.store.read(&schema::domain(&host)).await?;
-        // The account's own may be of this very create, sent before.
-        if mapped.is_none_or(|mapped| mapped.record.account != caller.account) {
-            may_take(api, caller, &info, &host).await.map_err(not_valid)?;
+        if !may_be_again || mapped.is_none_or(|mapped| mapped.record.account != caller.account) {
+            room::find(api, caller, &info, &host).await.map_err(not_valid)?;
         }
     }
     Ok(())
@@ -247,7 +247,7 @@ async fn put(api: &Api, caller: &Caller, host: String, machine: String, port: u1
 
 async fn all_claims(api: &Api, caller: &Caller) -> Answer<Vec<DomainClaim>> {
     let (claims, _) = api.store.list_all(&schema::domain_claims(caller.account)).await?;
-    Ok(claims.into_iter().map(|read| read.record).collect())
+    Ok(claims.into_iter().map(|read| read.record).filter(|claim| !claim.dropped).collect())
 }
 
 /// What gave the account the name: the name that it verified, else the preview suffix.

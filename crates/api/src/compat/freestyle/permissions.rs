@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use warren_model::grant::GrantTarget;
 use warren_model::record::Grant;
-use warren_model::{Code, IdentityId, LinuxUser, MachineId, Verb, wire};
+use warren_model::{Code, IdentityId, MachineId, wire};
 use warren_store::{Typed, schema};
 
 use super::code::Said;
@@ -72,7 +72,7 @@ pub(crate) async fn grant(
         )
     };
     let about = both(&api, &caller, &identity, &machine).await?;
-    put(&api, &caller, about, value, None, Expect::Nothing).await?.ok_or_else(exists)
+    put(&api, &caller, about, value, Expect::Nothing).await?.ok_or_else(exists)
 }
 
 /// Change as whom an identity may operate a machine
@@ -87,12 +87,7 @@ pub(crate) async fn update(
     Body { value, .. }: Body<Permit>,
 ) -> Answer<Json<Value>> {
     let about = both(&api, &caller, &identity, &machine).await?;
-    let granted = api.store.read(&schema::grant(about.0, about.1.target)).await?.ok_or_else(none)?;
-    let mut verbs = granted.record.permission.verbs().clone();
-    if value.allowed_users.as_ref().is_some_and(|users| !users.contains(LinuxUser::ROOT)) {
-        verbs.remove(&Verb::Files);
-    }
-    put(&api, &caller, about, value, Some(verbs), Expect::Something).await?.ok_or_else(none)
+    put(&api, &caller, about, value, Expect::Verbs).await?.ok_or_else(none)
 }
 
 /// Take a permission back
@@ -121,11 +116,10 @@ async fn put(
     caller: &Caller,
     (identity, about): (IdentityId, About),
     asked: Permit,
-    verbs: Option<BTreeSet<Verb>>,
     expected: Expect,
 ) -> Answer<Option<Json<Value>>> {
     let target = about.target;
-    let asked = wire::GrantAccess { verbs, users: asked.allowed_users };
+    let asked = wire::GrantAccess { verbs: None, users: asked.allowed_users };
     match grants::grant(api, caller, &identity.to_string(), about, asked, expected).await? {
         Some(_) => Ok(Some(read(api, identity, target).await?)),
         None => Ok(None),

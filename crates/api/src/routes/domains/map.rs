@@ -7,23 +7,21 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::Instant;
-use warren_model::domain::{
-    Domain, DomainAuth, DomainLimits, DomainProof, MAX_DOMAINS, MAX_DOMAINS_OF_SERVER, is_below,
-};
+use warren_model::domain::{Domain, DomainAuth, DomainLimits, MAX_DOMAINS, MAX_DOMAINS_OF_SERVER};
 use warren_model::policy::HostName;
 use warren_model::record::{DeclaredPort, EventKind, Machine, Power, Protocol};
 use warren_model::wire::{AskLimits, RequireAuth};
 use warren_model::{Code, DomainId, MachineId, wire};
-use warren_store::{Store, TxnBuilder, TxnOutcome, Typed, Versioned, domain as records, schema};
+use warren_store::{Store, TxnBuilder, TxnOutcome, Versioned, domain as records, schema};
 
-use super::{claims, find, host_name, publishing, view};
+use super::{find, host_name, publishing, room, view};
 use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
 use crate::extract::{JsonBody, Named};
-use crate::idempotency::{self, Idempotency, Seen};
+use crate::idempotency::{self, Created, Draft, Idempotency};
 use crate::mutation::{ATTEMPTS, Deed, News, contended};
 use crate::publisher::PublicInfo;
-use crate::routes::{Made, power, views, wanted};
+use crate::routes::{Made, power, wanted};
 use crate::state::{Api, Shared};
 use crate::{resolve, secret};
 
@@ -70,66 +68,81 @@ pub(crate) async fn make(
 ) -> Answer<Made<wire::Domain>> {
     let deadline = Instant::now() + api.config.operation_deadline;
     let info = publishing(api)?;
-    let asked = value.host.as_deref().map(host_name).transpose()?;
+    let host = value.host.as_deref().map(host_name).transpose()?;
     let auth = value.auth.as_ref().map(auth).transpose()?.flatten();
     let limits = limits(DomainLimits::default(), value.limits)?;
-    let turn = api.turns.take(caller.account).await;
-    for _ in 0..ATTEMPTS {
-        let now = Timestamp::now();
-        let claim = match idempotency.look(api, caller, bytes, now).await? {
-            Seen::New(claim) => claim,
-            Seen::Before(id) => {
-                let found = find(api, caller.account, &id).await.map_err(|_| idempotency::gone("domain"))?;
-                return Ok(Made::Before(view(api, found.record).await?));
-            }
-        };
-        let machine = resolve::machine(api, caller, &value.machine).await?;
-        let declared = declared(&machine.record, value.port, undeclared)?;
-        let host = match &asked {
-            Some(host) => host.clone(),
-            None => preview(&info, &machine.record, value.port)?,
-        };
-        let proof = may_take(api, caller, &info, &host).await?;
-        if views::count(&*api.store, schema::domains_of(caller.account).as_str()).await? >= MAX_DOMAINS {
-            return Err(ApiError::new(
-                Code::QuotaExceeded,
-                format!("an account has at most {MAX_DOMAINS} domains: unmap one that is not needed"),
-            ));
+    let asked = Asked { host, auth, limits, undeclared, value };
+    let created = idempotency.create(api, caller, bytes, |now| draft(api, caller, &info, &asked, now)).await?;
+    match created {
+        Created::Now { thing, .. } => {
+            wait_until_served(api, &thing.host, deadline).await?;
+            Ok(Made::Now(view(api, thing).await?))
         }
-        if views::count(&*api.store, schema::domains().as_str()).await? >= MAX_DOMAINS_OF_SERVER {
-            return Err(ApiError::new(
-                Code::QuotaExceeded,
-                format!("a server has at most {MAX_DOMAINS_OF_SERVER} domains: its operator can unmap some"),
-            ));
-        }
-        let domain = Domain {
-            id: DomainId::from_ulid(secret::ulid(now)?),
-            account: caller.account,
-            host,
-            network: declared.network,
-            machine: declared.id,
-            port: value.port,
-            auth: auth.clone(),
-            limits,
-            proof,
-            created_at: now,
-            created_by: caller.must_be_key()?,
-        };
-        let txn = TxnBuilder::new()
-            .absent(&schema::domain(&domain.host))
-            // Also where it stays as it is, so that it is not deleted, or loses the port, at the same time.
-            .unchanged(&machine)
-            .put(&schema::machine(declared.id), &declared)?;
-        let deed = Deed { caller, now, action: "domain.map" };
-        let txn = claim.put(records::put(txn, &domain)?, domain.id)?;
-        let txn = deed.record(txn, domain.id, &told(&domain), [published(&domain, &declared)])?;
-        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
-            drop(turn);
-            wait_until_served(api, &domain.host, deadline).await?;
-            return Ok(Made::Now(view(api, domain).await?));
+        Created::Before(id) => {
+            let found = find(api, caller.account, &id).await.map_err(|_| idempotency::gone("domain"))?;
+            Ok(Made::Before(view(api, found.record).await?))
         }
     }
-    Err(contended())
+}
+
+/// What is asked for, parsed.
+struct Asked<'a> {
+    host: Option<HostName>,
+    auth: Option<DomainAuth>,
+    limits: DomainLimits,
+    undeclared: Undeclared,
+    value: &'a wire::CreateDomain,
+}
+
+async fn draft(
+    api: &Api,
+    caller: &Caller,
+    info: &PublicInfo,
+    asked: &Asked<'_>,
+    now: Timestamp,
+) -> Answer<Draft<Domain>> {
+    let port = asked.value.port;
+    let machine = resolve::machine(api, caller, &asked.value.machine).await?;
+    let declared = declared(&machine.record, port, asked.undeclared)?;
+    let host = match &asked.host {
+        Some(host) => host.clone(),
+        None => preview(info, &machine.record, port)?,
+    };
+    let room = room::find(api, caller, info, &host).await?;
+    if api.store.count(schema::domains_of(caller.account).as_str()).await? >= MAX_DOMAINS {
+        return Err(ApiError::new(
+            Code::QuotaExceeded,
+            format!("an account has at most {MAX_DOMAINS} domains: unmap one that is not needed"),
+        ));
+    }
+    if api.store.count(schema::domains().as_str()).await? >= MAX_DOMAINS_OF_SERVER {
+        return Err(ApiError::new(
+            Code::QuotaExceeded,
+            format!("a server has at most {MAX_DOMAINS_OF_SERVER} domains: its operator can unmap some"),
+        ));
+    }
+    let domain = Domain {
+        id: DomainId::from_ulid(secret::ulid(now)?),
+        account: caller.account,
+        host,
+        network: declared.network,
+        machine: declared.id,
+        port,
+        auth: asked.auth.clone(),
+        limits: asked.limits,
+        proof: room.proof,
+        created_at: now,
+        created_by: caller.must_be_key()?,
+    };
+    let txn = room
+        .same(TxnBuilder::new())
+        // Also where it stays as it is, so that it is not deleted, or loses the port, at the same time.
+        .unchanged(&machine)
+        .put(&schema::machine(declared.id), &declared)?;
+    let deed = Deed { caller, now, action: "domain.map" };
+    let txn = records::put(txn, &domain)?;
+    let txn = deed.record(txn, domain.id, &told(&domain), [published(&domain, &declared)])?;
+    Ok(Draft { id: domain.id.to_string(), thing: domain, txn })
 }
 
 /// Change where a domain leads, what it asks for or what it lets through
@@ -231,55 +244,6 @@ pub(crate) async fn refuse_lost_ports(api: &Api, machine: &Machine) -> Answer<()
         }
     }
     Ok(())
-}
-
-/// Whether a name can be taken by this account, and why it may.
-pub(crate) async fn may_take(api: &Api, caller: &Caller, info: &PublicInfo, host: &HostName) -> Answer<DomainProof> {
-    let proof = if info.suffix.as_ref().is_some_and(|suffix| is_below(host, suffix)) {
-        refuse_others_preview(api, caller, host).await?;
-        DomainProof::Suffix
-    } else if claims::covered(api, caller.account, host).await? {
-        DomainProof::Txt
-    } else {
-        let free = info.suffix.as_ref().map(|suffix| format!(", or take a name below {suffix}")).unwrap_or_default();
-        return Err(ApiError::new(
-            Code::DomainNotVerified,
-            format!(
-                "this account has not proved that {host} is its own: POST /v1/domain-claims (warren domain verify \
-                 {host}) says which TXT record does{free}"
-            ),
-        ));
-    };
-    match api.store.read(&schema::domain(host)).await? {
-        None => Ok(proof),
-        Some(read) if read.record.account == caller.account => Err(ApiError::new(
-            Code::DomainTaken,
-            format!(
-                "{host} leads to port {} of machine {} already: change that with PATCH /v1/domains/{host} (warren domain \
-                 set {host}), or unmap it first",
-                read.record.port, read.record.machine
-            ),
-        )),
-        Some(_) => Err(ApiError::new(
-            Code::DomainTaken,
-            format!("{host} is mapped already, and not by this account: the server's operator can take it back"),
-        )),
-    }
-}
-
-/// A page may set cookies for every name below its own: what one account has below the suffix leaves others no room above
-/// or below it.
-async fn refuse_others_preview(api: &Api, caller: &Caller, host: &HostName) -> Answer<()> {
-    let (all, _) = api.store.list_all(&schema::domains()).await?;
-    let near = |domain: &Domain| is_below(&domain.host, host) || is_below(host, &domain.host);
-    // Which name that is stays unsaid: it may be hard to guess on purpose.
-    match all.iter().any(|read| read.record.account != caller.account && near(&read.record)) {
-        false => Ok(()),
-        true => Err(ApiError::new(
-            Code::DomainTaken,
-            format!("another account has {host}, or a name above or below it: take another one"),
-        )),
-    }
 }
 
 fn withdraw(txn: TxnBuilder, caller: &Caller, now: Timestamp, read: &Versioned<Domain>) -> Answer<TxnBuilder> {

@@ -1,7 +1,8 @@
 //! Domains: host names that lead from the public internet to one port of one machine.
 //!
-//! A port is public exactly while a [`Domain`] leads to it. Mapping ([`map`]) and what was proved about names
-//! ([`claims`]) are apart: a proof is asked for when a name is mapped, and never again.
+//! A port is public exactly while a [`Domain`] leads to it. Mapping ([`map`]), which names there is [`room`] for, and what
+//! was proved about names ([`claims`]) are apart: a proof is asked for when a name is mapped, and [`recheck`] looks
+//! whether it still stands.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,8 @@ use crate::state::{Api, Shared};
 
 pub(crate) mod claims;
 pub(crate) mod map;
+pub(crate) mod recheck;
+pub(crate) mod room;
 
 /// List domains
 ///

@@ -1,13 +1,16 @@
-//! How sessions end at somebody's wish. The reconciler ends those that expire or are idle.
+//! How sessions end at somebody's wish. The reconciler ends those that expire or are idle, and [`heard`] those to which
+//! nobody came.
 
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::time::Instant;
 use warren_model::record::EventKind;
 use warren_model::session::Session;
-use warren_model::{Code, SessionId};
+use warren_model::{Code, MachineId, SessionId};
 use warren_store::session::{self, Open, Why};
 use warren_store::{StoreError, TxnBuilder, TxnOutcome};
 
+use super::heard;
 use super::open::audited;
 use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
@@ -37,6 +40,7 @@ async fn remove(
 ) -> Answer<()> {
     for _ in 0..ATTEMPTS {
         let Some(open) = Open::read(&*api.store, id).await? else { return Ok(()) };
+        let Some(open) = heard::refresh(&*api.store, &*api.tunnels, open).await? else { return Ok(()) };
         let now = Timestamp::now();
         let mut txn = open.close(TxnBuilder::new(), now)?;
         if let Some(claim) = claim {
@@ -44,13 +48,42 @@ async fn remove(
         }
         let session = &open.session.record;
         let deed = Deed { caller, now, action };
-        let request = audited(api, caller, session).await?;
+        let request = closing(api, caller, session, why).await?;
         let txn = deed.record(txn, id, &request, [news(session, why)])?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
             return Ok(());
         }
     }
     Err(contended())
+}
+
+/// What the audit log says of a session that ends.
+async fn closing(api: &Api, caller: &Caller, session: &Session, why: &Why) -> Answer<Value> {
+    let mut request = audited(api, caller, session).await?;
+    request["reason"] = why.to_string().into();
+    Ok(request)
+}
+
+/// Closes every session that reaches a machine which is being deleted, and nothing else. Whoever commits this changes the
+/// machine's record too, and then [cuts](cut) the sessions.
+pub(crate) async fn close_only_for(
+    api: &Api,
+    mut txn: TxnBuilder,
+    caller: &Caller,
+    now: Timestamp,
+    machine: MachineId,
+) -> Answer<(TxnBuilder, Vec<SessionId>)> {
+    let open = session::only_for(&*api.store, machine).await?;
+    let mut ids = Vec::with_capacity(open.len());
+    for one in open {
+        let session = &one.session.record;
+        let deed = Deed { caller, now, action: "session.close" };
+        let request = closing(api, caller, session, &Why::MachineDeleted).await?;
+        let news = [news(session, &Why::MachineDeleted)];
+        txn = deed.record(one.close(txn, now)?, session.id, &request, news)?;
+        ids.push(session.id);
+    }
+    Ok((txn, ids))
 }
 
 /// Adds to a transaction that something ends which sessions need; answers what is to be told, and of which sessions.

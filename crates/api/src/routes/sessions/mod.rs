@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`open`] | opening: what is asked for, one transaction, the wait until packets pass |
 //! | [`end`] | closing, by whoever and for whatever reason |
+//! | [`heard`] | whether anybody came with a public key that was given |
 //! | [`endpoint`] | where the server's WireGuard is said to be reached |
 //! | [`view`] | sessions as the API shows them |
 
@@ -29,6 +30,7 @@ use crate::state::{Api, Shared};
 
 pub(crate) mod end;
 pub(crate) mod endpoint;
+pub(crate) mod heard;
 pub(crate) mod open;
 mod view;
 

@@ -15,7 +15,7 @@ use warren_model::session::{
     WireGuardKey,
 };
 use warren_model::{Code, SessionId, wire};
-use warren_store::{TxnBuilder, TxnOutcome, Typed, Versioned, schema};
+use warren_store::{TxnBuilder, Typed, Versioned, schema, session as records};
 use zeroize::Zeroizing;
 
 use super::endpoint::{self, AskedHost};
@@ -23,16 +23,16 @@ use super::view::{self, Views};
 use super::{end, find};
 use crate::caller::Caller;
 use crate::error::{Answer, ApiError};
-use crate::idempotency::{self, Claim, Idempotency, Seen};
+use crate::idempotency::{self, Claim, Created, Draft, Idempotency};
 use crate::members::{self, Seat};
-use crate::mutation::{ATTEMPTS, Deed, News, contended};
-use crate::routes::{Made, views};
+use crate::mutation::{Deed, News};
+use crate::routes::Made;
 use crate::state::Api;
 use crate::tunnels::GatewayInfo;
 use crate::{resolve, secret};
 
 /// Seconds that a session lives, and that it may be idle.
-const LIFETIME: std::ops::RangeInclusive<u64> = 60..=MAX_TTL_SECONDS;
+const LIFETIME: std::ops::RangeInclusive<u64> = 5..=MAX_TTL_SECONDS;
 
 /// Why a repeated answer has no private key in it.
 const KEY_NOT_REPEATED: &str = "the private key was in the first answer only and is stored nowhere: close this session \
@@ -50,30 +50,31 @@ pub(crate) async fn make(
 ) -> Answer<Made<wire::OpenedSession>> {
     let wanted = Wanted::parse(value)?;
     let deadline = Instant::now() + api.config.operation_deadline;
-    let turn = api.turns.take(caller.account).await;
-    for _ in 0..ATTEMPTS {
-        let now = Timestamp::now();
-        let claim = match idempotency.look(api, caller, bytes, now).await? {
-            Seen::New(claim) => claim,
-            Seen::Before(id) => {
-                drop(turn);
-                return again(api, caller, &id, host, &wanted, deadline).await;
-            }
-        };
-        let network = resolve::network(api, caller.account, network).await?;
-        let gateway = gateway(api)?;
-        let choice = choose(api, caller, network, &wanted, &gateway, now).await?;
-        let Choice { session, private_key, .. } = &choice;
-        let txn = claim.put(choice.put()?, session.id)?;
-        let deed = Deed { caller, now, action: "session.open" };
-        let txn = deed.record(txn, session.id, &audited(api, caller, session).await?, [choice.news(api).await?])?;
-        if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
-            drop(turn);
-            wait_until_open(api, caller, session, &claim, deadline).await?;
-            return Ok(Made::Now(answer(api, session, host, &wanted, private_key.as_ref()).await?));
+    let created = idempotency.create(api, caller, bytes, |now| draft(api, caller, network, &wanted, now)).await?;
+    match created {
+        Created::Now { thing: (session, private_key), claim, .. } => {
+            wait_until_open(api, caller, &session, &claim, deadline).await?;
+            Ok(Made::Now(answer(api, &session, host, &wanted, private_key.as_ref()).await?))
         }
+        Created::Before(id) => again(api, caller, &id, host, &wanted, deadline).await,
     }
-    Err(contended())
+}
+
+/// A session, and its private key where the operator has not got it.
+async fn draft(
+    api: &Api,
+    caller: &Caller,
+    network: &str,
+    wanted: &Wanted,
+    now: Timestamp,
+) -> Answer<Draft<(Session, Option<PrivateKey>)>> {
+    let network = resolve::network(api, caller.account, network).await?;
+    let choice = choose(api, caller, network, wanted, &gateway(api)?, now).await?;
+    let (txn, news) = (choice.put()?, choice.news(api).await?);
+    let Choice { session, private_key, .. } = choice;
+    let deed = Deed { caller, now, action: "session.open" };
+    let txn = deed.record(txn, session.id, &audited(api, caller, &session).await?, [news])?;
+    Ok(Draft { id: session.id.to_string(), thing: (session, private_key), txn })
 }
 
 /// What is asked for, parsed.
@@ -161,7 +162,7 @@ async fn choose(
         Some((machine, _)) => Some(machine_of(api, caller, &network.record, machine).await?),
         None => None,
     };
-    if views::count(&*api.store, schema::sessions_of(caller.account).as_str()).await? >= MAX_SESSIONS {
+    if api.store.count(schema::sessions_of(caller.account).as_str()).await? >= MAX_SESSIONS {
         return Err(ApiError::new(
             Code::SessionLimit,
             format!(
@@ -247,7 +248,6 @@ impl Choice {
     fn put(&self) -> Answer<TxnBuilder> {
         let session = &self.session;
         let public_key = schema::session_key(&session.public_key);
-        let key = KeyHold { account: session.account, session: Some(session.id), resting_until: None };
         let txn = match &self.public_key {
             Some(read) => TxnBuilder::new().unchanged(read),
             None => TxnBuilder::new().absent(&public_key),
@@ -257,14 +257,14 @@ impl Choice {
             .put(txn, session.id)?
             // Written as it was, so that it cannot be revoked at the same time.
             .unchanged(&self.key)
-            .put(&schema::api_key(&self.key.record.hash), &self.key.record)?
-            .put(&public_key, &key)?
-            .put(&schema::session(session.id), session)?
-            .put(&schema::session_of(session.account, session.network, session.id), &())?;
+            .put(&schema::api_key(&self.key.record.hash), &self.key.record)?;
         if let Some(machine) = &self.only {
-            txn = txn.exists(&schema::machine(machine.record.id));
+            // Likewise, so that it is not deleted without the session.
+            txn = txn.unchanged(machine).put(&schema::machine(machine.record.id), &machine.record)?;
         }
-        Ok(txn)
+        // A key that rests was used before, and one that was made here is nobody else's.
+        let heard = self.public_key.is_some() || self.private_key.is_some();
+        Ok(records::put(txn, session, heard)?)
     }
 
     async fn news(&self, api: &Api) -> Answer<News> {

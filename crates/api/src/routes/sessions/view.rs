@@ -79,7 +79,7 @@ pub(crate) async fn operator(api: &Api, account: AccountId, key: KeyId) -> Resul
 async fn only(api: &Api, scope: &SessionScope) -> Result<wire::SessionOnly, StoreError> {
     let machine = api.store.read(&schema::machine(scope.machine)).await?;
     let id = scope.machine.to_string();
-    // It may be gone; the session reaches nothing then.
+    // It may have gone since the session was read, and the session with it.
     let name = machine.map_or_else(|| id.clone(), |read| read.record.name.to_string());
     Ok(wire::SessionOnly { machine: wire::Reference { id, name }, port: scope.port })
 }
