@@ -11,11 +11,10 @@ use std::process::{Child, Command, Stdio};
 
 use fake::Fake;
 use fake::run::{bare, document, err, out, warren};
+use fake::vpn::KEY;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-
-const KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 
 fn sessions(server: &Fake) -> Vec<Value> {
     let listed = document(&out(&warren(server, &["vpn", "ls", "--json"])));

@@ -47,7 +47,7 @@ Examples:
         /// What it is for: 1 to 63 of a-z, 0-9 and '-'
         #[arg(long)]
         name: Option<String>,
-        /// When it ends to be valid, such as 30m, 12h or 90d; never when absent
+        /// When it ends to be valid, such as 30m, 12h or 90d; 1m to 365d, and never when absent
         #[arg(long, value_name = "TIME", value_parser = values::duration)]
         expires_in: Option<Duration>,
     },

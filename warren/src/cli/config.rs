@@ -217,31 +217,9 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
     if runtime.is_empty() {
         return Err(ConfigError::Empty { setting: "runtime", default: DEFAULT_RUNTIME });
     }
-    let resolvers = match flags.resolvers {
-        given if !given.is_empty() => given,
-        _ => {
-            let named = file.resolvers.unwrap_or_default();
-            named
-                .iter()
-                .map(|text| super::values::resolver(text))
-                .collect::<Result<_, _>>()
-                .map_err(ConfigError::Resolver)?
-        }
-    };
-    let private_ranges = match flags.private_ranges {
-        given if !given.is_empty() => given,
-        _ => {
-            let named = file.private_ranges.unwrap_or_default();
-            named.iter().map(|text| range(text)).collect::<Result<_, _>>().map_err(ConfigError::PrivateRange)?
-        }
-    };
-    let cors_origins = match flags.cors_origins {
-        given if !given.is_empty() => given,
-        _ => {
-            let named = file.cors_origins.unwrap_or_default();
-            named.iter().map(|text| origin(text)).collect::<Result<_, _>>().map_err(ConfigError::CorsOrigin)?
-        }
-    };
+    let resolvers = either(flags.resolvers, file.resolvers, super::values::resolver).map_err(ConfigError::Resolver)?;
+    let private_ranges = either(flags.private_ranges, file.private_ranges, range).map_err(ConfigError::PrivateRange)?;
+    let cors_origins = either(flags.cors_origins, file.cors_origins, origin).map_err(ConfigError::CorsOrigin)?;
     let vpn_listen = match (flags.vpn_listen, file.vpn_listen) {
         (Some(listen), _) => listen,
         (None, Some(text)) => vpn_listen(&text).map_err(ConfigError::VpnListen)?,
@@ -280,6 +258,18 @@ fn merge(flags: UpFlags, file: File) -> Result<UpArgs, ConfigError> {
         log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
         log: flags.log.or(file.log).unwrap_or_else(|| DEFAULT_LOG.to_owned()),
     })
+}
+
+/// What the flags list, or what the file lists where they list nothing.
+fn either<T>(
+    flags: Vec<T>,
+    file: Option<Vec<String>>,
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<T>, String> {
+    match flags.is_empty() {
+        true => file.unwrap_or_default().iter().map(|text| read(text)).collect(),
+        false => Ok(flags),
+    }
 }
 
 /// The server and what it starts have to mean the same place, wherever they run.

@@ -5,6 +5,7 @@ use std::io;
 use serde_json::Value;
 use warren_model::Problem;
 
+use super::advice::in_commands;
 use super::render::printable;
 use crate::client::error::{ClientError, Refusal};
 
@@ -16,6 +17,8 @@ pub const FAILED: i32 = 1;
 pub const WRONG_USAGE: i32 = 2;
 /// The server was not reached.
 pub const NOT_REACHED: i32 = 3;
+/// Nothing failed, and what was asked about is not so yet.
+pub const NOT_YET: i32 = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -113,31 +116,6 @@ fn lines(text: &str) -> String {
     text.lines().map(printable).collect::<Vec<_>>().join("\n  ")
 }
 
-/// The server's advice names routes and fields of the HTTP API; a person at a prompt has commands and flags.
-fn in_commands(detail: &str) -> String {
-    const SAME: [(&str, &str); 12] = [
-        ("see GET /v1/machines", "see `warren machine ls`"),
-        ("see GET /v1/networks", "see `warren network ls`"),
-        ("see GET /v1/images", "see `warren image ls`"),
-        ("see GET /v1/sessions", "see `warren vpn ls`"),
-        ("_seconds is 60 to 86400", " is 1m to 24h"),
-        ("see GET /v1/accounts", "see `warren account ls`"),
-        ("see GET /v1/keys", "see `warren key ls`"),
-        ("see GET /v1/policy/versions", "see `warren policy history`"),
-        ("leave private_ip out", "leave --ip out"),
-        ("leave 'x-warren-account' out", "leave --account out"),
-        ("add ?force=true (--force)", "add --force"),
-        ("memory_mib is", "--memory is"),
-    ];
-    let mut said = SAME.iter().fold(detail.to_owned(), |said, (api, command)| said.replace(api, command));
-    if let Some((before, rest)) = said.split_once("with POST /v1/machines/")
-        && let Some((machine, after)) = rest.split_once("/start")
-    {
-        said = format!("{before}with `warren machine start {machine}`{after}");
-    }
-    said
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,22 +145,10 @@ mod tests {
     }
 
     #[test]
-    fn advice_names_commands_instead_of_routes_and_fields() {
-        for (detail, said) in [
-            (
-                "there is no machine \"x\" in this account: see GET /v1/machines",
-                "there is no machine \"x\" in this account: see `warren machine ls`",
-            ),
-            (
-                "machine x is stopped: start it with POST /v1/machines/x/start",
-                "machine x is stopped: start it with `warren machine start x`",
-            ),
-            ("choose another address, or leave private_ip out", "choose another address, or leave --ip out"),
-        ] {
-            let failure = Failure::from(ClientError::from(Problem::new(Code::NotFound, detail)));
-            assert_eq!(failure.report(false).unwrap(), format!("warren: {said} (not_found)"));
-            assert!(failure.report(true).unwrap().contains(&detail.replace('"', "\\\"")), "{detail}");
-        }
+    fn a_person_is_told_commands_and_a_program_what_the_server_said() {
+        let failure = Failure::from(ClientError::from(Problem::new(Code::NotFound, "none: see GET /v1/machines")));
+        assert_eq!(failure.report(false).unwrap(), "warren: none: see `warren machine ls` (not_found)");
+        assert!(failure.report(true).unwrap().contains("none: see GET /v1/machines"));
     }
 
     #[test]

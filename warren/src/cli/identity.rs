@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgGroup, Args, Subcommand};
 use warren_model::Verb;
 use warren_model::wire::{CreateIdentity, CreateToken, Grant, GrantAccess, Identity, Token, UpdateIdentity};
 
@@ -40,13 +41,14 @@ Examples:
         identity: String,
     },
     /// Rename an identity, or replace its metadata
-    #[command(
-        after_help = "Examples:\n  warren identity set alice --name bob\n  warren identity set alice --metadata plan=free"
-    )]
+    #[command(group = ArgGroup::new("change").required(true).multiple(true).args(["name", "metadata"]), after_help = "\
+Examples:
+  warren identity set alice --name bob
+  warren identity set alice --metadata plan=free")]
     Set {
         /// Its name or id
         identity: String,
-        /// What it is to be called
+        /// What it is to be called: 1 to 63 of a-z, 0-9 and '-'
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
         /// All its notes, again for more
@@ -61,7 +63,16 @@ Examples:
     },
     /// Let an identity do something with a machine, or with every machine of a network
     #[command(after_help = "\
-Verbs: view, exec, shell, files, start, stop, ports. Without --verbs everything but stop is granted.
+  view   list and show the machine, with its console and traffic
+  exec   run commands without a terminal
+  shell  run commands with a terminal
+  files  read and write its files, as root in the machine
+  start  start it; goes with view
+  stop   stop it, and with start also restart; goes with view
+  ports  see which ports are listened on
+
+What is granted takes the place of what was granted on the same machine or network before. Without --verbs that is
+everything but stop.
 
 Examples:
   warren identity grant alice worker
@@ -103,7 +114,7 @@ pub struct GrantArgs {
     #[command(flatten)]
     target: TargetArgs,
     /// What may be done, separated by commas [default: everything but stop]
-    #[arg(long, value_name = "VERBS", value_delimiter = ',')]
+    #[arg(long, value_name = "VERBS", value_delimiter = ',', value_parser = verb())]
     verbs: Vec<Verb>,
     /// A user of the machine that commands may run as, again for more [default: every one]
     #[arg(long = "user", value_name = "USER")]
@@ -122,7 +133,7 @@ Examples:
     Create {
         /// The identity's name or id
         identity: String,
-        /// How long it is valid, such as 30m, 12h or 90d, at most 365d [default: 24h]
+        /// How long it is valid, such as 30m, 12h or 90d; 1s to 365d [default: 24h]
         #[arg(long, value_name = "TIME", value_parser = values::duration)]
         ttl: Option<Duration>,
     },
@@ -141,6 +152,11 @@ Examples:
         /// Its id
         token: String,
     },
+}
+
+/// A verb, with all of them for those who complete or ask for help.
+fn verb() -> impl TypedValueParser<Value = Verb> {
+    PossibleValuesParser::new(Verb::ALL.map(Verb::as_str)).try_map(|text| text.parse::<Verb>())
 }
 
 impl TargetArgs {

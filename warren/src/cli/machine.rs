@@ -87,16 +87,17 @@ pub struct CreateArgs {
     /// What its disk starts as [default: debian]
     #[arg(long, value_name = "NAME")]
     pub image: Option<String>,
-    /// Processors; fractions are allowed [default: 1]
+    /// Processors, 0.1 to 1024; fractions are allowed [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<f64>,
-    /// Memory in MiB [default: 512]
+    /// Memory in MiB, 64 to 16777216 [default: 512]
     #[arg(long, value_name = "MIB")]
     pub memory: Option<u64>,
-    /// Disk in GiB, the image included [default: 10, where the host can limit disks]
+    /// Disk in GiB, 1 to 1024, the image included [default: 10, where the host can limit disks]
     #[arg(long, value_name = "GIB")]
     pub disk: Option<u64>,
-    /// A port it will listen on, such as web=8080/http; a fact for others, not an opening
+    /// A port it will listen on (1 to 65535; tcp, udp, http or https), such as web=8080/http; a fact for others, not an
+    /// opening
     #[arg(long = "port", value_name = "NAME=PORT/PROTOCOL", value_parser = values::port)]
     pub ports: Vec<Port>,
     /// A tag

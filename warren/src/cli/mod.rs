@@ -12,9 +12,10 @@
 //! | [`observe`], [`topology`] | `topology`, `events`, `logs`, `ports`, `traffic` |
 //! | `host`, [`config`], `public` | `up`, `doctor`, `demo`, `uninstall` and the server's settings (feature `server`) |
 //! | [`render`], [`output`], [`progress`], [`follow`] | data to text, and where it goes |
-//! | [`failure`] | exit statuses and messages |
+//! | [`failure`], [`usage`], [`advice`] | exit statuses and messages |
 
 pub mod account;
+pub mod advice;
 pub mod audit;
 #[cfg(feature = "server")]
 pub mod config;
@@ -40,6 +41,7 @@ pub mod public;
 pub mod render;
 pub mod terminal;
 pub mod topology;
+pub mod usage;
 pub mod values;
 pub mod vpn;
 
@@ -123,25 +125,76 @@ Examples:
   warren up --config /etc/warren/warren.toml")]
     Up(Box<config::UpFlags>),
     /// Accounts: the tenants that own networks and machines (root key only)
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren account create acme
+  warren account ls
+  warren --account acme network ls                   act in it, with the root key"
+    )]
     Account(account::AccountCommand),
     /// API keys of the account
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren key create --name ci --expires-in 90d
+  warren key ls
+  warren key revoke key_01jd8m…"
+    )]
     Key(account::KeyCommand),
     /// Identities: who may operate machines without a key of the account
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren identity create alice
+  warren identity grant alice worker --verbs exec,files
+  warren token create alice --ttl 1h
+  warren identity revoke alice worker"
+    )]
     Identity(identity::IdentityCommand),
     /// Tokens of identities
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren token create alice --ttl 1h --json | jq -r .token
+  warren token ls alice
+  warren token revoke tok_01jd8m…"
+    )]
     Token(identity::TokenCommand),
     /// Private networks
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren network create agents --cidr 192.168.10.0/24
+  warren network ls
+  warren network rm agents"
+    )]
     Network(network::NetworkCommand),
     /// Machines: computers on a private network
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren machine create worker --network agents --port web=8080/http
+  warren machine ls
+  warren machine stop worker"
+    )]
     Machine(machine::MachineCommand),
     /// Operators in private networks, over WireGuard
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren vpn up agents                          until Ctrl-C
+  warren vpn open agents --ttl 8h > wg.conf     for wg-quick
+  warren vpn ls
+  warren vpn close session-7k2m9q4x"
+    )]
     Vpn(vpn::VpnCommand),
     /// Run a command in a machine
     Exec(exec::ExecArgs),
@@ -156,10 +209,23 @@ Examples:
     /// Show how much a machine sent and received
     Traffic(observe::TrafficArgs),
     /// Images that machines are made from
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren image pull alpine:3.20
+  warren image ls"
+    )]
     Image(image::ImageCommand),
     /// Policies: what may talk to what
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren policy apply policy.yaml --dry-run
+  warren policy apply policy.yaml
+  warren policy rollback 1"
+    )]
     Policy(policy::PolicyCommand),
     /// Ask whether the policy in force allows something, and why
     Explain(explain::ExplainArgs),
@@ -168,10 +234,25 @@ Examples:
     /// Show what was refused by policy
     Denials(denials::DenialsArgs),
     /// Audits: prove from inside every machine that the policy holds
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren audit run --report proof/
+  warren audit key > audit.pub
+  warren audit verify proof/ --key audit.pub"
+    )]
     Audit(audit::AuditCommand),
     /// Domains: host names that lead from the public internet to a machine's port
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  warren domain map worker:8080                          a preview, below the server's suffix
+  warren domain verify example.com                       a name of your own: proved with a TXT record
+  warren domain map app.example.com worker:8080
+  warren domain ls                                       everything that is public"
+    )]
     Domain(domain::DomainCommand),
     /// Draw every network with what is in it
     Topology(topology::TopologyArgs),
@@ -236,9 +317,15 @@ impl Globals {
 
 /// Runs one command line; answers its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
+            let failure = usage::failure(&error).filter(|_| usage::wants_json(&args));
+            if let Some(report) = failure.and_then(|failure| failure.report(true)) {
+                note(&report);
+                return error.exit_code();
+            }
             // Help goes to stdout and may find nobody reading; there is nobody left to tell.
             let _ = error.print();
             return error.exit_code();

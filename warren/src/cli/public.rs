@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use warren_certs::acme::{Directory, Email, InvalidEmail};
+use warren_model::domain::InvalidDomain;
 use warren_model::policy::HostName;
+
+use super::values;
 
 /// Where and how the server publishes, settled.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,7 +37,7 @@ pub struct Acme {
     pub directory: String,
     /// PEM of the certificates that vouch for the directory itself, beside those that the host trusts.
     pub ca: Option<PathBuf>,
-    pub email: Option<String>,
+    pub email: Option<Email>,
 }
 
 /// What was said by flags, or by the environment where no flag was given. An empty text counts as absent.
@@ -73,8 +77,6 @@ pub enum InvalidPublic {
     Address { setting: &'static str, text: String },
     #[error("https_listen and http_listen are both {0}: give each a port of its own")]
     SameAddress(SocketAddr),
-    #[error("{given} goes with {missing}: give both, or neither")]
-    Half { given: &'static str, missing: &'static str },
     #[error("{given} needs {needed}, which was not given")]
     Needs { given: &'static str, needed: &'static str },
     #[error(
@@ -82,10 +84,10 @@ pub enum InvalidPublic {
          on port 80 of the name"
     )]
     NoChallenges,
-    #[error("acme_directory: {0:?} is no https URL; write one such as https://acme-v02.api.letsencrypt.org/directory")]
+    #[error("acme_directory: {0}")]
     Directory(String),
-    #[error("acme_email: {0:?} is no address; write one such as ops@example.com")]
-    Email(String),
+    #[error("acme_email: {0}")]
+    Email(#[from] InvalidEmail),
     #[error("preview_suffix: {0}")]
     Suffix(String),
     #[error("{setting}: there is no current directory to start {path} from")]
@@ -94,75 +96,77 @@ pub enum InvalidPublic {
 
 /// Settles the settings: a flag wins over the file.
 pub fn settle(flags: PublicFlags, file: PublicFlags) -> Result<PublicArgs, InvalidPublic> {
-    let either = |flag: Option<String>, file: Option<String>| flag.or(file).filter(|text| !text.is_empty());
-    let https_listen = address("https_listen", either(flags.https_listen, file.https_listen))?;
-    let http_listen = address("http_listen", either(flags.http_listen, file.http_listen))?;
+    let said = flags.or(file);
+    said.check_needs()?;
+    let https_listen = said.https_listen.map(|text| address("https_listen", text)).transpose()?;
+    let http_listen = said.http_listen.map(|text| address("http_listen", text)).transpose()?;
     if let Some(same) = https_listen.filter(|https| Some(*https) == http_listen && https.port() != 0) {
         return Err(InvalidPublic::SameAddress(same));
     }
-    let tls = match (either(flags.tls_cert, file.tls_cert), either(flags.tls_key, file.tls_key)) {
-        (None, None) => None,
-        (Some(_), None) => return Err(InvalidPublic::Half { given: "tls_cert", missing: "tls_key" }),
-        (None, Some(_)) => return Err(InvalidPublic::Half { given: "tls_key", missing: "tls_cert" }),
-        (Some(chain), Some(key)) => {
-            Some(OwnCertificate { chain: absolute("tls_cert", &chain)?, key: absolute("tls_key", &key)? })
-        }
+    let file = |setting, path: Option<String>| path.map(|path| absolute(setting, &path)).transpose();
+    let tls = match (file("tls_cert", said.tls_cert)?, file("tls_key", said.tls_key)?) {
+        (Some(chain), Some(key)) => Some(OwnCertificate { chain, key }),
+        _ => None,
     };
-    let acme = acme(
-        either(flags.acme_directory, file.acme_directory),
-        either(flags.acme_ca, file.acme_ca),
-        either(flags.acme_email, file.acme_email),
-    )?;
-    for (given, is) in [("tls_cert", tls.is_some()), ("acme_directory", acme.is_some())] {
-        if is && https_listen.is_none() {
-            return Err(InvalidPublic::Needs { given, needed: "https_listen" });
-        }
-    }
-    if acme.is_some() && http_listen.is_none() {
-        return Err(InvalidPublic::NoChallenges);
-    }
-    let preview_suffix = either(flags.preview_suffix, file.preview_suffix).map(|text| suffix(&text)).transpose()?;
-    if preview_suffix.is_some() && https_listen.or(http_listen).is_none() {
-        return Err(InvalidPublic::Needs { given: "preview_suffix", needed: "https_listen or http_listen" });
-    }
-    Ok(PublicArgs { https_listen, http_listen, tls, acme, preview_suffix })
+    let email: Option<Email> = said.acme_email.map(|text| text.parse()).transpose()?;
+    let ca = file("acme_ca", said.acme_ca)?;
+    let acme = said.acme_directory.map(|directory| match Directory::check(&directory) {
+        Ok(()) => Ok(Acme { directory, ca, email }),
+        Err(error) => Err(InvalidPublic::Directory(error.to_string())),
+    });
+    let preview_suffix = said.preview_suffix.map(|text| suffix(&text)).transpose()?;
+    Ok(PublicArgs { https_listen, http_listen, tls, acme: acme.transpose()?, preview_suffix })
 }
 
-fn address(setting: &'static str, text: Option<String>) -> Result<Option<SocketAddr>, InvalidPublic> {
-    let read = |text: String| text.parse().map_err(|_| InvalidPublic::Address { setting, text });
-    text.map(read).transpose()
+impl PublicFlags {
+    /// What is said here, or there where nothing is said here.
+    fn or(self, other: Self) -> Self {
+        let either = |one: Option<String>, other: Option<String>| one.or(other).filter(|text| !text.is_empty());
+        Self {
+            https_listen: either(self.https_listen, other.https_listen),
+            http_listen: either(self.http_listen, other.http_listen),
+            tls_cert: either(self.tls_cert, other.tls_cert),
+            tls_key: either(self.tls_key, other.tls_key),
+            acme_directory: either(self.acme_directory, other.acme_directory),
+            acme_ca: either(self.acme_ca, other.acme_ca),
+            acme_email: either(self.acme_email, other.acme_email),
+            preview_suffix: either(self.preview_suffix, other.preview_suffix),
+        }
+    }
+
+    /// No setting is there without those that it is of no use without.
+    fn check_needs(&self) -> Result<(), InvalidPublic> {
+        let any_listener = self.https_listen.as_ref().or(self.http_listen.as_ref());
+        for (given, setting, needed, other) in [
+            ("tls_cert", &self.tls_cert, "tls_key", self.tls_key.as_ref()),
+            ("tls_key", &self.tls_key, "tls_cert", self.tls_cert.as_ref()),
+            ("tls_cert", &self.tls_cert, "https_listen", self.https_listen.as_ref()),
+            ("acme_ca", &self.acme_ca, "acme_directory", self.acme_directory.as_ref()),
+            ("acme_email", &self.acme_email, "acme_directory", self.acme_directory.as_ref()),
+            ("acme_directory", &self.acme_directory, "https_listen", self.https_listen.as_ref()),
+            ("preview_suffix", &self.preview_suffix, "https_listen or http_listen", any_listener),
+        ] {
+            if setting.is_some() && other.is_none() {
+                return Err(InvalidPublic::Needs { given, needed });
+            }
+        }
+        match self.acme_directory.is_some() && self.http_listen.is_none() {
+            true => Err(InvalidPublic::NoChallenges),
+            false => Ok(()),
+        }
+    }
 }
 
-fn acme(directory: Option<String>, ca: Option<String>, email: Option<String>) -> Result<Option<Acme>, InvalidPublic> {
-    let Some(directory) = directory else {
-        return match (ca, email) {
-            (None, None) => Ok(None),
-            (Some(_), _) => Err(InvalidPublic::Needs { given: "acme_ca", needed: "acme_directory" }),
-            (None, Some(_)) => Err(InvalidPublic::Needs { given: "acme_email", needed: "acme_directory" }),
-        };
-    };
-    let uri: Option<http::Uri> = directory.parse().ok();
-    if uri.is_none_or(|uri| uri.scheme_str() != Some("https") || uri.host().is_none_or(str::is_empty)) {
-        return Err(InvalidPublic::Directory(directory));
-    }
-    let ca = ca.map(|path| absolute("acme_ca", &path)).transpose()?;
-    let is_address = |email: &str| {
-        let printable = email.bytes().all(|byte| byte.is_ascii_graphic() && !b",?&<>\"".contains(&byte));
-        let halves = email.split_once('@').filter(|(user, host)| !user.is_empty() && !host.is_empty());
-        printable && halves.is_some_and(|(_, host)| !host.contains('@'))
-    };
-    match email {
-        Some(email) if !is_address(&email) => Err(InvalidPublic::Email(email)),
-        email => Ok(Some(Acme { directory, ca, email })),
-    }
+fn address(setting: &'static str, text: String) -> Result<SocketAddr, InvalidPublic> {
+    text.parse().map_err(|_| InvalidPublic::Address { setting, text })
 }
 
 /// The suffix is its operator's word, so that it may well be one under which others register names.
 fn suffix(text: &str) -> Result<HostName, InvalidPublic> {
-    let host: HostName =
-        text.parse().map_err(|error: warren_model::policy::InvalidHost| InvalidPublic::Suffix(error.to_string()))?;
+    let wrong = |error: InvalidDomain| InvalidPublic::Suffix(values::no_host(&error));
+    let host: HostName = text.parse().map_err(|error| wrong(InvalidDomain::Host(error)))?;
     if host.as_str().contains('_') {
-        return Err(InvalidPublic::Suffix(format!("{host} has a '_', which names of web sites do not have")));
+        return Err(wrong(InvalidDomain::Underscore(host.to_string())));
     }
     Ok(host)
 }
@@ -222,12 +226,11 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_together_is_refused() {
-        let half = |given, missing| InvalidPublic::Half { given, missing };
         let needs = |given, needed| InvalidPublic::Needs { given, needed };
         let directory = some("https://acme.example/directory");
         for (flags, expected) in [
-            (PublicFlags { tls_cert: some("a"), ..listening() }, half("tls_cert", "tls_key")),
-            (PublicFlags { tls_key: some("a"), ..listening() }, half("tls_key", "tls_cert")),
+            (PublicFlags { tls_cert: some("a"), ..listening() }, needs("tls_cert", "tls_key")),
+            (PublicFlags { tls_key: some("a"), ..listening() }, needs("tls_key", "tls_cert")),
             (
                 PublicFlags { tls_key: some("a"), tls_cert: some("b"), ..PublicFlags::default() },
                 needs("tls_cert", "https_listen"),
@@ -265,12 +268,12 @@ mod tests {
         }
         for text in ["acme.example", "http://acme.example/dir", "https://", "/dir"] {
             let error = refused(PublicFlags { acme_directory: some(text), ..listening() });
-            assert_eq!(error, InvalidPublic::Directory(text.into()));
+            assert!(matches!(&error, InvalidPublic::Directory(why) if why.contains(text)), "{text}: {error}");
         }
         for text in ["ops", "@example.com", "ops@", "a b@example.com", "a@b@c", "a@example.com?x"] {
             let acme_directory = some("https://acme.example/dir");
             let error = refused(PublicFlags { acme_directory, acme_email: some(text), ..listening() });
-            assert_eq!(error, InvalidPublic::Email(text.into()));
+            assert!(matches!(error, InvalidPublic::Email(_)), "{text}: {error}");
         }
         for text in ["previews", "vm.internal", "*.example.com", "203.0.113.7", "a_b.example"] {
             let error = refused(PublicFlags { preview_suffix: some(text), ..listening() });

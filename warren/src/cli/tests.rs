@@ -54,7 +54,7 @@ fn no_argument_shares_its_name_with_one_that_every_command_takes() {
 fn every_command_has_help_with_examples() {
     fn walk(path: &str, command: &clap::Command) {
         let subcommands: Vec<_> = command.get_subcommands().filter(|sub| sub.get_name() != "help").collect();
-        if subcommands.is_empty() && !command.is_hide_set() {
+        if !command.is_hide_set() && path != "warren" {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(
                 help.contains("Examples:\n  warren ") || help.contains("Examples:\n  tar "),
@@ -173,6 +173,7 @@ fn operators() {
         "up agents --ttl 1h --idle 30m --only worker:1 --reachable --ula --config-dir /etc/wireguard",
         "ls",
         "ls agents --limit 5",
+        "show ses_01",
     ] {
         assert!(matches!(parse(&format!("warren vpn {line}")), Command::Vpn(_)), "{line}");
     }
@@ -186,9 +187,41 @@ fn operators() {
         "open a --public-key x",
         "up a --public-key x",
         "close",
+        "show",
         "open a --ula",
     ] {
         assert_eq!(refused(&format!("warren vpn {line}")), 2, "{line}");
+    }
+}
+
+#[test]
+fn identities() {
+    use identity::IdentityCommand;
+    for line in [
+        "create alice",
+        "grant alice worker --verbs exec,files --user www-data",
+        "grant alice --network agents",
+        "set alice --name bob",
+        "set alice --metadata a=b",
+        "revoke alice worker",
+    ] {
+        assert!(matches!(parse(&format!("warren identity {line}")), Command::Identity(_)), "{line}");
+    }
+    assert!(matches!(parse("warren identity ls"), Command::Identity(IdentityCommand::Ls { limit: None })));
+    for line in ["set alice", "set", "grant alice", "grant alice w --verbs exce", "grant alice w --network n"] {
+        assert_eq!(refused(&format!("warren identity {line}")), 2, "{line}");
+    }
+}
+
+#[test]
+fn the_verbs_of_a_grant_are_offered_by_completion() {
+    for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "warren", &mut script);
+        let script = String::from_utf8(script).unwrap();
+        let line =
+            script.lines().find(|line| line.contains("files") && line.contains("ports") && line.contains("shell"));
+        assert!(line.is_some(), "{shell}");
     }
 }
 
@@ -331,6 +364,59 @@ fn every_shell_has_completions() {
 }
 
 #[test]
+fn a_command_line_that_cannot_be_read_is_one_problem_for_a_program() {
+    let said = |line: &str| {
+        let args: Vec<OsString> = words(line).into_iter().map(OsString::from).collect();
+        let error = Cli::try_parse_from(&args).unwrap_err();
+        assert!(usage::wants_json(&args), "{line}");
+        let failure = usage::failure(&error).unwrap();
+        assert_eq!((failure.exit_status(), error.exit_code()), (2, 2), "{line}");
+        let problem: serde_json::Value = serde_json::from_str(&failure.report(true).unwrap()).unwrap();
+        assert_eq!(
+            (&problem["code"], &problem["type"]),
+            (&"wrong_usage".into(), &"urn:warren:problem:wrong_usage".into())
+        );
+        problem["detail"].as_str().unwrap().to_owned()
+    };
+    let lines = [
+        "warren --json no-such-command",
+        "warren vpn ls --limt 5 --json",
+        "warren --json account create",
+        "warren network ls --limit 0 --json",
+        "warren identity grant alice worker --verbs exce --json",
+        "warren machine --json",
+        "warren domain set a.example --json",
+        "warren domain map 203.0.113.7 worker:8080 --json",
+        "warren exec --json",
+    ];
+    let all: String = lines.iter().map(|line| format!("{line}\n  {}\n", said(line))).collect();
+    insta::assert_snapshot!(all, @r#"
+    warren --json no-such-command
+      unrecognized subcommand 'no-such-command'; Usage: warren [OPTIONS] <COMMAND>
+    warren vpn ls --limt 5 --json
+      unexpected argument '--limt' found; tip: a similar argument exists: '--limit'; Usage: warren vpn ls --limit <N> [NETWORK]
+    warren --json account create
+      the following required arguments were not provided: <NAME>; Usage: warren account create <NAME>
+    warren network ls --limit 0 --json
+      invalid value '0' for '--limit <N>': 0 is not in 1..=4294967295
+    warren identity grant alice worker --verbs exce --json
+      invalid value 'exce' for '--verbs <VERBS>' [possible values: view, exec, shell, files, start, stop, ports]; tip: a similar value exists: 'exec'
+    warren machine --json
+      'warren machine' requires a subcommand but one was not provided [subcommands: create, ls, show, start, stop, restart, rename, set, rm, help]; Usage: warren machine [OPTIONS] <COMMAND>
+    warren domain set a.example --json
+      the following required arguments were not provided: <--to <MACHINE:PORT>|--open|--auth-bearer-file <FILE>|--auth-basic-file <FILE>|--requests-per-second <N>|--burst <N>|--max-body <SIZE>|--idle <TIME>|--concurrent <N>>; Usage: warren domain set --json <--to <MACHINE:PORT>|--open|--auth-bearer-file <FILE>|--auth-basic-file <FILE>|--requests-per-second <N>|--burst <N>|--max-body <SIZE>|--idle <TIME>|--concurrent <N>> <HOST>
+    warren domain map 203.0.113.7 worker:8080 --json
+      invalid value '203.0.113.7' for '[HOST]': "203.0.113.7" is an address; write a name that leads to the server in DNS, such as app.example.com
+    warren exec --json
+      the following required arguments were not provided: <MACHINE> <CMD>...; Usage: warren exec --json <MACHINE> <CMD>...
+    "#);
+    // What a machine is to run has words of its own, and help is no failure.
+    let args: Vec<OsString> = words("warren exec --frob w -- ls --json").into_iter().map(OsString::from).collect();
+    assert!(!usage::wants_json(&args));
+    assert!(usage::failure(&Cli::try_parse_from(words("warren --help --json")).unwrap_err()).is_none());
+}
+
+#[test]
 fn help_and_version_are_no_failures_and_nothing_is_wrong_usage() {
     let kind = |line: &str| Cli::try_parse_from(words(line)).unwrap_err().kind();
     assert_eq!(kind("warren --help"), ErrorKind::DisplayHelp);
@@ -387,7 +473,7 @@ fn domains() {
     assert!(matches!(parse("warren domain map a.example w:80"), DomainCommand::Map { host: Some(_), .. }));
     assert!(matches!(parse("warren domain map w:80"), DomainCommand::Map { host: None, .. }));
     for line in [
-        "map a.example w:80 --auth-bearer-file f --requests-per-second 5 --burst 9 --max-body 1M --idle 5 --concurrent 2",
+        "map a.example w:80 --auth-bearer-file f --requests-per-second 5 --burst 9 --max-body 1M --idle 90s --concurrent 2",
         "map w:80 --auth-basic-file f",
         "set a.example --to w:80 --open",
         "verify a.example",
@@ -407,6 +493,12 @@ fn domains() {
         "map a.example w:80 b",
         "map w:80 --auth-bearer-file f --auth-basic-file f",
         "set a.example --open --auth-basic-file f",
+        "set a.example",
+        "map a_b.example w:80",
+        "map w:80 a.example",
+        "map w:80 --requests-per-second 0",
+        "map w:80 --concurrent 8193",
+        "map w:80 --idle 2h",
         "map w:80 --max-body much",
         "verify",
         "ls --limit 0",

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use warren_model::domain::{self, InvalidDomain};
+use warren_model::policy::InvalidHost;
 use warren_model::record::Protocol;
 use warren_model::wire::Port;
 
@@ -21,6 +23,13 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     let number: f64 = number.parse().map_err(|_| "write a number and a unit, such as 30s or 5m".to_owned())?;
     let length = Duration::try_from_secs_f64(number * seconds).map_err(|_| "that is too long".to_owned())?;
     if length.is_zero() { Err("it has to be more than nothing".to_owned()) } else { Ok(length) }
+}
+
+/// Whole seconds from 1 to 3600 (an hour): a [`duration`].
+pub fn seconds(text: &str) -> Result<u32, String> {
+    let length = duration(text)?;
+    let whole = u32::try_from(length.as_secs()).ok().filter(|seconds| (1..=3600).contains(seconds));
+    whole.filter(|_| length.subsec_nanos() == 0).ok_or_else(|| "it is 1s to 1h, in whole seconds".to_owned())
 }
 
 /// The time limit of a command: a [`duration`] from 1 ms to 24 h.
@@ -79,6 +88,37 @@ pub fn resolver(text: &str) -> Result<SocketAddr, String> {
         return Err(format!("no resolver can answer at {text}"));
     }
     Ok(address)
+}
+
+/// A host name that can lead to a machine: `app.example.com`.
+pub fn host(text: &str) -> Result<String, String> {
+    match domain::host_name(text) {
+        Ok(host) => Ok(host.to_string()),
+        Err(_) if text.split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => {
+            Err(format!("{text:?} is a machine and a port; the host name comes first: HOST MACHINE:PORT"))
+        }
+        Err(error) => Err(no_host(&error)),
+    }
+}
+
+/// What is wrong with the host name of a web site; policies, which have addresses too, have other words for it.
+pub fn no_host(error: &InvalidDomain) -> String {
+    match error {
+        InvalidDomain::Host(InvalidHost::Address(text)) => {
+            format!("{text:?} is an address; write a name that leads to the server in DNS, such as app.example.com")
+        }
+        InvalidDomain::Host(InvalidHost::Malformed(text)) | InvalidDomain::Underscore(text) => format!(
+            "{text:?} is no host name; write labels of letters, digits and '-' with dots between them, such as \
+             app.example.com"
+        ),
+        InvalidDomain::Host(InvalidHost::SingleLabel(text)) => {
+            format!("{text:?} has no dot; write the whole name, such as app.example.com")
+        }
+        InvalidDomain::Host(InvalidHost::Inside(text)) => {
+            format!("{text:?} is a name that is only known inside; write a public one, such as app.example.com")
+        }
+        other => other.to_string(),
+    }
 }
 
 /// `key=value`, where the value may hold more of `=` or nothing.
@@ -155,6 +195,34 @@ mod tests {
             ["", "dns.example", "9.9.9", "9.9.9.9:", "9.9.9.9:0", "9.9.9.9:65536", "0.0.0.0", "::", "224.0.0.1", "[::1"]
         {
             assert!(resolver(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_whole_and_an_hour_at_most() {
+        for (text, expected) in [("1", 1), ("300", 300), ("5m", 300), ("1h", 3600)] {
+            assert_eq!(seconds(text), Ok(expected), "{text}");
+        }
+        for bad in ["0", "500ms", "1.5s", "3601", "2h", "-1", "x"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_name_and_what_is_wrong_with_it_is_said_in_its_own_words() {
+        assert_eq!(host("App.Example.com.").as_deref(), Ok("app.example.com"));
+        for (bad, says) in [
+            ("203.0.113.7", "is an address"),
+            ("worker:8080", "HOST MACHINE:PORT"),
+            ("worker", "has no dot"),
+            ("a_b.example", "letters, digits and '-'"),
+            ("a..example", "letters, digits and '-'"),
+            ("web.vm.internal", "only known inside"),
+            ("*.example.com", "wildcard"),
+            ("co.uk", "public suffix"),
+        ] {
+            let said = host(bad).unwrap_err();
+            assert!(said.contains(says) && !said.contains("range") && !said.contains("'_'"), "{said}");
         }
     }
 

@@ -12,7 +12,7 @@ use warren_certs::acme::Directory;
 use warren_model::InstallationId;
 use warren_model::domain::{CertificateSource, DomainStatus};
 use warren_model::policy::HostName;
-use warren_reconcile::{AcmeSettings, OwnFiles, PublicListeners, PublicSettings, World};
+use warren_reconcile::{AcmeSettings, OrderLimits, OwnFiles, PublicListeners, PublicSettings, World};
 
 use crate::cli::public::PublicArgs;
 
@@ -44,7 +44,8 @@ pub fn settings(
         None => None,
         Some(acme) => Some(AcmeSettings {
             directory: Directory::new(&acme.directory, acme.ca.as_deref()).context("acme_directory")?,
-            email: acme.email.as_ref().map(|email| email.parse()).transpose().context("acme_email")?,
+            email: acme.email.clone(),
+            limits: OrderLimits::default(),
         }),
     };
     Ok(PublicSettings {

@@ -85,13 +85,14 @@ pub fn up(args: UpArgs) -> anyhow::Result<()> {
         );
     }
     raise_open_files()?;
+    if !warren_kernel::return_unused_memory() {
+        tracing::debug!("the allocator does not take its options: the server holds more memory than it uses");
+    }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args, layout, listener, resolvers))
 }
 
 async fn run(args: UpArgs, layout: Layout, listener: StdTcpListener, resolvers: Vec<SocketAddr>) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&layout.store())?);
-    // Whatever the umask was; what SQLite puts beside it takes after it.
-    std::fs::set_permissions(layout.store(), std::fs::Permissions::from_mode(0o600))?;
     let boot = bootstrap::ensure(store.as_ref(), Timestamp::now()).await?;
     let installation = boot.installation.clone();
     match boot.root_key {

@@ -12,7 +12,8 @@ use warren_model::Code;
 
 use super::{Memory, Shared, problem};
 
-const PEM: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+/// What the authority answers.
+pub const PEM: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
 
 pub fn router() -> Router<Arc<Mutex<Memory>>> {
     Router::new()

@@ -14,10 +14,10 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use warren_model::{Code, Problem};
 
-mod domain;
+pub mod domain;
 mod policy;
 pub mod run;
-mod vpn;
+pub mod vpn;
 
 pub struct Fake {
     pub url: String,
@@ -26,7 +26,7 @@ pub struct Fake {
 }
 
 #[derive(Default)]
-struct Memory {
+pub struct Memory {
     images: Vec<String>,
     policy: String,
     domains: BTreeMap<String, Value>,

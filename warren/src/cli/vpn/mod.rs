@@ -4,8 +4,10 @@
 //! | --- | --- |
 //! | [`up`] | `vpn up`: a session that lasts as long as the command |
 //! | [`quick`] | the configuration file and `wg-quick` |
+//! | [`left`] | what a `vpn up` that was killed left behind |
 //! | [`routes`] | which of this machine's routes a network would cover |
 
+mod left;
 mod quick;
 mod routes;
 mod up;
@@ -18,13 +20,13 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use warren_model::Code;
 use warren_model::session::WireGuardKey;
-use warren_model::wire::{OpenSession, OpenSessionOnly, OpenedSession, Session};
+use warren_model::wire::{OpenSession, OpenSessionOnly, OpenedSession, Session, SessionOnly};
 
 use super::Context;
 use super::failure::Failure;
 use super::machine::several;
 use super::output::{note, read};
-use super::render::{bytes, maybe_time, printable, table, time};
+use super::render::{bytes, maybe_time, printable, sheet, table, time};
 use super::values;
 use crate::client::Client;
 use crate::client::error::ClientError;
@@ -35,8 +37,8 @@ pub enum VpnCommand {
     /// Join a network from this machine, until Ctrl-C
     #[command(after_help = "\
 Makes a key pair here (the private key stays here), opens a session, and brings up a WireGuard link with `wg-quick`. When
-it ends, so do the link and the session. Where a route of this machine covers addresses of the network, --ula leaves its
-IPv4 range out: the IPv6 range of a network is nobody else's.
+it ends, so do the link and the session; what one that was killed left, the next one takes away. Where a route of this
+machine overlaps what the session would route, --ula leaves IPv4 out: the IPv6 range of a network is nobody else's.
 
 Examples:
   warren vpn up agents
@@ -55,13 +57,30 @@ Examples:
   warren vpn open agents --json | jq -r .client_config > wg.conf")]
     Open(OpenArgs),
     /// List sessions, in one network or all
-    #[command(after_help = "Examples:\n  warren vpn ls\n  warren vpn ls agents")]
+    #[command(after_help = "\
+NAME is what a session is called as a member, such as in denials; REACHABLE says whether machines may open connections to the
+operator. REFUSED counts packets that the server's end of the tunnel withheld, of the operator and for it, since WireGuard
+last started there; what policy refuses is among `warren denials`.
+
+Examples:
+  warren vpn ls
+  warren vpn ls agents
+  warren vpn ls --json | jq '.items[] | select(.reachable)'")]
     Ls {
         /// A network's name or id [default: every one]
         network: Option<String>,
         /// Show at most so many
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         limit: Option<u32>,
+    },
+    /// Show a session
+    #[command(after_help = "\
+Examples:
+  warren vpn show session-7k2m9q4x
+  warren vpn show ses_01jd8m… --json | jq .status")]
+    Show {
+        /// Its id, or the name that it has as a member
+        session: String,
     },
     /// Close sessions: at once nothing of them passes any more
     #[command(after_help = "Examples:\n  warren vpn close ses_01jd8m…\n  warren vpn close session-7k2m9q4x")]
@@ -77,19 +96,19 @@ Examples:
 pub struct Asked {
     /// The network's name or id
     network: String,
-    /// How long the session lives, such as 30m or 8h, at most 24h [default: 1h]
+    /// How long the session lives, such as 30m or 8h; 5s to 24h, and no longer than the key that opens it [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     ttl: Option<Duration>,
-    /// It ends when no data came for so long [default: 30m]
+    /// It ends when no data came from here for so long; 5s to 24h [default: 30m]
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     idle: Option<Duration>,
-    /// The only machine that it reaches, or the only port of one
+    /// The only machine that it reaches, or the only port of one (1 to 65535, over TCP and UDP)
     #[arg(long, value_name = "MACHINE[:PORT]", value_parser = only)]
     only: Option<OpenSessionOnly>,
     /// Machines may open connections to this machine, as far as policy allows
     #[arg(long)]
     reachable: bool,
-    /// Ask the network's resolver for every name of this machine, those outside too
+    /// Ask the network's resolver for every name of this machine, those outside too; not together with --only
     #[arg(long)]
     dns: bool,
 }
@@ -98,7 +117,7 @@ pub struct Asked {
 pub struct UpArgs {
     #[command(flatten)]
     asked: Asked,
-    /// Leave the network's IPv4 range out
+    /// Leave IPv4 out of the tunnel; the way to the server may be IPv4 all the same
     #[arg(long)]
     ula: bool,
     /// Where the configuration is kept meanwhile [default: a directory that is made for it]
@@ -161,6 +180,10 @@ pub async fn run(context: &Context, command: VpnCommand) -> Result<(), Failure> 
             let page = client.list(&route, limit.map(|limit| limit as usize)).await?;
             output.list(page, "No sessions are open; `warren vpn up` opens one.", render)
         }
+        VpnCommand::Show { session } => {
+            let answer = client.get(&Route::new(&["sessions", &session])).await?;
+            output.object(answer, show)
+        }
         VpnCommand::Close { sessions } => {
             let one = sessions.len() == 1;
             let act = async |session: &str| {
@@ -220,35 +243,114 @@ fn is(error: &ClientError, code: Code) -> bool {
     matches!(error, ClientError::Refused(refusal) if refusal.code() == code.as_str())
 }
 
+fn reaches(session: &Session) -> String {
+    match &session.only {
+        None => "everything".to_owned(),
+        Some(SessionOnly { machine, port: None }) => machine.name.clone(),
+        Some(SessionOnly { machine, port: Some(port) }) => format!("{}:{port}", machine.name),
+    }
+}
+
+fn yes(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
+}
+
 fn render(sessions: &[Session]) -> String {
     let row = |session: &Session| {
-        let only = session.only.as_ref().map(|only| match only.port {
-            Some(port) => format!("{}:{port}", only.machine.name),
-            None => only.machine.name.clone(),
-        });
         let status = session.status.as_ref();
         vec![
             session.id.clone(),
+            session.name.clone(),
             session.network.name.clone(),
             session.operator.clone(),
             session.private_ip.to_string(),
-            only.unwrap_or_else(|| "everything".to_owned()),
+            reaches(session),
             status.and_then(|status| status.endpoint).map(|from| from.to_string()).unwrap_or_default(),
             maybe_time(status.and_then(|status| status.last_data_at)),
             status.map(|status| bytes(status.traffic.sent_bytes)).unwrap_or_default(),
             status.map(|status| bytes(status.traffic.received_bytes)).unwrap_or_default(),
+            status.map(|status| status.refused_packets.to_string()).unwrap_or_default(),
+            yes(session.reachable),
             time(session.expires_at),
         ]
     };
-    let headings =
-        ["session", "network", "operator", "address", "reaches", "from", "last data", "sent", "received", "until"];
-    table(&headings, &[7, 8], sessions.iter().map(row))
+    let headings = [
+        "session",
+        "name",
+        "network",
+        "operator",
+        "address",
+        "reaches",
+        "from",
+        "last data",
+        "sent",
+        "received",
+        "refused",
+        "reachable",
+        "until",
+    ];
+    table(&headings, &[8, 9, 10], sessions.iter().map(row))
 }
 
-#[cfg(test)]
+fn show(session: &Session) -> String {
+    let status = session.status.as_ref();
+    let way = |count: u64, packets: u64| format!("{}, {packets} packets", bytes(count));
+    sheet(&[
+        ("id", session.id.clone()),
+        ("name", session.name.clone()),
+        ("network", format!("{} ({})", session.network.name, session.network.id)),
+        ("operator", format!("{} ({})", session.operator, session.opened_by)),
+        ("addresses", format!("{}, {}", session.private_ip, session.private_ip6)),
+        ("reaches", reaches(session)),
+        ("reachable", yes(session.reachable)),
+        ("public key", session.public_key.to_string()),
+        ("opened", time(session.created_at)),
+        ("until", time(session.expires_at)),
+        ("idle", format!("ends after {} s without data", session.idle_seconds)),
+        (
+            "from",
+            match status {
+                None => "the tunnel says nothing".to_owned(),
+                Some(status) => {
+                    status.endpoint.map_or_else(|| "not heard from yet".to_owned(), |from| from.to_string())
+                }
+            },
+        ),
+        ("handshake", maybe_time(status.and_then(|status| status.last_handshake_at))),
+        ("last data", maybe_time(status.and_then(|status| status.last_data_at))),
+        ("sent", status.map(|s| way(s.traffic.sent_bytes, s.traffic.sent_packets)).unwrap_or_default()),
+        ("received", status.map(|s| way(s.traffic.received_bytes, s.traffic.received_packets)).unwrap_or_default()),
+        ("refused", status.map(|status| format!("{} packets", status.refused_packets)).unwrap_or_default()),
+    ])
+}
+
+#[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use warren_model::wire::{Counters, Reference, SessionOnly, SessionStatus};
+    use crate::client::target::{Access, Target};
+    use std::sync::mpsc::Receiver;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use warren_model::wire::{Counters, Reference, SessionStatus};
+
+    /// A server that answers every request alike, and what it is asked: `GET /v1/sessions/ses_01`.
+    pub(super) fn server(answer: &'static str) -> (Client, Receiver<String>, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let (tell, asked) = std::sync::mpsc::channel();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                let request = String::from_utf8_lossy(&request[..length]);
+                let _ = tell.send(request.split(" HTTP/").next().unwrap_or_default().to_owned());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let access = Access { target: Target::Unix(path), key: Some("wk_x".into()), account: None };
+        (Client::new(&access).unwrap(), asked, directory)
+    }
 
     #[test]
     fn what_a_session_is_for_is_a_machine_or_a_port_of_one() {
@@ -280,17 +382,54 @@ mod tests {
             status: Some(SessionStatus {
                 endpoint: Some("198.51.100.7:40000".parse().unwrap()),
                 traffic: Counters { sent_bytes: 2048, received_bytes: 1, ..Counters::default() },
-                refused_packets: 0,
+                refused_packets: 5,
                 last_handshake_at: None,
                 last_data_at: Some(at("2026-11-20T09:31:00Z")),
             }),
         };
         let machine = Reference { id: "mch_01".into(), name: "worker".into() };
-        let other = Session { only: Some(SessionOnly { machine, port: Some(8080) }), status: None, ..one.clone() };
+        let other = Session {
+            only: Some(SessionOnly { machine, port: Some(8080) }),
+            reachable: true,
+            status: None,
+            ..one.clone()
+        };
+        insta::assert_snapshot!(show(&one), @r"
+        id          ses_01
+        name        session-01
+        network     agents (net_01)
+        operator    anna (key_01)
+        addresses   10.0.5.10, fd00::5
+        reaches     everything
+        reachable   no
+        public key  BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=
+        opened      2026-11-20 09:30:00Z
+        until       2026-11-20 10:30:00Z
+        idle        ends after 1800 s without data
+        from        198.51.100.7:40000
+        last data   2026-11-20 09:31:00Z
+        sent        2.0 KiB, 0 packets
+        received    1 B, 0 packets
+        refused     5 packets
+        ");
+        insta::assert_snapshot!(show(&other), @r"
+        id          ses_01
+        name        session-01
+        network     agents (net_01)
+        operator    anna (key_01)
+        addresses   10.0.5.10, fd00::5
+        reaches     worker:8080
+        reachable   yes
+        public key  BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=
+        opened      2026-11-20 09:30:00Z
+        until       2026-11-20 10:30:00Z
+        idle        ends after 1800 s without data
+        from        the tunnel says nothing
+        ");
         insta::assert_snapshot!(render(&[one, other]), @r"
-        SESSION  NETWORK  OPERATOR  ADDRESS    REACHES      FROM                LAST DATA                SENT  RECEIVED  UNTIL
-        ses_01   agents   anna      10.0.5.10  everything   198.51.100.7:40000  2026-11-20 09:31:00Z  2.0 KiB       1 B  2026-11-20 10:30:00Z
-        ses_01   agents   anna      10.0.5.10  worker:8080                                                               2026-11-20 10:30:00Z
+        SESSION  NAME        NETWORK  OPERATOR  ADDRESS    REACHES      FROM                LAST DATA                SENT  RECEIVED  REFUSED  REACHABLE  UNTIL
+        ses_01   session-01  agents   anna      10.0.5.10  everything   198.51.100.7:40000  2026-11-20 09:31:00Z  2.0 KiB       1 B        5  no         2026-11-20 10:30:00Z
+        ses_01   session-01  agents   anna      10.0.5.10  worker:8080                                                                        yes        2026-11-20 10:30:00Z
         ");
     }
 }

@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
+use super::left::{self, Made};
 use crate::cli::failure::Failure;
 use crate::cli::output::note;
 
@@ -21,6 +22,8 @@ pub struct Config {
     link: String,
     /// Holds what `wg-quick` says, and the file where no other place was named.
     private: tempfile::TempDir,
+    /// Kept open: whose lock it is lives.
+    _made: File,
 }
 
 impl Quick {
@@ -36,13 +39,16 @@ impl Quick {
         find_program("wg-quick").map(Self).ok_or_else(|| Failure::Said("wg-quick is not installed".to_owned()))
     }
 
+    #[cfg(test)]
+    pub fn at(program: PathBuf) -> Self {
+        Self(program)
+    }
+
     /// Brings the link up.
     pub async fn up(&self, config: &Config) -> Result<(), Failure> {
-        let Err(failure) = self.run("up", config).await else { return Ok(()) };
+        let Err(failure) = self.run("up", &config.path, config.private.path()).await else { return Ok(()) };
         // It takes back what it did, unless it was ended itself.
-        if config.link_is_there()
-            && let Err(more) = self.run("down", config).await
-        {
+        if let Err(more) = self.down(config).await {
             note(&format!("warren: {more}"));
         }
         Err(failure)
@@ -50,16 +56,25 @@ impl Quick {
 
     /// Takes the link down, if it is still there.
     pub async fn down(&self, config: &Config) -> Result<(), Failure> {
-        if config.link_is_there() { self.run("down", config).await } else { Ok(()) }
+        if is_there(&config.link) { self.run("down", &config.path, config.private.path()).await } else { Ok(()) }
     }
 
-    async fn run(&self, verb: &str, config: &Config) -> Result<(), Failure> {
+    /// Takes a link down whose configuration somebody else left, if it is still there.
+    pub async fn remove(&self, link: &str, config: &Path) -> Result<(), Failure> {
+        if !is_there(link) {
+            return Ok(());
+        }
+        self.run("down", config, left::directory()?.path()).await
+    }
+
+    /// `wg-quick` with this file; what it says goes to a file in the directory.
+    async fn run(&self, verb: &str, config: &Path, directory: &Path) -> Result<(), Failure> {
         let failed = |source| Failure::local(format!("cannot run {}", self.0.display()), source);
         // Not a pipe: a WireGuard that stays behind may hold it open.
-        let said = config.private.path().join(verb);
+        let said = directory.join(verb);
         let log = File::create(&said).map_err(failed)?;
         let mut command = Command::new(&self.0);
-        command.arg(verb).arg(&config.path).stdout(log.try_clone().map_err(failed)?).stderr(log);
+        command.arg(verb).arg(config).stdout(log.try_clone().map_err(failed)?).stderr(log);
         if is_root() {
             // Ctrl-C is meant for us: half a link would stay.
             #[cfg(unix)]
@@ -89,8 +104,8 @@ fn way_out(said: &str) -> Option<&'static str> {
         Some("run it as root")
     } else if said.contains("File exists") {
         Some(
-            "another link has these addresses or routes, perhaps of a `warren vpn up` that was killed: `ip link` lists \
-             links, and `ip link del wg-…` removes one",
+            "another link has these addresses or routes: `ip address` lists links, and `ip link del LINK` removes one that \
+             nobody needs",
         )
     } else if no_kernel && (lacks("wireguard-go") || !said.contains("Falling back")) {
         Some(
@@ -104,12 +119,9 @@ fn way_out(said: &str) -> Option<&'static str> {
 
 impl Config {
     /// Writes the file, for nobody else to read: in this directory, else in one that is made for it. The link has the
-    /// file's name.
-    pub fn write(directory: Option<&Path>, link: &str, text: &str) -> Result<Self, Failure> {
-        let private = tempfile::Builder::new()
-            .prefix("warren-vpn-")
-            .tempdir()
-            .map_err(|source| Failure::local("cannot make a directory for the configuration", source))?;
+    /// file's name. Whoever comes after this process finds what it made, should it be killed.
+    pub fn write(directory: Option<&Path>, session: &str, link: &str, text: &str) -> Result<Self, Failure> {
+        let private = left::directory()?;
         let directory = match directory {
             Some(directory) => {
                 let failed = |source| Failure::local(format!("cannot use {}", directory.display()), source);
@@ -119,6 +131,10 @@ impl Config {
             None => private.path().to_owned(),
         };
         let path = directory.join(format!("{link}.conf"));
+        let made = Made { session: session.to_owned(), link: link.to_owned(), config: path.clone() };
+        let made = made
+            .write(private.path())
+            .map_err(|source| Failure::local(format!("cannot write in {}", private.path().display()), source))?;
         let failed = |source| Failure::local(format!("cannot write {}", path.display()), source);
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);
@@ -126,7 +142,7 @@ impl Config {
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(&path).map_err(failed)?;
         // From here on it is ours to remove.
-        let config = Self { path: path.clone(), link: link.to_owned(), private };
+        let config = Self { path: path.clone(), link: link.to_owned(), private, _made: made };
         file.write_all(text.as_bytes()).map_err(failed)?;
         Ok(config)
     }
@@ -138,12 +154,12 @@ impl Config {
     pub fn link(&self) -> &str {
         &self.link
     }
+}
 
-    /// Whether the link may be there: only Linux says so in a file, see proc(5).
-    fn link_is_there(&self) -> bool {
-        let Ok(links) = fs::read_to_string("/proc/net/dev") else { return true };
-        links.lines().any(|line| line.split(':').next().is_some_and(|link| link.trim() == self.link))
-    }
+/// Whether the link may be there: only Linux says so in a file, see proc(5).
+fn is_there(link: &str) -> bool {
+    let Ok(links) = fs::read_to_string("/proc/net/dev") else { return true };
+    links.lines().any(|line| line.split(':').next().is_some_and(|name| name.trim() == link))
 }
 
 impl Drop for Config {
@@ -172,12 +188,15 @@ fn is_program(file: &Path) -> bool {
 /// Whether `wg-quick` does it all itself. It asks for a password with sudo otherwise, on the terminal.
 fn is_root() -> bool {
     #[cfg(unix)]
-    return std::os::unix::fs::MetadataExt::uid(&match fs::metadata("/proc/self") {
-        Ok(own) => own,
-        Err(_) => return false,
-    }) == 0;
+    return own_user() == Some(0);
     #[cfg(not(unix))]
     false
+}
+
+/// As whom this process runs; only Linux says so, see proc(5).
+#[cfg(unix)]
+pub fn own_user() -> Option<u32> {
+    fs::metadata("/proc/self").ok().map(|own| std::os::unix::fs::MetadataExt::uid(&own))
 }
 
 #[cfg(test)]
@@ -190,7 +209,7 @@ mod tests {
             "Error: Unknown device type.\n[!] Missing WireGuard kernel module. Falling back to slow userspace\n";
         let about = |more: &str| way_out(&format!("{before}{more}"));
         assert!(about("line 32: resolvconf: command not found").unwrap().contains("openresolv"));
-        assert!(about("RTNETLINK answers: File exists").unwrap().contains("ip link"));
+        assert!(about("RTNETLINK answers: File exists").unwrap().contains("ip link del"));
         assert!(about("line 1: wireguard-go: command not found").unwrap().contains("install wireguard-go"));
         assert_eq!(about("something else"), None);
         assert!(way_out("Error: Unknown device type.").unwrap().contains("install wireguard-go"));
@@ -202,7 +221,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let named = home.path().join("new");
         for directory in [None, Some(named.as_path())] {
-            let config = Config::write(directory, "wg-abc", "text").unwrap();
+            let config = Config::write(directory, "ses_01", "wg-abc", "text").unwrap();
             let path = config.path().to_owned();
             assert!(path.is_absolute() && path.ends_with("wg-abc.conf"), "{}", path.display());
             assert_eq!(fs::read_to_string(&path).unwrap(), "text");
@@ -213,7 +232,7 @@ mod tests {
             }
             // What is there is not written over.
             if directory.is_some() {
-                assert!(Config::write(directory, "wg-abc", "other").is_err());
+                assert!(Config::write(directory, "ses_01", "wg-abc", "other").is_err());
             }
             drop(config);
             assert!(!path.exists());

@@ -16,10 +16,13 @@ pub struct Route {
 pub fn overlapping(ranges: &[Ipv4Net]) -> Option<Vec<Route>> {
     // Linux, as proc(5) has it; other systems have no such file.
     let text = std::fs::read_to_string("/proc/net/route").ok()?;
-    let overlaps = |route: &Route| {
-        ranges.iter().any(|range| range.contains(&route.range.network()) || route.range.contains(&range.network()))
-    };
-    Some(parse(&text).filter(overlaps).collect())
+    Some(parse(&text).filter(|route| route.overlaps(ranges)).collect())
+}
+
+impl Route {
+    pub fn overlaps(&self, ranges: &[Ipv4Net]) -> bool {
+        ranges.iter().any(|range| range.contains(&self.range.network()) || self.range.contains(&range.network()))
+    }
 }
 
 /// Every route but the default ones, in whatever disguise.

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use warren_model::cidr::PRIVATE_RANGES;
 use warren_model::client_config::ClientConfig;
 use warren_model::keypair::PrivateKey;
-use warren_model::wire::{Machine, Network, OpenedSession, Session};
+use warren_model::wire::{OpenedSession, Session};
 use warren_model::{Code, SessionId};
 use zeroize::Zeroizing;
 
 use super::quick::{Config, Quick};
-use super::{UpArgs, close, is, is_gone, routes};
+use super::{UpArgs, close, is, is_gone, left, routes};
 use crate::cli::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output::{note, read};
@@ -31,9 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub async fn up(context: &Context, args: UpArgs) -> Result<(), Failure> {
     let quick = Quick::find()?;
-    if !args.ula {
-        refuse_overlap(&context.client, &args).await?;
-    }
+    left::clear(&quick, &context.client).await;
     let mut bytes = Zeroizing::new([0; 32]);
     getrandom::fill(bytes.as_mut_slice()).map_err(|error| Failure::Said(format!("no random numbers: {error}")))?;
     let key = PrivateKey::from_random(&bytes);
@@ -52,49 +50,47 @@ pub async fn up(context: &Context, args: UpArgs) -> Result<(), Failure> {
     }
     let end = stayed?;
     closed?;
-    match end {
-        End::Left => note("Left the network."),
-        End::Expired => note("The session has expired."),
-        End::Closed => return Err(Failure::Said("the session was closed".to_owned())),
-        End::KeyGone => {
-            return Err(Failure::Said("the session has ended with the key that opened it".to_owned()));
-        }
-    }
+    note(end.said()?);
     Ok(())
 }
 
-/// Names the routes of this machine that are in the way.
-async fn refuse_overlap(client: &Client, args: &UpArgs) -> Result<(), Failure> {
-    let asked = &args.asked;
-    let network: Network = read(client.get(&Route::new(&["networks", &asked.network])).await?)?;
-    let mut ranges: Vec<Ipv4Net> = Vec::new();
-    match &asked.only {
-        None => ranges.extend(network.cidr.parse::<Ipv4Net>().ok()),
-        Some(only) => {
-            let machine: Machine = read(client.get(&Route::new(&["machines", &only.machine])).await?)?;
-            ranges.push(machine.private_ip.into());
-            if asked.dns {
-                ranges.push(network.gateway.into());
-            }
-        }
-    }
+/// Names the routes of this machine that are in the way of what is to be routed.
+fn refuse_overlap(opened: &OpenedSession) -> Result<(), Failure> {
+    let ranges: Vec<Ipv4Net> = four(&opened.allowed_ips).collect();
     let Some(found) = routes::overlapping(&ranges) else {
         note("The routes of this machine cannot be read here: see yourself that none covers the network.");
         return Ok(());
     };
-    if found.is_empty() {
-        return Ok(());
+    match overlap(opened, &ranges, &found) {
+        Some(text) => Err(Failure::Said(text)),
+        None => Ok(()),
     }
+}
+
+/// What is said of routes that are in the way, if there are any.
+fn overlap(opened: &OpenedSession, ranges: &[Ipv4Net], found: &[routes::Route]) -> Option<String> {
     let found: Vec<_> = found.iter().map(|route| format!("{} on {}", route.range, route.link)).collect();
+    if found.is_empty() {
+        return None;
+    }
     let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
-    Err(Failure::Said(format!(
+    let six: Vec<_> =
+        opened.allowed_ips.iter().filter(|net| matches!(net, IpNet::V6(_))).map(ToString::to_string).collect();
+    Some(format!(
         "{} of network {} overlaps routes of this machine ({}), and what is behind those could no longer be reached: add \
-         --ula to use the network's IPv6 range {} alone, which overlaps nothing",
+         --ula to route {} alone, which overlaps nothing",
         ranges.join(" and "),
-        network.name,
+        printable(&opened.session.network.name),
         found.join(", "),
-        network.cidr6
-    )))
+        six.join(" and ")
+    ))
+}
+
+fn four(nets: &[IpNet]) -> impl Iterator<Item = Ipv4Net> {
+    nets.iter().filter_map(|net| match net {
+        IpNet::V4(four) => Some(*four),
+        IpNet::V6(_) => None,
+    })
 }
 
 async fn stay(
@@ -106,10 +102,14 @@ async fn stay(
     leaving: &mut Leaving,
 ) -> Result<End, Failure> {
     refuse_public(opened)?;
-    let config = Config::write(args.config_dir.as_deref(), &link(opened)?, &text(args, opened, key))?;
+    if !args.ula {
+        refuse_overlap(opened)?;
+    }
+    let link = link(opened)?;
+    let config = Config::write(args.config_dir.as_deref(), &opened.session_id, &link, &text(args, opened, key))?;
     quick.up(&config).await?;
     let stayed = match say(context, opened, &config, args.ula) {
-        Ok(()) => wait(&context.client, opened, leaving).await,
+        Ok(()) => wait(&context.client, opened, leaving, AT_FIRST).await,
         Err(failure) => Err(failure),
     };
     quick.down(&config).await?;
@@ -187,6 +187,7 @@ fn say(context: &Context, opened: &OpenedSession, config: &Config, ula: bool) ->
     Ok(())
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// Ctrl-C, or a signal.
     Left,
@@ -197,11 +198,36 @@ enum End {
     KeyGone,
 }
 
-async fn wait(client: &Client, opened: &OpenedSession, leaving: &mut Leaving) -> Result<End, Failure> {
+impl End {
+    /// What a person is told; an error where the session ended before its time.
+    fn said(self) -> Result<&'static str, Failure> {
+        match self {
+            Self::Left => Ok("Left the network."),
+            Self::Expired => Ok("The session has expired."),
+            Self::Closed => Err(Failure::Said(
+                "the session was closed, by somebody else or because nothing came from here for too long (--idle)"
+                    .to_owned(),
+            )),
+            Self::KeyGone => Err(Failure::Said(
+                "the session has ended with the key that opened it, which was revoked or has expired: give a valid one \
+                 with --key or WARREN_API_KEY"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
+/// Asks the server how the session is, so often until it heard from here.
+async fn wait(
+    client: &Client,
+    opened: &OpenedSession,
+    leaving: &mut Leaving,
+    at_first: Duration,
+) -> Result<End, Failure> {
     let route = Route::new(&["sessions", &opened.session_id]);
     let expires_at = opened.session.expires_at;
     let patience = Instant::now() + PATIENCE;
-    let (mut every, mut told) = (AT_FIRST, false);
+    let (mut every, mut told) = (at_first, false);
     loop {
         let left = expires_at.duration_since(Timestamp::now());
         let Ok(left) = Duration::try_from(left) else { return Ok(End::Expired) };
@@ -279,9 +305,10 @@ impl Leaving {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use super::super::Asked;
+    use super::super::tests::server;
     use super::*;
 
     fn opened() -> OpenedSession {
@@ -314,6 +341,51 @@ mod tests {
         let six = text(&args, &opened(), &key);
         assert!(!six.contains("10.0."), "{}", six.as_str());
         assert!(six.contains("AllowedIPs = fd00::/64\n") && six.contains("DNS = fd00::1\n"), "{}", six.as_str());
+    }
+
+    #[test]
+    fn only_what_will_be_routed_is_in_the_way_of_other_routes() {
+        let mut opened = opened();
+        let in_the_way = |opened: &OpenedSession| {
+            let ranges: Vec<_> = four(&opened.allowed_ips).collect();
+            let own = [routes::Route { range: "10.0.0.0/24".parse().unwrap(), link: "docker0".into() }];
+            let found: Vec<_> = own.into_iter().filter(|route| route.overlaps(&ranges)).collect();
+            overlap(opened, &ranges, &found)
+        };
+        insta::assert_snapshot!(in_the_way(&opened).unwrap(), @"10.0.0.0/16 of network agents overlaps routes of this machine (10.0.0.0/24 on docker0), and what is behind those could no longer be reached: add --ula to route fd00::/64 alone, which overlaps nothing");
+        // A session for one machine routes that machine alone.
+        opened.allowed_ips = vec!["10.0.1.7/32".parse().unwrap(), "fd00::7/128".parse().unwrap()];
+        assert_eq!(in_the_way(&opened), None);
+        opened.allowed_ips = vec!["10.0.0.7/32".parse().unwrap(), "fd00::7/128".parse().unwrap()];
+        assert!(in_the_way(&opened).unwrap().starts_with("10.0.0.7/32 of network agents overlaps"));
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_key_is_gone_ends_and_says_so() {
+        let mut opened = opened();
+        opened.session.expires_at = Timestamp::now() + jiff::SignedDuration::from_hours(1);
+        let mut leaving = Leaving::new().unwrap();
+        for (answer, expected, says) in [
+            (
+                "HTTP/1.1 401 Unauthorized\r\ncontent-length: 23\r\nconnection: close\r\n\r\n{\"code\":\"unauthorized\"}",
+                End::KeyGone,
+                "ended with the key that opened it",
+            ),
+            (
+                "HTTP/1.1 404 Not Found\r\ncontent-length: 20\r\nconnection: close\r\n\r\n{\"code\":\"not_found\"}",
+                End::Closed,
+                "was closed",
+            ),
+        ] {
+            let (client, _asked, _directory) = server(answer);
+            let every = Duration::from_millis(10);
+            let end = tokio::time::timeout(Duration::from_secs(10), wait(&client, &opened, &mut leaving, every)).await;
+            let end = end.unwrap().unwrap();
+            assert_eq!(end, expected);
+            let failure = end.said().unwrap_err();
+            assert_eq!(failure.exit_status(), 1);
+            assert!(failure.to_string().contains(says), "{failure}");
+        }
     }
 
     #[test]

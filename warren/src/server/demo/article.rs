@@ -9,6 +9,8 @@ use serde_json::Value;
 use super::stage::Stage;
 use super::{claim, title};
 
+const TITLE: &str = "The client that people already have: npm freestyle, the article's three examples unchanged";
+
 /// Where the client and the examples are, as `scripts/install-client.sh` puts them.
 pub(super) struct Client {
     directory: PathBuf,
@@ -45,8 +47,17 @@ impl Client {
     }
 }
 
+/// Says what is missing, and how to have it.
+pub(super) fn leave_out() {
+    title(TITLE);
+    println!(
+        "  - left out, as there is no client for it. scripts/install-client.sh DIR installs one where npm reaches a package \
+         registry, and warren demo --client DIR plays the chapter; make demo does both"
+    );
+}
+
 pub(super) fn play(stage: &mut Stage, client: &Client) -> anyhow::Result<()> {
-    title("The client that people already have: npm freestyle, the article's three examples unchanged");
+    title(TITLE);
     stage.act_as("product")?;
     let page = client.run(stage, "article-1.mjs", &[])?;
     println!("    {}", page.lines().find(|line| line.contains("<title>")).unwrap_or_default().trim());

@@ -98,10 +98,13 @@ fn play(stage: &mut Stage, outside: &Outside, laptop: &Laptop, client: Option<&C
 
     boundaries::play(stage, outside)?;
 
-    if let Some(client) = client {
-        let acme = stage.key.clone();
-        article::play(stage, client)?;
-        stage.key = acme;
+    match client {
+        Some(client) => {
+            let acme = stage.key.clone();
+            article::play(stage, client)?;
+            stage.key = acme;
+        }
+        None => article::leave_out(),
     }
 
     title("The topology");

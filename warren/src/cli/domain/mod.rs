@@ -1,19 +1,42 @@
 //! `domain`: host names that lead from the public internet to a machine's port.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`claims`] | `verify`, `claims`, `disclaim`: whose a name is |
 
+mod claims;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use http::Method;
-use warren_model::wire::{
-    AskLimits, ClaimDomain, ClaimState, CreateDomain, Domain, DomainClaim, RequireAuth, UpdateDomain,
-};
+use serde_json::Value;
+use warren_model::wire::{AskLimits, CreateDomain, Domain, Page, RequireAuth, UpdateDomain};
 
-use super::failure::{self, Failure};
+use super::failure::Failure;
 use super::output::{note, read};
-use super::render::{bytes, maybe_time, printable, sheet, table, time};
+use super::render::{bytes, printable, sheet, table, time};
 use super::{Context, values};
 use crate::client::route::Route;
 use crate::client::{Payload, read_all};
+
+/// What `domain set` can change; it needs one of them.
+const CHANGES: [&str; 9] = [
+    "to",
+    "open",
+    "auth_bearer_file",
+    "auth_basic_file",
+    "requests_per_second",
+    "burst",
+    "max_body",
+    "idle",
+    "concurrent",
+];
+
+const NOTHING: &str = "\
+Nothing is public. `warren domain map` makes a port public, on a server that was started with --https-listen ADDR:PORT, such as
+0.0.0.0:443, or with --http-listen for plain HTTP; without these it publishes nothing (`warren up --help`).";
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum DomainCommand {
@@ -21,8 +44,10 @@ pub enum DomainCommand {
     #[command(
         allow_missing_positional = true,
         after_help = "\
-The name is one that `warren domain verify` has shown to be yours, or one below the server's preview suffix. Without
-HOST a preview gets a name of its own, such as worker-8080-qwerty.preview.example. Nothing else is public by default.
+HOST is a name that `warren domain verify` has shown to be yours, or one below the server's preview suffix, which needs no
+proof; it has to lead to the server in DNS. Without HOST a preview gets a name of its own, such as
+worker-8080-qwerty.preview.example. PORT is 1 to 65535, and one that the machine declares as http or tcp (`warren machine
+set MACHINE --port web=8080/http`). Nothing else is public by default.
 
 Examples:
   warren domain map app.example.com worker:8080
@@ -31,9 +56,10 @@ Examples:
   warren domain map app.example.com worker:8080 --requests-per-second 50 --max-body 1M"
     )]
     Map {
-        /// The host name; one below the preview suffix is made up when absent
+        /// The host name, such as app.example.com; one below the preview suffix is made up when absent
+        #[arg(value_parser = values::host)]
         host: Option<String>,
-        /// A machine's name or id, and one of the ports that it declares
+        /// A machine's name or id, and one of the ports that it declares, such as worker:8080
         #[arg(value_name = "MACHINE:PORT", value_parser = target)]
         to: Target,
         #[command(flatten)]
@@ -42,7 +68,7 @@ Examples:
         limits: LimitArgs,
     },
     /// Change where a domain leads, what it asks for or what it lets through; the rest stays
-    #[command(after_help = "\
+    #[command(group = ArgGroup::new("change").required(true).multiple(true).args(CHANGES), after_help = "\
 Examples:
   warren domain set app.example.com --to worker-2:8080
   warren domain set app.example.com --open
@@ -63,14 +89,19 @@ Examples:
     },
     /// Show which TXT record proves that a name is yours; once it is set, look for it
     #[command(after_help = "\
-The first time it says what to set. Run it again when that is done: it exits with 0 when the record was found, and
-with 1 when it was not, with the reason. A name that was verified covers every name below it.
+The first time it says what to set. Run it again when that is done: the server asks its resolvers (--resolver of `warren
+up`, else those of its host) for the record. A name that was verified covers every name below it; names below the server's
+preview suffix need no record.
+
+Exit status: 0 when the name is verified; 4 when it is not yet, also the first time and with --json, which writes the claim
+with what is missing in `detail`; 1 when the server refuses the name.
 
 Examples:
   warren domain verify example.com
   warren domain verify example.com --json | jq -r .record.value")]
     Verify {
-        /// The host name
+        /// The host name, such as example.com
+        #[arg(value_parser = values::host)]
         host: String,
     },
     /// List the names that were claimed with `verify`
@@ -127,7 +158,7 @@ pub struct AuthArgs {
     /// Ask for `Authorization: Bearer TOKEN`, with the token in this file: 16 to 512 characters
     #[arg(long, value_name = "FILE")]
     auth_bearer_file: Option<PathBuf>,
-    /// Ask for a user and password, with USER:PASSWORD in this file
+    /// Ask for a user and password, with USER:PASSWORD in this file: 1 to 64 and 8 to 256 characters
     #[arg(long, value_name = "FILE")]
     auth_basic_file: Option<PathBuf>,
 }
@@ -135,25 +166,27 @@ pub struct AuthArgs {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct LimitArgs {
     /// Requests a second from all clients together, 1 to 1000000 [default: 500]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     requests_per_second: Option<u32>,
-    /// Requests at once before that counts, up to 2000000 [default: twice the rate]
-    #[arg(long, value_name = "N")]
+    /// Requests at once before that counts, from the rate to 2000000 [default: twice the rate]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
     burst: Option<u32>,
-    /// The largest body of a request, such as 64k, 10M or 2G [default: 100M]
+    /// The largest body of a request, such as 64k, 10M or 2G; 1k to 64G [default: 100M]
     #[arg(long, value_name = "SIZE", value_parser = values::byte_count)]
     max_body: Option<u64>,
-    /// Seconds for which nothing may move in a connection, 1 to 3600 [default: 300]
-    #[arg(long, value_name = "SECONDS")]
+    /// How long nothing may move in a connection, such as 90s or 5m; 1s to 1h [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     idle: Option<u32>,
     /// Requests and WebSockets under way, 1 to 8192 [default: 512]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
     concurrent: Option<u32>,
 }
 
 /// `worker:8080`
 fn target(text: &str) -> Result<Target, String> {
-    let (machine, port) = text.rsplit_once(':').ok_or("write MACHINE:PORT, such as worker:8080")?;
+    let (machine, port) = text.rsplit_once(':').ok_or_else(|| {
+        format!("{text:?} names no port; write MACHINE:PORT, such as worker:8080, after the host name if there is one")
+    })?;
     let port =
         port.parse().ok().filter(|port| *port > 0).ok_or_else(|| format!("{port:?} is no port; use 1 to 65535"))?;
     if machine.is_empty() || machine.contains(':') {
@@ -213,18 +246,17 @@ pub async fn run(context: &Context, command: DomainCommand) -> Result<(), Failur
             let answer = client.patch(&Route::new(&["domains", &host]), &body).await?;
             output.object(answer, render_domain)
         }
-        DomainCommand::Verify { host } => verify(context, host).await,
-        DomainCommand::Claims { limit } => {
-            let page = client.list(&Route::new(&["domain-claims"]), limit.map(|limit| limit as usize)).await?;
-            output.list(page, "No names were claimed; `warren domain verify HOST` does.", render_claims)
-        }
-        DomainCommand::Disclaim { host } => {
-            let answer = client.delete(&Route::new(&["domain-claims", &host])).await?;
-            output.done(answer, &format!("dropped the claim to {host}"))
-        }
+        DomainCommand::Verify { host } => claims::verify(context, host).await,
+        DomainCommand::Claims { limit } => claims::list(context, limit).await,
+        DomainCommand::Disclaim { host } => claims::disclaim(context, &host).await,
         DomainCommand::Ls { limit } => {
             let page = client.list(&Route::new(&["domains"]), limit.map(|limit| limit as usize)).await?;
-            output.list(page, "Nothing is public; `warren domain map` makes a port public.", render_domains)
+            let wrong = if output.json { String::new() } else { wrong(&page)? };
+            output.list(page, NOTHING, render_domains)?;
+            if !wrong.is_empty() {
+                note(&wrong);
+            }
+            Ok(())
         }
         DomainCommand::Show { host } => {
             let answer = client.get(&Route::new(&["domains", &host])).await?;
@@ -240,23 +272,6 @@ pub async fn run(context: &Context, command: DomainCommand) -> Result<(), Failur
             let pem = String::from_utf8_lossy(&read_all(response.into_body()).await?).into_owned();
             if output.json { output.json(&serde_json::json!({ "pem": pem })) } else { output.text(&pem) }
         }
-    }
-}
-
-async fn verify(context: &Context, host: String) -> Result<(), Failure> {
-    let Context { client, output } = context;
-    let answer = client.post(&Route::new(&["domain-claims"]), &ClaimDomain { host }).await?;
-    let claim: DomainClaim = read(answer.clone())?;
-    output.object(answer, render_claim)?;
-    match (claim.state, &claim.detail) {
-        (ClaimState::Verified, _) => Ok(()),
-        (ClaimState::Pending, None) => {
-            if !output.json {
-                note("Set this TXT record, and then run the same command again.");
-            }
-            Ok(())
-        }
-        (ClaimState::Pending, Some(_)) => Err(Failure::Silent(failure::FAILED)),
     }
 }
 
@@ -287,10 +302,35 @@ fn render_domain(domain: &Domain) -> String {
                 limits.idle_seconds
             ),
         ),
-        ("requests", format!("{} ({} refused, {} under way)", traffic.requests, traffic.refused, traffic.open)),
+        ("requests", format!("{} came, {} under way", traffic.requests, traffic.open)),
+        ("refused", refused(domain)),
         ("traffic", format!("{} sent, {} received", bytes(traffic.sent_bytes), bytes(traffic.received_bytes))),
         ("created", time(domain.created_at)),
     ])
+}
+
+/// Requests that no machine answered.
+fn refused(domain: &Domain) -> String {
+    match domain.traffic.refused {
+        0 => "none".to_owned(),
+        count => format!(
+            "{count} of these: turned away by authentication or limits, or the machine did not answer on port {}",
+            domain.port
+        ),
+    }
+}
+
+/// What keeps domains of a list from being served, once for each reason.
+fn wrong(page: &Page<Value>) -> Result<String, Failure> {
+    let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for item in &page.items {
+        let domain: Domain = read(item.clone())?;
+        if let Some(reason) = domain.certificate.detail {
+            reasons.entry(reason).or_default().push(domain.host);
+        }
+    }
+    let lines = reasons.into_iter().map(|(reason, hosts)| printable(&format!("{}: {reason}", hosts.join(", "))));
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 fn render_domains(domains: &[Domain]) -> String {
@@ -306,32 +346,6 @@ fn render_domains(domains: &[Domain]) -> String {
         ]
     };
     table(&["url", "to", "auth", "certificate", "requests", "refused", "sent"], &[4, 5, 6], domains.iter().map(row))
-}
-
-fn state(claim: &DomainClaim) -> &'static str {
-    match claim.state {
-        ClaimState::Pending => "pending",
-        ClaimState::Verified => "verified",
-    }
-}
-
-fn render_claim(claim: &DomainClaim) -> String {
-    sheet(&[
-        ("host", claim.host.clone()),
-        ("state", state(claim).to_owned()),
-        ("record", claim.record.name.clone()),
-        ("type", "TXT".to_owned()),
-        ("value", claim.record.value.clone()),
-        ("missing", claim.detail.as_deref().map(printable).unwrap_or_default()),
-        ("verified", maybe_time(claim.verified_at)),
-    ])
-}
-
-fn render_claims(claims: &[DomainClaim]) -> String {
-    let row = |claim: &DomainClaim| {
-        vec![claim.host.clone(), state(claim).to_owned(), claim.record.name.clone(), claim.record.value.clone()]
-    };
-    table(&["host", "state", "txt record", "value"], &[], claims.iter().map(row))
 }
 
 #[cfg(test)]
@@ -368,7 +382,8 @@ mod tests {
         auth         none: everybody may ask
         certificate  valid until 2027-01-01 00:00:00Z
         limits       500/s, 1000 at once, 512 under way, bodies to 100.0 MiB, 300 s idle
-        requests     12 (3 refused, 1 under way)
+        requests     12 came, 1 under way
+        refused      3 of these: turned away by authentication or limits, or the machine did not answer on port 8080
         traffic      2.0 KiB sent, 10 B received
         created      2026-11-20 09:30:00Z
         ");
@@ -384,6 +399,16 @@ mod tests {
         https://app.example.com:8443  worker:8080  none    valid              12        3  2.0 KiB
         https://app.example.com:8443  worker:8080  bearer  pending            12        3  2.0 KiB
         ");
+    }
+
+    #[test]
+    fn what_is_wrong_with_several_domains_is_said_once() {
+        let mut pending = domain();
+        pending.certificate.detail = Some("this server publishes nothing".into());
+        let other = Domain { host: "b.example".into(), ..pending.clone() };
+        let items = [domain(), pending, other].map(|domain| serde_json::to_value(domain).unwrap()).to_vec();
+        let said = wrong(&Page { items, next: None }).unwrap();
+        assert_eq!(said, "app.example.com, b.example: this server publishes nothing");
     }
 
     #[test]
