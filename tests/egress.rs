@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use common::{Options, Server, eventually, text};
 use resolver::Resolver;
+use warren_lab::outside::HOST;
 use warren_lab::{Internet, Lab, NOT_GLOBAL, Namespace, PUBLIC_V4, PUBLIC_V6, Running};
 
 /// The host's addresses towards the internet.
-const HOST_V4: &str = "93.184.216.2";
-const HOST_V6: &str = "2606:2800:220::2";
+const HOST_V4: &str = HOST[0];
+const HOST_V6: &str = HOST[1];
 /// The host's other addresses: a private network behind it, and a second public one.
 const HOST_OTHERS: [&str; 4] = ["192.168.50.1", "fd50::1", "185.199.108.7", "2a04:4e42::7"];
 const SOON: Duration = Duration::from_secs(8);

@@ -1,40 +1,27 @@
-//! What npm installs for tests: once, below `target/`.
+//! The client that npm has, as `scripts/install-client.sh` installs it: once, where `make` has it too.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use super::text;
 
-/// A directory of this name where `recipe` is installed. Where it is not, `prepare` puts there what the command needs,
-/// and the command is run in it, for at most 300 seconds.
-pub fn installed(name: &str, recipe: &[u8], prepare: impl FnOnce(&Path), command: &[&str]) -> Result<PathBuf, String> {
-    let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let place = all.join(name);
-    std::fs::create_dir_all(&place).unwrap();
-    // Two processes may share a target directory; the lock goes with the file.
-    let turn = std::fs::File::create(place.join("turn")).unwrap();
-    turn.lock().unwrap();
-    // Written last, so that an installation that broke off is made again.
-    let done = place.join("done");
-    if std::fs::read(&done).is_ok_and(|installed| installed == recipe) {
-        return Ok(place);
-    }
-    prepare(&place);
-    let output = Command::new("timeout")
-        .args(["--kill-after=10", "300"])
-        .args(command)
-        .current_dir(&place)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| missing(&format!("timeout: {error}")))?;
-    let Output { status, stdout, stderr } = output;
-    if !status.success() {
-        return Err(missing(&format!("{}: {status}: {}{}", command.join(" "), text(&stdout), text(&stderr))));
-    }
-    std::fs::write(done, recipe).unwrap();
-    Ok(place)
+/// Where it is, with a Node and the scripts of `tests/freestyle`. It is installed first where it is not, or not at the
+/// versions of the lock file there.
+pub fn client() -> &'static Path {
+    static CLIENT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    CLIENT.get_or_init(install).as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn missing(error: &str) -> String {
-    format!("this test needs npm (scripts/install-deps.sh), and once the npm registry, for the client: {error}")
+fn install() -> Result<PathBuf, String> {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("client");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/install-client.sh");
+    let output = Command::new(&script).arg(&place).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{}: {error}", script.display()))?;
+    if output.status.success() { Ok(place) } else { Err(text(&output.stderr)) }
+}
+
+/// Node 22, as the packages bring it for this kind of processor.
+pub fn node() -> PathBuf {
+    client().join("node_modules/.bin/node")
 }

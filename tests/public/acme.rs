@@ -14,8 +14,8 @@ use hickory_proto::rr::{RData, Record, RecordType};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 use warren_lab::Internet;
+use warren_lab::outside::HOST;
 
-use crate::HOST;
 use crate::common::eventually;
 
 /// Where the authority is.
@@ -128,7 +128,7 @@ impl Names {
                 let question = query.queries[0].clone();
                 let mut answer = Message::response(query.metadata.id, OpCode::Query);
                 if question.query_type() == RecordType::A {
-                    let data = RData::A(A(HOST.parse().unwrap()));
+                    let data = RData::A(A(HOST[0].parse().unwrap()));
                     answer.add_answer(Record::from_rdata(question.name().clone(), 1, data));
                 }
                 answer.add_query(question);

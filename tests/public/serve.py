@@ -1,7 +1,8 @@
 """A web server with a WebSocket: says who it is and what it was asked, and echoes."""
-import base64, hashlib, socket, struct, sys, threading, time
+import base64, hashlib, socket, struct, sys, threading
 
 NAME, PORT = sys.argv[1], int(sys.argv[2])
+BARRIERS = {}
 
 
 def exactly(stream, count):
@@ -20,6 +21,17 @@ def echo(stream):
         key = exactly(stream, 4)
         data = bytes(byte ^ key[at % 4] for at, byte in enumerate(exactly(stream, length & 0x7f)))
         stream.sendall(bytes([first, len(data)]) + data)
+
+
+def together(path):
+    """For `/together/N/...`, waits until N requests for the path are here at once, and says whether they came."""
+    if not path.startswith('/together/'):
+        return True
+    try:
+        BARRIERS.setdefault(path, threading.Barrier(int(path.split('/')[2]))).wait(8)
+        return True
+    except threading.BrokenBarrierError:
+        return False
 
 
 def serve(stream):
@@ -41,9 +53,8 @@ def serve(stream):
                                 f'Sec-WebSocket-Accept: {accept}\r\n\r\n').encode())
                 return echo(stream)
             body = '\n'.join([NAME, lines[0]] + sorted(f'{name}: {value}' for name, value in headers.items())) + '\n'
-            if lines[0].split()[1] == '/slow':
-                time.sleep(2)
-            stream.sendall(f'HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}'.encode())
+            status = '200 OK' if together(lines[0].split()[1]) else '503 Service Unavailable'
+            stream.sendall(f'HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}'.encode())
     except (EOFError, OSError):
         pass
     finally:

@@ -1,11 +1,11 @@
-//! The quick starts of `docs/quickstart`, run as they are written: every line of them, in one shell for each computer that
-//! a page speaks of, and what they show is compared with what is shown.
+//! The quick starts of `docs/quickstart`, run as they are written: every line of them but what installs packages, in one shell
+//! for each computer that a page speaks of, and what they show is compared with what is shown.
 //!
 //! | fence | is |
 //! | --- | --- |
 //! | `sh`, `sh host` | typed in a root shell on the host |
 //! | `sh laptop` | typed on the operator's laptop |
-//! | `sh install` | run before, with the network of this computer, once (`target/tmp`); what it leaves is in the directory of the page |
+//! | `sh install` | not run: the client that `scripts/install-client.sh` installs is in the directory of the page, and has to have these versions |
 //! | `text` | what the block before it shows; [`page::matches`] says what `…` stands for |
 //! | `ini` | a file's text, for reading |
 //!
@@ -105,19 +105,26 @@ impl World {
         Shell::start(&self.laptop, &self.path("laptop"), &[("PATH", &path)], mounts)
     }
 
-    /// What the page's packages are, in its directory.
-    fn install(&self, page: &str, commands: &str) {
-        let place = npm::installed(
-            &format!("quickstart-{page}"),
-            commands.as_bytes(),
-            |_| {},
-            &["bash", "-euo", "pipefail", "-c", commands],
-        );
-        let place = place.unwrap_or_else(|error| panic!("{error}"));
-        for file in fs::read_dir(place).unwrap() {
-            let file = file.unwrap();
-            symlink(file.path(), self.path("host").join(file.file_name())).unwrap();
+    /// Puts the client into the page's directory. It is the one that all tests use, so that a registry is needed once;
+    /// the page has to name the packages that it has.
+    fn install(&self, commands: &str) {
+        let packages = npm::client().join("node_modules");
+        let wanted = commands.trim().strip_prefix("npm install ").expect("a page installs packages of npm");
+        for (name, version) in wanted.split(' ').map(|package| package.split_once('@').expect("a version is named")) {
+            let program = packages.join(".bin").join(name);
+            let installed = match name {
+                "node" => text(&Command::new(program).arg("--version").output().unwrap().stdout),
+                _ => {
+                    let described = fs::read(packages.join(name).join("package.json")).unwrap();
+                    let described: serde_json::Value = serde_json::from_slice(&described).unwrap();
+                    described["version"].as_str().unwrap().to_owned()
+                }
+            };
+            let installed = installed.trim().trim_start_matches('v');
+            let is_so = installed == version || installed.starts_with(&format!("{version}."));
+            assert!(is_so, "the page installs {name} {version}, and {installed} is tested");
         }
+        symlink(packages, self.path("host").join("node_modules")).unwrap();
     }
 
     fn log(&self) -> String {
@@ -129,7 +136,7 @@ impl World {
         let text = fs::read_to_string(pages().join(format!("{page}.md"))).unwrap();
         let blocks = blocks(&text);
         for block in blocks.iter().filter(|block| block.place == Place::Install) {
-            self.install(page, &block.commands);
+            self.install(&block.commands);
         }
         let mut host = self.host_shell();
         let mut laptop = blocks.iter().any(|block| block.place == Place::Laptop).then(|| self.laptop_shell(&host));

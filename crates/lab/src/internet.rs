@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::{Lab, Namespace};
+use crate::{Lab, Namespace, outside};
 
 /// A global address of the internet.
 pub const PUBLIC_V4: &str = "1.1.1.1";
@@ -42,17 +42,11 @@ impl Internet {
         Self { namespace, stop, server: Some(server) }
     }
 
-    /// A namespace whose default routes (IPv4 and IPv6) lead to this internet, with one global address of each family:
-    /// 93.184.216.2 and 2606:2800:220::2. One host per internet.
+    /// A namespace whose default routes (IPv4 and IPv6) lead to this internet, with one global address of each family,
+    /// [`outside::HOST`]. One host per internet.
     pub fn host(&self, lab: &Lab, name: &str) -> Namespace {
         let host = lab.namespace(name);
-        lab.connect(&host, "wan0", &self.namespace, "to-host");
-        for (namespace, link, last) in [(&host, "wan0", 2), (&self.namespace, "to-host", 1)] {
-            namespace.run(&format!("ip addr add 93.184.216.{last}/24 dev {link}"));
-            namespace.run(&format!("ip addr add 2606:2800:220::{last}/64 dev {link} nodad"));
-        }
-        host.run("ip route add default via 93.184.216.1");
-        host.run("ip route add default via 2606:2800:220::1");
+        outside::join(lab, &host, &self.namespace);
         host
     }
 }

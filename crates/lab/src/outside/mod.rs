@@ -41,6 +41,8 @@ pub const RESOLVERS: [&str; 2] = ["1.0.0.53", "2606:4700::53"];
 pub const UDP_ECHO: [&str; 2] = ["45.33.32.9", "2a01:7e00::9"];
 /// The host's addresses towards the internet.
 pub const HOST: [&str; 2] = ["93.184.216.2", "2606:2800:220::2"];
+/// The internet's addresses towards the host.
+const GATEWAY: [&str; 2] = ["93.184.216.1", "2606:2800:220::1"];
 /// Here a server on port 443 speaks first, and not TLS.
 pub const SSH_ON_443: IpAddr = IpAddr::V4(Ipv4Addr::new(140, 82, 112, 36));
 
@@ -130,15 +132,21 @@ impl Drop for Outside {
     }
 }
 
+/// A link between a host, which gets the addresses [`HOST`] and default routes, and an internet.
+pub(crate) fn join(lab: &Lab, host: &Namespace, internet: &Namespace) {
+    lab.connect(host, "wan0", internet, "to-host");
+    for (namespace, link, addresses) in [(host, "wan0", HOST), (internet, "to-host", GATEWAY)] {
+        namespace.run(&format!("ip addr add {}/24 dev {link}", addresses[0]));
+        namespace.run(&format!("ip addr add {}/64 dev {link} nodad", addresses[1]));
+    }
+    for gateway in GATEWAY {
+        host.run(&format!("ip route add default via {gateway}"));
+    }
+}
+
 /// Joins the two, and makes the internet take every address for its own.
 fn connect(lab: &Lab, host: &Namespace, internet: &Namespace) {
-    lab.connect(host, "wan0", internet, "to-host");
-    for (namespace, link, last) in [(host, "wan0", 2), (internet, "to-host", 1)] {
-        namespace.run(&format!("ip addr add 93.184.216.{last}/24 dev {link}"));
-        namespace.run(&format!("ip addr add 2606:2800:220::{last}/64 dev {link} nodad"));
-    }
-    host.run("ip route add default via 93.184.216.1");
-    host.run("ip route add default via 2606:2800:220::1");
+    join(lab, host, internet);
     for address in RESOLVERS.iter().chain(&UDP_ECHO) {
         internet.run(&format!("ip addr add {address} dev lo"));
     }
