@@ -190,7 +190,7 @@ fn a_session_ends_at_its_time_and_no_packet_passes_after() {
     let mut world = World::new();
     world.server.ok(&["network", "create", "vm", "--cidr", "10.0.0.0/16"]);
     let [ipv4, _] = world.machine("web", "vm");
-    let opened = world.server.json(&["vpn", "open", "vm", "--ttl", "10s"]);
+    let opened = world.server.json(&["vpn", "open", "vm", "--ttl", "20s"]);
     let until: Timestamp = opened["expires_at"].as_str().unwrap().parse().unwrap();
     let tunnel = up(&world.laptop, &opened);
     assert_eq!(fetch(&world.laptop, &ipv4, 8080).as_deref(), Some("web"));

@@ -96,7 +96,7 @@ impl World {
             .args([
                 "-sS",
                 "--max-time",
-                "10",
+                "30",
                 "-w",
                 "\n%{http_code}",
                 "--resolve",

@@ -28,7 +28,7 @@ def together(path):
     if not path.startswith('/together/'):
         return True
     try:
-        BARRIERS.setdefault(path, threading.Barrier(int(path.split('/')[2]))).wait(8)
+        BARRIERS.setdefault(path, threading.Barrier(int(path.split('/')[2]))).wait(20)
         return True
     except threading.BrokenBarrierError:
         return False

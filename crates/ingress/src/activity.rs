@@ -1,6 +1,7 @@
 //! Whether anything still moves.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use tokio::task::yield_now;
@@ -77,8 +78,9 @@ impl Activity {
         rest.rested += passed;
         if rest.rested < self.patience() {
             Verdict::GoesOn
-        } else if self.waiting.load(Relaxed) == 0 {
-            Verdict::Stopped
+        } else if self.waiting.load(Acquire) == 0 {
+            // What was waited for may have come in between.
+            if self.moved.load(Relaxed) == now { Verdict::Stopped } else { Verdict::GoesOn }
         } else {
             self.late.store(true, Relaxed);
             Verdict::Late
@@ -120,6 +122,6 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         // What follows has its whole time.
         self.0.touch();
-        self.0.waiting.fetch_sub(1, Relaxed);
+        self.0.waiting.fetch_sub(1, Release);
     }
 }

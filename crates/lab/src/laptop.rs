@@ -72,10 +72,10 @@ impl Laptop {
     fn quick(&self, verb: &str, configuration: &Path) -> Result<(), String> {
         // `wg` looks at the control sockets of all interfaces of the machine, and removes one that nobody listens on,
         // also one that another laptop's program has just made: one at a time.
-        let turn = File::open(std::env::temp_dir());
+        let turn = File::create(std::env::temp_dir().join("warren-lab-wg-quick.lock"));
         let turn = turn.and_then(|file| file.lock().map(|()| file)).map_err(|error| format!("no turn: {error}"))?;
         let Output { success, stdout, stderr } =
-            self.namespace.attempt(&format!("wg-quick {verb} {}", configuration.display()));
+            self.namespace.attempt(&format!("timeout 60 wg-quick {verb} {}", configuration.display()));
         drop(turn);
         if success { Ok(()) } else { Err(format!("wg-quick {verb}: {stdout}{stderr}")) }
     }

@@ -146,7 +146,6 @@ impl Sockets {
     }
 }
 
-/// What the way out does not split.
 /// What does not fit is lost, at the price of a retransmission. The kernel gives what its limits allow, so that whoever
 /// opened the socket may have got more, and what is there stays.
 fn make_room(socket: &UdpSocket) {
@@ -160,6 +159,7 @@ fn make_room(socket: &UdpSocket) {
     }
 }
 
+/// What the way out does not split.
 fn one_by_one(socket: BorrowedFd<'_>, sender: &mut Sender, buffer: &[u8], message: &Outgoing) -> usize {
     let mut failed = false;
     let mut start = message.at.start;

@@ -280,7 +280,8 @@ impl EdgeClient {
     ///
     /// `sockets` are needed the first time ([`RefusalCode::SocketsMissing`](crate::RefusalCode::SocketsMissing)
     /// otherwise); given later, they take the place of the ones before. An error that is not
-    /// [broken](EdgeError::is_broken) is about this view alone: the edge goes on with the one before.
+    /// [broken](EdgeError::is_broken) is about this view alone: the edge goes on with the one before, or with this one and
+    /// without its operators.
     /// So it is with `device`, by which operators come in; without one none of the view's operators do.
     ///
     /// Returns the operators who could not be let in, such as one whose key is another network's still. They are tried

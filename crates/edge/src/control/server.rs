@@ -26,6 +26,8 @@ use crate::view::{NetworkView, Sockets};
 const LISTED_FLOWS: usize = 10_000;
 /// Control connections at the same time: the daemon, the one before it, and an operator's tools.
 const CONNECTIONS: usize = 8;
+/// How long an answer waits for what the request ends. The daemon gives up after ten seconds.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Serves control connections until one of them asks to shut down.
 pub(crate) async fn serve(
@@ -107,8 +109,10 @@ async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
         };
         let (reply, ended, ends) =
             handle().unwrap_or_else(|refusal| (Reply::Refused(refusal), Ended::default(), false));
-        // The answer means that the sockets are closed.
-        ended.wait().await;
+        // The answer means that the sockets are closed. One that takes its time keeps no other network waiting.
+        if tokio::time::timeout(ENDS_WITHIN, ended.wait()).await.is_err() {
+            tracing::warn!("what was told to end is still ending");
+        }
         channel.send(&serde_json::to_vec(&reply)?, &[]).await?;
         if ends {
             edge.shutdown.notify_one();
@@ -148,8 +152,10 @@ impl Edge {
                     ended.connections = self.public.remove_dialers(view.number);
                 }
                 // Those who are not to come in any more are out before the answer.
-                let refused = self.operators.put(view.number, device, &view.operators);
-                Reply::Put(refused.map_err(|error| unfit(&error))?)
+                match self.operators.put(view.number, device, &view.operators) {
+                    Ok(refused) => Reply::Put(refused),
+                    Err(error) => Reply::Refused(unfit(&error)),
+                }
             }
             Request::Listen { key } => {
                 let sockets = descriptors.into_iter().map(UdpSocket::from).collect();
