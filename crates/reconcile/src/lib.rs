@@ -114,8 +114,10 @@ async fn work(world: Arc<World>) {
                 tracing::warn!(item = %claimed.item, error = %error.chain(), "will try again");
                 let item = claimed.item;
                 let failures = world.queue.failed(claimed);
+                // Whoever waits for an operator's session is told; nothing is wrong with the network.
                 if let Item::Network(id) = item
                     && failures >= TOLD_AFTER
+                    && !matches!(error, ReconcileError::OperatorsRefused(_))
                 {
                     network::failed(&world, id, &error).await;
                 }

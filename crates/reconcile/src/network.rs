@@ -30,7 +30,11 @@ pub(crate) async fn reconcile(world: &World, id: NetworkId) -> Result<(), Reconc
     };
     let known = world.known_network(id);
     let mut known = known.lock().await;
-    reconcile_locked(world, &network, &mut known).await
+    reconcile_locked(world, &network, &mut known).await?;
+    match world.edge.held(network.number).map_or(0, |held| held.refused.len()) {
+        0 => Ok(()),
+        some => Err(ReconcileError::OperatorsRefused(some)),
+    }
 }
 
 /// Does the same for a caller that already holds the network's lock.
@@ -86,9 +90,6 @@ pub(crate) async fn reconcile_locked(
     wake_machines_without_link(world, network, known);
     if network.deleting {
         return Ok(());
-    }
-    if !refused.is_empty() {
-        return Err(ReconcileError::OperatorsRefused(refused.len()));
     }
     status::show_problem(world, network, world.policy(network.account).problem(network.id)).await
 }

@@ -222,6 +222,7 @@ async fn close(world: &World, session: &Session, why: Why) {
 async fn try_close(world: &World, session: &Session, why: &Why) -> Result<(), ReconcileError> {
     let store = world.store.as_ref();
     while let Some(open) = Open::read(store, session.id).await? {
+        let open = if open.is_unheard() && !nobody_came(world, session).await { open.maybe_heard() } else { open };
         let now = Timestamp::now();
         let event = session::event(EventId::from_ulid(Ulid::generate()), session, why, now);
         let txn = open.close(TxnBuilder::new(), now)?.put(&schema::event(event.id), &event)?;
@@ -231,4 +232,10 @@ async fn try_close(world: &World, session: &Session, why: &Why) -> Result<(), Re
         }
     }
     Ok(())
+}
+
+/// Whether the edge says so, which still has what ended there.
+async fn nobody_came(world: &World, session: &Session) -> bool {
+    let statuses = world.session_statuses(session.network).await;
+    statuses.iter().any(|status| status.session == session.id && status.last_handshake.is_none())
 }

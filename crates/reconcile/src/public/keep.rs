@@ -25,6 +25,8 @@ use crate::{ReconcileError, crash};
 const ASKED_EVERY: Duration = Duration::from_secs(1);
 /// How often everything is looked at, whatever changed: certificates, and the operator's files.
 const WHOLE_EVERY: Duration = Duration::from_secs(5);
+/// How long a network that is being changed may keep the others waiting.
+const BUSY_FOR: Duration = Duration::from_millis(200);
 /// How long the start of the server may wait for the edge.
 const BEGINS_WITHIN: Duration = Duration::from_secs(5);
 /// Sockets to the machines of one network: how many at first, and at most. A socket takes about 4 KiB of the kernel.
@@ -243,8 +245,9 @@ async fn fit_dialers(
         }
         room -= more;
         if let Err(error) = fit_pool(world, client, network, more).await {
-            if let ReconcileError::Edge(error) = error {
-                return Err(error.into());
+            // What is wrong with one network keeps no other waiting.
+            if matches!(&error, ReconcileError::Edge(error) if error.is_broken()) {
+                return Err(error);
             }
             let reason = match &error {
                 ReconcileError::NetworkMissing(_) => "its network is still being made".to_owned(),
@@ -274,7 +277,8 @@ async fn fit_pool(
     }
     // Held until the edge has them: sockets of a namespace that has just been replaced lead nowhere.
     let known = world.known_network(network.id);
-    let known = known.try_lock().map_err(|_| ReconcileError::NetworkMissing(network.id))?;
+    let known = tokio::time::timeout(BUSY_FOR, known.lock()).await;
+    let known = known.map_err(|_| ReconcileError::NetworkMissing(network.id))?;
     if known.router.is_none() {
         return Err(ReconcileError::NetworkMissing(network.id));
     }

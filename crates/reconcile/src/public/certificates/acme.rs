@@ -1,10 +1,12 @@
 //! Orders at an authority that speaks ACME.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
@@ -16,7 +18,7 @@ use warren_model::policy::HostName;
 
 use super::files::{FilesError, Folder};
 use super::orders::Setback;
-use super::{Certificates, Held, Name, State};
+use super::{Certificates, Held, Name, Source, State};
 use crate::public::AcmeSettings;
 use crate::world::{World, lock};
 
@@ -39,6 +41,8 @@ pub(super) enum OrderError {
     Acme(#[from] AcmeError),
     #[error("{0}")]
     Kept(String),
+    #[error("something went wrong on the host: its operator finds the cause in the server's log")]
+    Panicked,
 }
 
 /// What is to be done for a name.
@@ -73,7 +77,7 @@ pub(crate) async fn keep(world: Arc<World>) {
         }
         for job in due {
             let (world, office) = (Arc::clone(&world), Arc::clone(&office));
-            jobs.spawn(async move { office.carry_out(&world, job).await });
+            jobs.spawn(async move { office.carry_out_whole(&world, job).await });
         }
         tokio::select! {
             Some(done) = jobs.join_next(), if !jobs.is_empty() => {
@@ -101,10 +105,11 @@ impl Certificates {
     /// of one do not keep the others waiting.
     pub(super) fn jobs(&self, now: Timestamp, most: usize) -> Vec<Job> {
         let mut state = lock(&self.state);
-        let State { names, holders, memory, kept, under_way, turns, .. } = &mut *state;
+        let State { names, holders, memory, kept, under_way, turns, own, .. } = &mut *state;
         let Some(memory) = memory.as_mut().filter(|_| most > 0) else { return Vec::new() };
         let mut waiting: BTreeMap<AccountId, Vec<(Need, HostName)>> = BTreeMap::new();
-        for (host, name) in names.iter_mut().filter(|(host, _)| !under_way.contains_key(*host)) {
+        let due = |host: &HostName| !under_way.contains_key(host) && self.source(own, host) == Source::Acme;
+        for (host, name) in names.iter_mut().filter(|(host, _)| due(host)) {
             if !self.http {
                 name.problem = Some(
                     "an authority verifies names over plain HTTP, and this server has no listener for that: start it \
@@ -210,7 +215,7 @@ impl Name {
 fn set_back(error: &OrderError, failures: u32, host: &HostName, now: Timestamp) -> Setback {
     let outlook = match error {
         OrderError::Acme(error) => error.outlook(),
-        OrderError::Kept(_) => Outlook::TryLater { not_before: None },
+        OrderError::Kept(_) | OrderError::Panicked => Outlook::TryLater { not_before: None },
     };
     let not_before = match outlook {
         Outlook::TryLater { not_before } => renewal::after_failure(failures, now, not_before, host),
@@ -230,6 +235,19 @@ struct Office {
 }
 
 impl Office {
+    /// A panic costs this attempt, and neither the name nor its account a place.
+    async fn carry_out_whole(&self, world: &World, job: Job) -> Outcome {
+        let broken = match &job {
+            Job::Order(host, _) => Outcome::Ordered(host.clone(), Err(OrderError::Panicked)),
+            Job::AskWhen(host, _) => Outcome::Asked(host.clone(), None),
+        };
+        let done = AssertUnwindSafe(self.carry_out(world, job)).catch_unwind().await;
+        done.unwrap_or_else(|_| {
+            tracing::error!("an order of a certificate panicked");
+            broken
+        })
+    }
+
     async fn carry_out(&self, world: &World, job: Job) -> Outcome {
         match job {
             Job::Order(host, before) => {

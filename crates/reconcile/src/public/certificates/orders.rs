@@ -19,6 +19,8 @@ use warren_model::policy::HostName;
 const ORDERS_WITHIN: SignedDuration = SignedDuration::from_hours(3);
 /// For how long a certificate counts.
 const ISSUED_WITHIN: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// How long a name waits for room while orders are under way.
+const UNDER_WAY: SignedDuration = SignedDuration::from_mins(5);
 /// How far the clock may be set back before what was noted is thrown away, as being of another time.
 const SET_BACK: SignedDuration = SignedDuration::from_hours(1);
 /// After the time at which a name is tried again, its failures are forgotten after this.
@@ -151,9 +153,13 @@ impl Memory {
         if left > 0 && !left_to_others {
             return Ok(());
         }
-        // Nothing changes before the oldest counts no more.
         let oldest = counted().map(|order| order.at).min().unwrap_or(now);
-        Err(Wait { until: oldest.saturating_add(within).unwrap_or(now), bound, most, left_to_others })
+        let mut until = oldest.saturating_add(within).unwrap_or(now);
+        // One that is under way may come to nothing. Else nothing changes before the oldest counts no more.
+        if counted().any(|order| order.state == OrderState::Open) {
+            until = until.min(now.saturating_add(UNDER_WAY).unwrap_or(now));
+        }
+        Err(Wait { until, bound, most, left_to_others })
     }
 
     pub fn setback(&self, host: &HostName) -> Option<&Setback> {
@@ -221,7 +227,12 @@ mod tests {
     fn ordered(memory: &mut Memory, who: Holder, now: Timestamp, domain: impl Fn(usize) -> String) -> usize {
         let limits = OrderLimits::default();
         let name = |n: usize| host(&format!("n{}-{n}.{}", who.account, domain(n)).to_lowercase());
-        (0..1000).filter(|n| memory.order(limits, who, &name(*n), now).is_ok()).count()
+        let had = (0..1000).map(name).filter(|name| {
+            let is_ordered = memory.order(limits, who, name, now).is_ok();
+            memory.issued(name);
+            is_ordered
+        });
+        had.count()
     }
 
     #[test]
@@ -269,6 +280,19 @@ mod tests {
         let name = host("last.preview.example.com");
         assert!(memory.order(OrderLimits::default(), holder(1, true), &name, at(200)).is_err(), "as orders");
         assert!(memory.order(OrderLimits::default(), holder(2, true), &name, at(200)).is_ok(), "as certificates");
+    }
+
+    #[test]
+    fn while_orders_are_under_way_a_name_does_not_wait_for_the_oldest() {
+        let mut memory = Memory::default();
+        let own = |n: usize| host(&format!("n{n}.example.com"));
+        let order = |memory: &mut Memory, n| memory.order(OrderLimits::default(), holder(1, false), &own(n), at(0));
+        for n in 0..45 {
+            order(&mut memory, n).unwrap();
+        }
+        assert_eq!(order(&mut memory, 45).unwrap_err().until, at(300));
+        (0..45).for_each(|n| memory.issued(&own(n)));
+        assert_eq!(order(&mut memory, 45).unwrap_err().until, at(7 * 24 * HOUR));
     }
 
     #[test]

@@ -120,11 +120,14 @@ fn the_operators_certificate_is_for_its_names_and_the_one_from_before_stays_whil
 fn while_the_operators_certificate_was_never_read_no_name_has_another() {
     let directory = tempfile::tempdir().unwrap();
     let own = OwnFiles { certificate: directory.path().join("none.pem"), key: directory.path().join("none.key") };
-    let certificates = Certificates::new(&PublicSettings { own: Some(own), ..settings(directory.path()) });
-    assert_eq!(certificates.prepare(&hosts(["a.preview.example"]), at(0)), []);
-    let status = certificates.status(&host("a.preview.example"), at(0));
-    assert_eq!(status.state, CertificateState::Failed);
-    assert!(status.detail.unwrap().contains("none.pem"));
+    for others in [settings(directory.path()), with_acme(directory.path())] {
+        let certificates = Certificates::new(&PublicSettings { own: Some(own.clone()), ..others });
+        assert_eq!(certificates.prepare(&hosts(["a.preview.example"]), at(0)), []);
+        assert_eq!(ordered(&certificates.jobs(at(0), 9)), [] as [&str; 0], "nobody knows which names lack one");
+        let status = certificates.status(&host("a.preview.example"), at(0));
+        assert_eq!(status.state, CertificateState::Failed);
+        assert!(status.detail.unwrap().contains("none.pem"));
+    }
 }
 
 fn with_acme(directory: &Path) -> PublicSettings {
