@@ -5,6 +5,7 @@ use http::HeaderValue;
 use serde_json::Value;
 use warren_model::policy::Protocol;
 use warren_model::wire::{Denial, Page};
+use warren_model::{MachineId, SessionId};
 
 use super::Context;
 use super::failure::Failure;
@@ -77,14 +78,24 @@ fn render(denial: &Denial) -> String {
 
 /// `worker -> api.example.com (198.18.0.1) tcp/443`
 fn flow(denial: &Denial) -> String {
-    let machine = denial.machine.as_deref().unwrap_or("a machine that is gone");
+    let sender = sender(denial);
     let to = match (&denial.name, denial.to) {
         (Some(name), Some(address)) => format!("{name} ({address})"),
         (Some(name), None) => name.clone(),
         (None, Some(address)) => address.to_string(),
         (None, None) => "somewhere".to_owned(),
     };
-    format!("{machine} -> {to} {}", port(denial))
+    format!("{sender} -> {to} {}", port(denial))
+}
+
+/// Who was refused: a name, or what is known of one that has none any more.
+fn sender(denial: &Denial) -> String {
+    match denial.machine.as_deref() {
+        None => "a machine or session that is gone".to_owned(),
+        Some(id) if id.parse::<SessionId>().is_ok() => format!("a session that is over ({id})"),
+        Some(id) if id.parse::<MachineId>().is_ok() => format!("a machine that is gone ({id})"),
+        Some(name) => name.to_owned(),
+    }
 }
 
 fn port(denial: &Denial) -> String {
@@ -144,6 +155,19 @@ pub(super) mod tests {
             Denial { name: None, port: None, protocol: Protocol::Icmp, count: 3, rule: Some("no".into()), ..denial() };
         insta::assert_snapshot!(sentence(&ping), @"warren: refused 3 times: worker -> 198.18.0.1 icmp: no rule allows dev/worker to reach api.example.com on tcp/443 (rule: no); see `warren explain worker 198.18.0.1 --port icmp`");
         insta::assert_snapshot!(render(&ping), @"2026-11-20 09:30:00Z  dns      worker -> 198.18.0.1 icmp  no  no rule allows dev/worker to reach api.example.com on tcp/443  3 times");
+    }
+
+    #[test]
+    fn who_is_gone_is_told_as_what_it_was() {
+        for (machine, expected) in [
+            (Some("ses_01jd8m00000000000000000001"), "a session that is over (ses_01jd8m00000000000000000001) -> "),
+            (Some("mch_01jd8m00000000000000000001"), "a machine that is gone (mch_01jd8m00000000000000000001) -> "),
+            (Some("session-00000001"), "session-00000001 -> "),
+            (None, "a machine or session that is gone -> "),
+        ] {
+            let told = flow(&Denial { machine: machine.map(Into::into), ..denial() });
+            assert!(told.starts_with(expected), "{told}");
+        }
     }
 
     #[test]

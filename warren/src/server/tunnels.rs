@@ -38,6 +38,10 @@ impl Tunnels for LiveTunnels {
         })
     }
 
+    fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.clone()
+    }
+
     async fn opened(&self, session: &Session) -> Result<(), AccessError> {
         match self.world.session_opened(session).await {
             true => Ok(()),

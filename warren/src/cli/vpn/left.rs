@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::quick::Quick;
 #[cfg(unix)]
 use super::quick::own_user;
+use super::quick::{Quick, remove_copy};
 use crate::cli::failure::Failure;
 use crate::cli::output::note;
 use crate::client::Client;
@@ -28,7 +28,7 @@ pub struct Made {
     /// The session's id.
     pub session: String,
     pub link: String,
-    /// The configuration's file; it is named like the link.
+    /// Where a person finds the configuration. What `wg-quick` gets is in the directory of this, and named like the link.
     pub config: PathBuf,
 }
 
@@ -51,15 +51,14 @@ pub async fn clear(quick: &Quick, client: &Client) {
 async fn clear_in(parent: &Path, quick: &Quick, client: &Client) {
     for Left { directory, made, _lock } in find(parent) {
         let link = &made.link;
-        if let Err(failure) = quick.remove(link, &made.config).await {
+        if let Err(failure) = quick.remove(link, &directory).await {
             note(&format!("warren: a `vpn up` that was killed left the link {link}, which stays: {failure}"));
             continue;
         }
         // It may be another server's, or over. What still lives ends when it is idle.
         let closed = super::close(client, &made.session).await.is_ok();
         if made.config.parent() != Some(&directory) {
-            // Somebody may have taken it away.
-            let _ = fs::remove_file(&made.config);
+            remove_copy(&made.config);
         }
         if let Err(error) = fs::remove_dir_all(&directory) {
             note(&format!("warren: {} stays: {error}", directory.display()));
@@ -125,6 +124,7 @@ fn directory_in(parent: &Path) -> std::io::Result<tempfile::TempDir> {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
+    use super::super::quick::file_in;
     use super::super::tests::server;
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
@@ -157,21 +157,23 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let elsewhere = parent.path().join("named");
         fs::create_dir(&elsewhere).unwrap();
-        // Stands for `wg-quick`: writes down what it is asked to do.
+        // Stands for `wg-quick`: writes down what it is asked to do, and what is in the file.
         let (program, told) = (parent.path().join("quick"), parent.path().join("told"));
-        fs::write(&program, format!("#!/bin/sh\necho \"$@\" >> {}\n", told.display())).unwrap();
+        fs::write(&program, format!("#!/bin/sh\n(echo $1; cat \"$2\") >> {}\n", told.display())).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let quick = Quick::at(program);
         let (client, asked, _directory) = server("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
         // A link that is there; the other one is not.
         for (session, link) in [("ses_01", "lo"), ("ses_02", "wg-gone")] {
             let directory = directory_in(parent.path()).unwrap().keep();
-            let config = elsewhere.join(format!("{link}.conf"));
-            fs::write(&config, "").unwrap();
+            let config = file_in(&elsewhere, link);
+            // Others may have changed it meanwhile.
+            fs::write(&config, "PostDown = reboot\n").unwrap();
+            fs::write(file_in(&directory, link), format!("{link}\n")).unwrap();
             die(Made { session: session.into(), link: link.into(), config }.write(&directory).unwrap());
         }
         clear_in(parent.path(), &quick, &client).await;
-        assert_eq!(fs::read_to_string(&told).unwrap(), format!("down {}\n", elsewhere.join("lo.conf").display()));
+        assert_eq!(fs::read_to_string(&told).unwrap(), "down\nlo\n");
         let mut closed: Vec<_> = asked.try_iter().collect();
         closed.sort();
         assert_eq!(closed, ["DELETE /v1/sessions/ses_01", "DELETE /v1/sessions/ses_02"]);

@@ -120,7 +120,7 @@ pub struct UpArgs {
     /// Leave IPv4 out of the tunnel; the way to the server may be IPv4 all the same
     #[arg(long)]
     ula: bool,
-    /// Where the configuration is kept meanwhile [default: a directory that is made for it]
+    /// Keep a copy of the configuration here meanwhile; `wg-quick` gets the one in a directory that nobody else can write
     #[arg(long, value_name = "DIR")]
     config_dir: Option<PathBuf>,
 }

@@ -15,13 +15,14 @@ use crate::cli::output::note;
 #[derive(Debug)]
 pub struct Quick(PathBuf);
 
-/// The configuration of one link. Its file goes when this is dropped.
+/// The configuration of one link. Its files go when this is dropped.
 #[derive(Debug)]
 pub struct Config {
-    path: PathBuf,
     link: String,
-    /// Holds what `wg-quick` says, and the file where no other place was named.
+    /// Holds the file that `wg-quick` gets, and what it says.
     private: tempfile::TempDir,
+    /// A second one, where a place was named for it.
+    copy: Option<PathBuf>,
     /// Kept open: whose lock it is lives.
     _made: File,
 }
@@ -45,8 +46,8 @@ impl Quick {
     }
 
     /// Brings the link up.
-    pub async fn up(&self, config: &Config) -> Result<(), Failure> {
-        let Err(failure) = self.run("up", &config.path, config.private.path()).await else { return Ok(()) };
+    pub async fn up(&self, config: &mut Config) -> Result<(), Failure> {
+        let Err(failure) = self.run("up", &config.link, config.private.path()).await else { return Ok(()) };
         // It takes back what it did, unless it was ended itself.
         if let Err(more) = self.down(config).await {
             note(&format!("warren: {more}"));
@@ -54,27 +55,42 @@ impl Quick {
         Err(failure)
     }
 
-    /// Takes the link down, if it is still there.
-    pub async fn down(&self, config: &Config) -> Result<(), Failure> {
-        if is_there(&config.link) { self.run("down", &config.path, config.private.path()).await } else { Ok(()) }
+    /// Takes the link down, if it is still there. Where that fails, the configuration stays, and the failure says where.
+    pub async fn down(&self, config: &mut Config) -> Result<(), Failure> {
+        let done = self.remove(&config.link, config.private.path()).await;
+        if done.is_err() && is_there(&config.link) {
+            config.private.disable_cleanup(true);
+        }
+        done
     }
 
-    /// Takes a link down whose configuration somebody else left, if it is still there.
-    pub async fn remove(&self, link: &str, config: &Path) -> Result<(), Failure> {
+    /// Takes a link down, if it is still there, by its configuration in this directory: nobody but this user can have
+    /// written there. The failure says how to do it by hand.
+    pub async fn remove(&self, link: &str, directory: &Path) -> Result<(), Failure> {
         if !is_there(link) {
             return Ok(());
         }
-        self.run("down", config, left::directory()?.path()).await
+        let config = file_in(directory, link);
+        if !config.exists() {
+            return Err(Failure::Said(format!("its configuration is gone: take it away with `ip link del {link}`")));
+        }
+        match self.run("down", link, directory).await {
+            Err(failure) if is_there(link) => Err(Failure::Said(format!(
+                "{failure}\nThe link {link} is still there: take it away with `wg-quick down {}`",
+                config.display()
+            ))),
+            done => done,
+        }
     }
 
-    /// `wg-quick` with this file; what it says goes to a file in the directory.
-    async fn run(&self, verb: &str, config: &Path, directory: &Path) -> Result<(), Failure> {
+    /// `wg-quick` with the link's configuration in this directory; what it says goes to a file there.
+    async fn run(&self, verb: &str, link: &str, directory: &Path) -> Result<(), Failure> {
         let failed = |source| Failure::local(format!("cannot run {}", self.0.display()), source);
         // Not a pipe: a WireGuard that stays behind may hold it open.
         let said = directory.join(verb);
         let log = File::create(&said).map_err(failed)?;
         let mut command = Command::new(&self.0);
-        command.arg(verb).arg(config).stdout(log.try_clone().map_err(failed)?).stderr(log);
+        command.arg(verb).arg(file_in(directory, link)).stdout(log.try_clone().map_err(failed)?).stderr(log);
         if is_root() {
             // Ctrl-C is meant for us: half a link would stay.
             #[cfg(unix)]
@@ -118,42 +134,82 @@ fn way_out(said: &str) -> Option<&'static str> {
 }
 
 impl Config {
-    /// Writes the file, for nobody else to read: in this directory, else in one that is made for it. The link has the
-    /// file's name. Whoever comes after this process finds what it made, should it be killed.
+    /// Writes the file, for nobody else to read, in a directory that is made for it, and a copy of it to the one that is
+    /// named. `wg-quick` runs what is in a configuration as root, so the copy is never given to it: others may be able to
+    /// write there. Whoever comes after this process finds what it made, should it be killed.
     pub fn write(directory: Option<&Path>, session: &str, link: &str, text: &str) -> Result<Self, Failure> {
         let private = left::directory()?;
-        let directory = match directory {
+        let path = file_in(private.path(), link);
+        let copy = match directory {
             Some(directory) => {
                 let failed = |source| Failure::local(format!("cannot use {}", directory.display()), source);
                 fs::create_dir_all(directory).map_err(failed)?;
-                fs::canonicalize(directory).map_err(failed)?
+                Some(file_in(&fs::canonicalize(directory).map_err(failed)?, link))
             }
-            None => private.path().to_owned(),
+            None => None,
         };
-        let path = directory.join(format!("{link}.conf"));
-        let made = Made { session: session.to_owned(), link: link.to_owned(), config: path.clone() };
-        let made = made
+        let config = copy.clone().unwrap_or_else(|| path.clone());
+        let made = Made { session: session.to_owned(), link: link.to_owned(), config }
             .write(private.path())
             .map_err(|source| Failure::local(format!("cannot write in {}", private.path().display()), source))?;
-        let failed = |source| Failure::local(format!("cannot write {}", path.display()), source);
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(&path).map_err(failed)?;
-        // From here on it is ours to remove.
-        let config = Self { path: path.clone(), link: link.to_owned(), private, _made: made };
-        file.write_all(text.as_bytes()).map_err(failed)?;
+        let mut config = Self { link: link.to_owned(), private, copy: None, _made: made };
+        write_new(&path, text)?;
+        if let Some(copy) = copy {
+            // What is there already is not ours to remove.
+            write_new(&copy, text)?;
+            config.copy = Some(copy);
+        }
         Ok(config)
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Where a person may look: the named place, if there is one.
+    pub fn path(&self) -> PathBuf {
+        self.copy.clone().unwrap_or_else(|| file_in(self.private.path(), &self.link))
     }
 
     pub fn link(&self) -> &str {
         &self.link
     }
+}
+
+/// The configuration of a link is named like it.
+pub fn file_in(directory: &Path, link: &str) -> PathBuf {
+    directory.join(format!("{link}.conf"))
+}
+
+/// A file for nobody else to read. None is left behind where it could not be written to its end.
+fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
+    let failed = |source| Failure::local(format!("cannot write {}", path.display()), source);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(|source| {
+        remove_copy(path);
+        failed(source)
+    })
+}
+
+/// Removes a copy, if what is there is still this user's file; whoever else can write there may have put something in its
+/// place. Nothing is read or run, and a link to elsewhere is not followed.
+pub fn remove_copy(path: &Path) {
+    if is_own_file(path) {
+        // Somebody may have taken it away.
+        let _ = fs::remove_file(path);
+    }
+}
+
+#[cfg(unix)]
+fn is_own_file(path: &Path) -> bool {
+    // Only Linux says as whom this process runs; elsewhere the name has to do, which is the session's.
+    let is_mine = |found: &fs::Metadata| own_user().is_none_or(|own| std::os::unix::fs::MetadataExt::uid(found) == own);
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && is_mine(&found))
+}
+
+#[cfg(not(unix))]
+fn is_own_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
 /// Whether the link may be there: only Linux says so in a file, see proc(5).
@@ -164,8 +220,10 @@ fn is_there(link: &str) -> bool {
 
 impl Drop for Config {
     fn drop(&mut self) {
-        // Where it is in the private directory, it goes with that.
-        let _ = fs::remove_file(&self.path);
+        // What is in the private directory goes with that.
+        if let Some(copy) = &self.copy {
+            remove_copy(copy);
+        }
     }
 }
 
@@ -216,13 +274,75 @@ mod tests {
         assert_eq!(way_out("line 85: exec: sudo: not found"), Some("run it as root"));
     }
 
+    /// Stands for `wg-quick`: writes down what is in the files that it gets, and fails.
+    #[cfg(target_os = "linux")]
+    fn failing(directory: &Path) -> Quick {
+        use std::os::unix::fs::PermissionsExt as _;
+        let program = directory.join("quick");
+        let text = format!("#!/bin/sh\ncat \"$2\" >> {}\necho no way >&2\nexit 3\n", directory.join("ran").display());
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Quick::at(program)
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_copy_that_others_may_write_is_never_run_and_only_what_is_ours_is_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let quick = failing(home.path());
+        let named = home.path().join("named");
+        // The link is there in every namespace.
+        let mut config = Config::write(Some(&named), "ses_01", "lo", "ours\n").unwrap();
+        let copy = config.path();
+        assert_eq!(copy, fs::canonicalize(&named).unwrap().join("lo.conf"));
+        fs::write(&copy, "PostDown = reboot\n").unwrap();
+        quick.up(&mut config).await.unwrap_err();
+        quick.down(&mut config).await.unwrap_err();
+        // Taking back what could not be begun is one of them.
+        assert_eq!(fs::read_to_string(home.path().join("ran")).unwrap(), "ours\n".repeat(3));
+        let private = config.private.path().to_owned();
+        drop(config);
+        assert!(!copy.exists());
+        fs::remove_dir_all(private).unwrap();
+
+        let config = Config::write(Some(&named), "ses_01", "lo", "ours\n").unwrap();
+        let theirs = home.path().join("theirs");
+        fs::write(&theirs, "").unwrap();
+        fs::remove_file(&copy).unwrap();
+        std::os::unix::fs::symlink(&theirs, &copy).unwrap();
+        drop(config);
+        assert!(theirs.exists() && copy.is_symlink(), "what was put in its place is not ours");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_configuration_of_a_link_that_stays_is_kept_and_named() {
+        let home = tempfile::tempdir().unwrap();
+        let quick = failing(home.path());
+        let mut config = Config::write(None, "ses_01", "lo", "text").unwrap();
+        let path = config.path();
+        let failure = quick.down(&mut config).await.unwrap_err().to_string();
+        drop(config);
+        assert!(failure.contains("exit status: 3") && failure.contains("no way"), "{failure}");
+        assert!(failure.contains(&format!("`wg-quick down {}`", path.display())), "{failure}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+        // Where there is no link, there is nothing to keep it for.
+        let mut config = Config::write(None, "ses_01", "wg-gone", "text").unwrap();
+        let gone = config.path();
+        quick.up(&mut config).await.unwrap_err();
+        quick.down(&mut config).await.unwrap();
+        drop(config);
+        assert!(!gone.exists());
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
     #[test]
     fn a_configuration_is_its_owners_alone_and_goes_when_it_is_done_with() {
         let home = tempfile::tempdir().unwrap();
         let named = home.path().join("new");
         for directory in [None, Some(named.as_path())] {
             let config = Config::write(directory, "ses_01", "wg-abc", "text").unwrap();
-            let path = config.path().to_owned();
+            let path = config.path();
             assert!(path.is_absolute() && path.ends_with("wg-abc.conf"), "{}", path.display());
             assert_eq!(fs::read_to_string(&path).unwrap(), "text");
             #[cfg(unix)]

@@ -38,20 +38,35 @@ pub async fn up(context: &Context, args: UpArgs) -> Result<(), Failure> {
     // From here on a signal is a wish to leave, and whatever was begun is taken back.
     let mut leaving = Leaving::new()?;
     let opened: OpenedSession = read(args.asked.open(&context.client, Some(&key.public_key())).await?)?;
-    let stayed = stay(context, &quick, &args, &opened, &key, &mut leaving).await;
+    let (stayed, down) = stay(context, &quick, &args, &opened, &key, &mut leaving).await;
     // The key that opened it was all that could close it, and took it along.
     let closed = match &stayed {
         Ok(End::KeyGone) => Ok(()),
         _ => close(&context.client, &opened.session_id).await,
     };
-    if let (Err(_), Err(failure)) = (&stayed, &closed) {
-        // The first failure is the answer; this one must not be lost.
-        failure.report(context.output.json).iter().for_each(|report| note(report));
+    let (said, failures) = outcome(stayed, [down, closed]);
+    if let Some(said) = said {
+        note(said);
     }
-    let end = stayed?;
-    closed?;
-    note(end.said()?);
-    Ok(())
+    let mut failures = failures.into_iter();
+    let first = failures.next();
+    // The first failure is the answer; the others must not be lost.
+    failures.filter_map(|failure| failure.report(context.output.json)).for_each(|report| note(&report));
+    first.map_or(Ok(()), Err)
+}
+
+/// What a person is told of the end, and all that failed, in its order: how it came to the end, and what was to be taken
+/// back after it.
+fn outcome(stayed: Result<End, Failure>, after: [Result<(), Failure>; 2]) -> (Option<&'static str>, Vec<Failure>) {
+    let after: Vec<_> = after.into_iter().filter_map(Result::err).collect();
+    match stayed {
+        // It would not be true.
+        Ok(End::Left) if !after.is_empty() => (None, after),
+        stayed => match stayed.and_then(End::said) {
+            Ok(said) => (Some(said), after),
+            Err(failure) => (None, [failure].into_iter().chain(after).collect()),
+        },
+    }
 }
 
 /// Names the routes of this machine that are in the way of what is to be routed.
@@ -93,6 +108,7 @@ fn four(nets: &[IpNet]) -> impl Iterator<Item = Ipv4Net> {
     })
 }
 
+/// How it came to the end, and whether the link could be taken down after it.
 async fn stay(
     context: &Context,
     quick: &Quick,
@@ -100,20 +116,28 @@ async fn stay(
     opened: &OpenedSession,
     key: &PrivateKey,
     leaving: &mut Leaving,
-) -> Result<End, Failure> {
+) -> (Result<End, Failure>, Result<(), Failure>) {
+    let mut config = match begin(quick, args, opened, key).await {
+        Ok(config) => config,
+        Err(failure) => return (Err(failure), Ok(())),
+    };
+    let stayed = match say(context, opened, &config, args.ula) {
+        Ok(()) => wait(&context.client, opened, leaving, AT_FIRST).await,
+        Err(failure) => Err(failure),
+    };
+    (stayed, quick.down(&mut config).await)
+}
+
+/// Brings the link up.
+async fn begin(quick: &Quick, args: &UpArgs, opened: &OpenedSession, key: &PrivateKey) -> Result<Config, Failure> {
     refuse_public(opened)?;
     if !args.ula {
         refuse_overlap(opened)?;
     }
     let link = link(opened)?;
-    let config = Config::write(args.config_dir.as_deref(), &opened.session_id, &link, &text(args, opened, key))?;
-    quick.up(&config).await?;
-    let stayed = match say(context, opened, &config, args.ula) {
-        Ok(()) => wait(&context.client, opened, leaving, AT_FIRST).await,
-        Err(failure) => Err(failure),
-    };
-    quick.down(&config).await?;
-    stayed
+    let mut config = Config::write(args.config_dir.as_deref(), &opened.session_id, &link, &text(args, opened, key))?;
+    quick.up(&mut config).await?;
+    Ok(config)
 }
 
 /// A network has private addresses; whoever names others wants more of this machine's traffic than its operator knows.
@@ -386,6 +410,24 @@ mod tests {
             assert_eq!(failure.exit_status(), 1);
             assert!(failure.to_string().contains(says), "{failure}");
         }
+    }
+
+    #[test]
+    fn nothing_that_failed_is_lost_when_more_fails_after_it() {
+        let failed = |what: &str| Failure::Said(what.to_owned());
+        let told = |stayed, down: Result<(), Failure>, closed: Result<(), Failure>| {
+            let (said, failures) = outcome(stayed, [down, closed]);
+            (said, failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        };
+        let (said, failures) = told(Err(failed("no stdout")), Err(failed("no down")), Err(failed("no close")));
+        assert_eq!((said, failures.as_str()), (None, "no stdout; no down; no close"));
+        let (said, failures) = told(Ok(End::Closed), Err(failed("no down")), Ok(()));
+        assert!(said.is_none() && failures.contains("was closed") && failures.ends_with("; no down"), "{failures}");
+        // Why it ended is told also where that is no failure; that the network was left only where it was.
+        let (said, failures) = told(Ok(End::Expired), Err(failed("no down")), Ok(()));
+        assert!(said.is_some_and(|said| said.contains("expired")) && failures == "no down", "{failures}");
+        assert_eq!(told(Ok(End::Left), Err(failed("no down")), Ok(())), (None, "no down".to_owned()));
+        assert_eq!(told(Ok(End::Left), Ok(()), Ok(())), (Some("Left the network."), String::new()));
     }
 
     #[test]
