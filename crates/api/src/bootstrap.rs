@@ -84,12 +84,17 @@ pub async fn new_root_key(store: &dyn Store) -> Result<String, BootstrapError> {
         for mut old in keys(store, account).await? {
             if old.record.root && old.record.revoked_at.is_none() {
                 txn = txn.unchanged(&old);
+                // Whoever opens a session writes this.
+                if let Some(place) = store.read(&schema::api_key_hash(account, old.record.id)).await? {
+                    txn = txn.unchanged(&place);
+                }
                 old.record.revoked_at = Some(now);
                 txn = txn.put(&schema::api_key(&old.record.hash), &old.record)?;
                 for open in session::opened_by(store, old.record.id).await? {
                     let id = EventId::from_ulid(secret::ulid(now)?);
                     let event = session::event(id, &open.session.record, &Why::KeyRevoked, now);
-                    txn = open.close(txn, now)?.put(&schema::event(id), &event)?;
+                    // Nobody can be asked who came.
+                    txn = open.maybe_heard().close(txn, now)?.put(&schema::event(id), &event)?;
                 }
             }
         }

@@ -175,10 +175,14 @@ impl Claim {
     }
 }
 
-/// What a key created is gone.
-pub(crate) fn gone(what: &str) -> ApiError {
-    ApiError::new(
-        Code::NotFound,
-        format!("the {what} that this Idempotency-Key created is gone: choose a new key to create another"),
-    )
+/// What to say when that which a key created is not found any more. Every other error stays: who takes it for this one
+/// creates a second thing.
+pub(crate) fn gone(what: &'static str) -> impl Fn(ApiError) -> ApiError {
+    move |error| match error.problem.code {
+        Code::NotFound => ApiError::new(
+            Code::NotFound,
+            format!("the {what} that this Idempotency-Key created is gone: choose a new key to create another"),
+        ),
+        _ => error,
+    }
 }

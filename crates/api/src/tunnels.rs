@@ -48,6 +48,9 @@ pub trait Tunnels: Send + Sync + 'static {
     /// Why there is none, such as a port that could not be had. Sessions are refused then.
     fn gateway(&self) -> Result<GatewayInfo, String>;
 
+    /// Where the operator of the server says that it is reached, whether it listens or not.
+    fn endpoint(&self) -> Option<Endpoint>;
+
     /// Waits until packets of a session that was just written pass. The API bounds the wait.
     ///
     /// # Errors

@@ -4,7 +4,10 @@ mod common;
 
 use common::dns::Txt;
 use common::domains::{claim, machine, map, provable, prove, public};
+use common::request;
 use serde_json::json;
+use warren_model::domain::DomainClaim;
+use warren_store::{TxnBuilder, Typed, schema};
 
 #[tokio::test]
 async fn a_name_is_proved_with_a_record_and_covers_those_below_it() {
@@ -117,4 +120,27 @@ async fn names_below_the_suffix_need_no_proof_and_get_none() {
     let refused = claim(&lab, &lab.root, "a.preview.example").await.expect(422).refused("domain_invalid");
     assert!(refused.at("/detail").contains("free to take"), "{}", refused.text);
     claim(&lab, &lab.root, "preview.example").await.expect(201);
+}
+
+#[tokio::test]
+async fn a_dropped_claim_that_is_taken_back_keeps_the_record_that_proves_it() {
+    let (lab, dns) = provable().await;
+    let freestyle = async |method: &str| {
+        let body = Some(json!({ "domain": "example.com" }).to_string());
+        lab.call(request(method, "/compat/freestyle/domains/v1/verifications", &lab.root, body)).await.expect(200)
+    };
+    let code = freestyle("POST").await.at("/verificationCode");
+    dns.says("_freestyle_custom_hostname.example.com", &code);
+    freestyle("PUT").await;
+    map(&lab, &lab.root, "shop.example.com").await.expect(201);
+    lab.delete(&lab.root, "/v1/domain-claims/example.com").await.expect(204);
+    claim(&lab, &lab.root, "example.com").await.expect(201);
+
+    // Once its record was missed, it is looked for where it was.
+    let read = lab.store.list_all(&schema::all_domain_claims()).await.unwrap().0.remove(0);
+    let missed = DomainClaim { missing_since: Some(jiff::Timestamp::now()), ..read.record.clone() };
+    let key = schema::domain_claim(missed.account, &missed.host);
+    TxnBuilder::new().unchanged(&read).put(&key, &missed).unwrap().commit(&*lab.store).await.unwrap();
+    let looked = claim(&lab, &lab.root, "example.com").await.expect(200);
+    assert_eq!((looked.at("/state"), looked.body.get("detail")), ("verified".into(), None), "{}", looked.text);
 }

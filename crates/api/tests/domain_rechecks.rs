@@ -9,8 +9,9 @@ use common::domains::{claim, machine, map, prove};
 use common::{Lab, lab_with};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
+use warren_model::AccountId;
 use warren_model::domain::DomainClaim;
-use warren_store::{TxnBuilder, Typed, schema};
+use warren_store::{Op, Store, Txn, TxnBuilder, TxnOutcome, Typed, schema};
 
 const RECORD: &str = "_warren.example.com";
 
@@ -40,8 +41,21 @@ async fn due(lab: &Lab, missing: Option<i64>) {
     let before = stored(lab).await.remove(0);
     let ago = |hours| Timestamp::now() - SignedDuration::from_hours(hours);
     let claim = DomainClaim { recheck_at: Some(ago(1)), missing_since: missing.map(ago), ..before };
-    let key = schema::domain_claim(claim.account, &claim.host);
-    TxnBuilder::new().put(&key, &claim).unwrap().commit(&*lab.store).await.unwrap();
+    put(lab, &[claim]).await;
+}
+
+/// Writes claims, all at once.
+async fn put(lab: &Lab, claims: &[DomainClaim]) {
+    let put = |txn: TxnBuilder, claim: &DomainClaim| {
+        txn.put(&schema::domain_claim(claim.account, &claim.host), claim).unwrap()
+    };
+    claims.iter().fold(TxnBuilder::new(), put).commit(&*lab.store).await.unwrap();
+}
+
+/// The claim of an account to a name.
+async fn of(lab: &Lab, host: &str, is_account: impl Fn(AccountId) -> bool) -> DomainClaim {
+    let wanted = |claim: &DomainClaim| claim.host.as_str() == host && is_account(claim.account);
+    stored(lab).await.into_iter().find(wanted).unwrap()
 }
 
 /// Waits until the claim was looked at.
@@ -155,6 +169,108 @@ async fn who_proves_a_name_below_anothers_takes_nothing_of_it_at_once() {
     assert_eq!(told(&lab, "domain_proof_missing").await, 1);
     let own = stored(&lab).await.into_iter().find(|claim| claim.host.as_str() == "example.com").unwrap();
     assert!(own.verified_at.is_some() && own.missing_since.is_some());
+}
+
+#[tokio::test]
+async fn who_proved_a_name_once_and_has_no_record_ends_nobodys_claim_at_once() {
+    let (lab, dns) = proved().await;
+    let owner = stored(&lab).await.remove(0);
+    let contractor = lab.account("contractor").await;
+    let value = claim(&lab, &contractor, "example.com").await.expect(201).at("/record/value");
+    dns.set(RECORD, Txt::Says(vec![owner.record_value(), value.clone()]));
+    claim(&lab, &contractor, "example.com").await.expect(200);
+    let proved = of(&lab, "example.com", |account| account != owner.account).await;
+    assert!(proved.verified_at > owner.verified_at && proved.missing_since.is_none());
+
+    let hour = SignedDuration::from_hours(1);
+    let later = DomainClaim { recheck_at: Some(Timestamp::now() + hour), ..proved };
+    let theirs = [
+        // It is known to be gone, and DNS has it again.
+        (DomainClaim { missing_since: Some(Timestamp::now() - hour), ..later.clone() }, Txt::Says(vec![value.clone()])),
+        (DomainClaim { dropped: true, ..later.clone() }, Txt::Says(vec![value.clone()])),
+        // It went together with the owner's, and was not looked for since.
+        (later.clone(), Txt::Nothing),
+    ];
+    for (theirs, answer) in theirs {
+        dns.set(RECORD, answer);
+        let mine = DomainClaim { recheck_at: Some(Timestamp::now() - hour), ..owner.clone() };
+        put(&lab, &[mine, theirs.clone()]).await;
+        looked(&lab).await;
+        let mine = of(&lab, "example.com", |account| account == owner.account).await;
+        assert!(mine.verified_at.is_some() && mine.missing_since.is_some(), "{theirs:?}");
+        assert!(is_mapped(&lab).await, "{theirs:?}");
+    }
+    dns.says(RECORD, &value);
+    put(&lab, &[DomainClaim { recheck_at: Some(Timestamp::now() - hour), ..owner.clone() }, later]).await;
+    until("it is still mapped", async || !is_mapped(&lab).await).await;
+}
+
+#[tokio::test]
+async fn older_claims_are_looked_at_again_though_the_request_that_contested_them_ended() {
+    let (lab, dns) = common::domains::provable().await;
+    prove(&lab, &dns, &lab.root, "shop.example.com").await;
+    let older = stored(&lab).await.remove(0);
+    let other = lab.account("other").await;
+    let value = claim(&lab, &other, "example.com").await.expect(201).at("/record/value");
+    dns.says(RECORD, &value);
+    dns.set("_warren.shop.example.com", Txt::Silent);
+    let verified = async {
+        until("it was not verified", async || {
+            of(&lab, "example.com", |account| account != older.account).await.verified_at.is_some()
+        })
+        .await;
+    };
+    tokio::select! {
+        answered = claim(&lab, &other, "example.com") => panic!("it did not look: {}", answered.text),
+        () = verified => {}
+    }
+    let older = of(&lab, "shop.example.com", |account| account == older.account).await;
+    assert!(older.recheck_at.is_some_and(|at| at <= Timestamp::now()), "{older:?}");
+}
+
+#[tokio::test]
+async fn a_name_is_verified_also_when_looking_at_older_claims_fails() {
+    let (lab, dns) = common::domains::provable().await;
+    prove(&lab, &dns, &lab.root, "example.com").await;
+    map(&lab, &lab.root, "shop.example.com").await.expect(201);
+    let older = stored(&lab).await.remove(0).account;
+    let other = lab.account("other").await;
+    let value = claim(&lab, &other, "example.com").await.expect(201).at("/record/value");
+    dns.says(RECORD, &value);
+    let garbage = Op::Put { key: "domain/shop.example.com".to_owned(), value: b"{".to_vec(), lease: None };
+    let written = lab.store.txn(Txn { compares: Vec::new(), ops: vec![garbage] }).await.unwrap();
+    assert!(matches!(written, TxnOutcome::Committed(_)));
+    assert_eq!(claim(&lab, &other, "example.com").await.expect(200).at("/state"), "verified");
+    assert!(of(&lab, "example.com", |account| account == older).await.verified_at.is_none(), "it was looked at");
+}
+
+#[tokio::test]
+async fn names_of_one_account_with_a_silent_name_server_hold_up_no_other_account() {
+    let (lab, dns) = proved().await;
+    let first = stored(&lab).await.remove(0);
+    let other = lab.account("other").await;
+    prove(&lab, &dns, &other, "other.example").await;
+    let others = of(&lab, "other.example", |_| true).await;
+    let past = Some(Timestamp::now() - SignedDuration::from_hours(1));
+    let silent = (0..12).map(|n| {
+        let host = format!("n{n}.example");
+        dns.set(&format!("_warren.{host}"), Txt::Silent);
+        DomainClaim { host: host.parse().unwrap(), recheck_at: past, ..first.clone() }
+    });
+    put(&lab, &silent.collect::<Vec<_>>()).await;
+    // The looks at these are under way, and each takes 8 seconds.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    dns.set("_warren.other.example", Txt::Nothing);
+    put(&lab, &[DomainClaim { recheck_at: past, ..others.clone() }]).await;
+    TxnBuilder::new().delete(&schema::domain_claim(first.account, &first.host)).commit(&*lab.store).await.unwrap();
+    let done = async || {
+        let is_missed = of(&lab, "other.example", |_| true).await.missing_since.is_some();
+        is_missed && !is_mapped(&lab).await
+    };
+    let limit = Duration::from_secs(5);
+    let started = Instant::now();
+    until("others waited", async || done().await || started.elapsed() > limit).await;
+    assert!(done().await, "others waited for the looks at one account's claims");
 }
 
 #[tokio::test]

@@ -2,10 +2,26 @@
 
 mod common;
 
+use common::Lab;
 use common::domains::{machine, map, provable, prove, public};
 use serde_json::json;
+use ulid::Ulid;
+use warren_model::AccountId;
 use warren_model::domain::MAX_DOMAINS_OF_SERVER;
-use warren_store::{Store, schema};
+use warren_store::{Store, TxnBuilder, schema};
+
+/// A server that publishes, and two accounts with a machine each.
+async fn two() -> (Lab, String, String) {
+    let lab = public().await;
+    let (one, two) = (lab.account("one").await, lab.account("two").await);
+    machine(&lab, &one, "web").await;
+    machine(&lab, &two, "web").await;
+    (lab, one, two)
+}
+
+async fn unmap(lab: &Lab, key: &str, host: &str) {
+    lab.delete(key, &format!("/v1/domains/{host}")).await.expect(204);
+}
 
 #[tokio::test]
 async fn above_and_below_somebody_elses_preview_there_is_no_room_for_others() {
@@ -36,6 +52,93 @@ async fn of_two_who_want_a_name_and_one_below_it_at_once_one_gets_it() {
         statuses.sort();
         assert_eq!(statuses, [201, 409], "{} {}", one.text, two.text);
     }
+}
+
+#[tokio::test]
+async fn beside_somebody_elses_preview_there_is_no_room_below_the_same_label() {
+    let (lab, one, two) = two().await;
+    map(&lab, &one, "x.y.preview.example").await.expect(201);
+    let refused = map(&lab, &two, "z.y.preview.example").await.expect(409).refused("domain_taken");
+    assert!(!refused.text.contains("x.y"), "{}", refused.text);
+    // Who has a name below the label may take the label, and nobody comes in between.
+    for round in 0..10 {
+        let label = format!("n{round}.preview.example");
+        map(&lab, &one, &format!("a.{label}")).await.expect(201);
+        let below = format!("b.{label}");
+        let (above, beside) = tokio::join!(map(&lab, &one, &label), map(&lab, &two, &below));
+        assert_eq!((above.status, beside.status), (201, 409), "{} {}", above.text, beside.text);
+    }
+    unmap(&lab, &one, "x.y.preview.example").await;
+    map(&lab, &two, "z.y.preview.example").await.expect(201);
+}
+
+#[tokio::test]
+async fn of_two_who_want_names_below_one_label_at_once_one_gets_it() {
+    let (lab, one, two) = two().await;
+    for round in 0..10 {
+        let (first, second) = (format!("a.n{round}.preview.example"), format!("b.n{round}.preview.example"));
+        let (first, second) = tokio::join!(map(&lab, &one, &first), map(&lab, &two, &second));
+        let mut statuses = [first.status, second.status];
+        statuses.sort();
+        assert_eq!(statuses, [201, 409], "{} {}", first.text, second.text);
+    }
+}
+
+#[tokio::test]
+async fn a_label_is_somebodys_as_long_as_a_name_of_it_is() {
+    let (lab, one, two) = two().await;
+    let [a, b, c] = ["a", "b", "c"].map(|name| format!("{name}.x.preview.example"));
+    for _ in 0..10 {
+        map(&lab, &one, &a).await.expect(201);
+        let (_, mapped) = tokio::join!(unmap(&lab, &one, &a), map(&lab, &one, &b));
+        mapped.expect(201);
+        map(&lab, &two, &c).await.expect(409).refused("domain_taken");
+        map(&lab, &one, &c).await.expect(201);
+        tokio::join!(unmap(&lab, &one, &b), unmap(&lab, &one, &c));
+        assert_eq!(lab.keys_below("domain").await, Vec::<String>::new());
+    }
+    // A change of where it leads keeps it, and with the machine all of it goes.
+    for host in [&a, &b] {
+        map(&lab, &one, host).await.expect(201);
+    }
+    lab.patch(&one, &format!("/v1/domains/{a}"), json!({ "port": 5432 })).await.expect(200);
+    map(&lab, &two, &c).await.expect(409).refused("domain_taken");
+    lab.delete(&one, "/v1/machines/web").await.expect(204);
+    assert_eq!(lab.keys_below("domain").await, Vec::<String>::new());
+    map(&lab, &two, &c).await.expect(201);
+}
+
+#[tokio::test]
+async fn names_from_before_there_were_labels_keep_others_away_all_the_same() {
+    let (lab, one, two) = two().await;
+    let label = schema::domain_label(&"x.preview.example".parse().unwrap());
+    map(&lab, &one, "a.b.x.preview.example").await.expect(201);
+    TxnBuilder::new().delete(&label).commit(&*lab.store).await.unwrap();
+    for host in ["x.preview.example", "b.x.preview.example", "c.a.b.x.preview.example", "y.x.preview.example"] {
+        map(&lab, &two, host).await.expect(409).refused("domain_taken");
+    }
+    map(&lab, &one, "y.x.preview.example").await.expect(201);
+    assert_eq!(lab.keys_below("domain-label/").await, [label.as_str()]);
+    for host in ["a.b.x.preview.example", "y.x.preview.example"] {
+        unmap(&lab, &one, host).await;
+    }
+    // One that has outlived its names is nobody's.
+    let gone = AccountId::from_ulid(Ulid::from_parts(1, 1));
+    TxnBuilder::new().put(&label, &gone).unwrap().commit(&*lab.store).await.unwrap();
+    map(&lab, &two, "y.x.preview.example").await.expect(201);
+    map(&lab, &one, "x.preview.example").await.expect(409).refused("domain_taken");
+}
+
+#[tokio::test]
+async fn the_endpoint_of_the_tunnels_is_nobodys_while_they_do_not_listen() {
+    let lab = public().await;
+    lab.tunnels.set_endpoint("in.vpn.preview.example:51820");
+    *lab.tunnels.gateway.lock().unwrap() = Err("0.0.0.0:51820 is in use".into());
+    for name in ["vpn", "in.vpn", "a.in.vpn", "b.vpn"] {
+        let refused = map(&lab, &lab.root, &format!("{name}.preview.example")).await.expect(403);
+        refused.refused("domain_not_verified");
+    }
+    map(&lab, &lab.root, "vpn2.preview.example").await.expect(201);
 }
 
 #[tokio::test]

@@ -245,6 +245,9 @@ async fn a_domain_can_be_changed_and_what_is_not_named_stays() {
     assert_eq!((moved.at("/machine/id"), moved.at("/port")), (other.clone(), "5432".into()));
     assert_eq!((moved.at("/id"), moved.at("/created_at")), (made.at("/id"), made.at("/created_at")));
     assert_eq!(told(&lab, "domain_published").await.len(), 2);
+    let withdrawn = told(&lab, "domain_withdrawn").await;
+    assert_eq!(withdrawn.len(), 1, "the machine that it led to is told");
+    assert_eq!(withdrawn[0]["machine"], made.at("/machine/id"));
     assert_eq!(lab.keys_below("domain-at/").await, [format!("domain-at/{other}/a.preview.example")]);
 
     lab.patch(&lab.root, path, json!({ "machine": "web" })).await.expect(422).refused("invalid_request");

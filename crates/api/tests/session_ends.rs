@@ -127,6 +127,35 @@ async fn who_came_a_moment_before_the_close_counts_as_one_who_came() {
 }
 
 #[tokio::test]
+async fn whatever_ends_a_session_the_key_of_who_came_rests_and_of_nobody_is_free() {
+    for came in [true, false] {
+        let lab = lab().await;
+        lab.tunnels.silent.store(!came, Ordering::Relaxed);
+        let other = lab.account("other").await;
+        let key = lab.post(&lab.root, "/v1/keys", json!({})).await.expect(201);
+        lab.post(&lab.root, "/v1/machines", json!({ "name": "web" })).await.expect(201);
+        open(&lab, &lab.root, json!({ "public_key": public_key(1), "only": { "machine": "web" } })).await;
+        open(&lab, &key.at("/key"), json!({ "public_key": public_key(2) })).await;
+        open(&lab, &lab.root, json!({ "public_key": public_key(3) })).await;
+        lab.delete(&lab.root, "/v1/machines/web").await.expect(204);
+        lab.delete(&lab.root, &format!("/v1/keys/{}", key.at("/id"))).await.expect(204);
+        lab.delete(&lab.root, "/v1/networks/default?force=true").await.expect(204);
+        assert_eq!(lab.keys_below("session-key/").await.len(), if came { 3 } else { 0 });
+        let again = lab.post(&other, SESSIONS, json!({ "public_key": public_key(2) })).await;
+        again.expect(if came { 409 } else { 201 });
+    }
+}
+
+#[tokio::test]
+async fn where_the_tunnels_do_not_say_who_came_a_key_rests() {
+    let lab = silent().await;
+    lab.tunnels.mute.store(true, Ordering::Relaxed);
+    let id = open(&lab, &lab.root, json!({ "public_key": public_key(1) })).await;
+    close(&lab, &id).await;
+    assert_eq!(lab.keys_below("session-key/").await.len(), 1);
+}
+
+#[tokio::test]
 async fn tunnels_that_do_not_answer_end_no_session() {
     let lab = silent().await;
     lab.tunnels.mute.store(true, Ordering::Relaxed);

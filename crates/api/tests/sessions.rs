@@ -380,6 +380,15 @@ async fn a_key_that_is_being_revoked_leaves_no_session_behind() {
 }
 
 #[tokio::test]
+async fn opening_a_session_leaves_the_key_as_it_is() {
+    let lab = lab().await;
+    let keys = || async { lab.store.list_all(&schema::api_keys()).await.unwrap().0 };
+    let before = keys().await;
+    open(&lab, &lab.root).await;
+    assert_eq!(keys().await, before, "a key that is written is proved anew by everybody who uses it");
+}
+
+#[tokio::test]
 async fn no_session_outlives_the_key_that_opened_it() {
     let lab = lab().await;
     let key = lab.post(&lab.root, "/v1/keys", json!({ "expires_in_seconds": 120 })).await.expect(201);

@@ -19,6 +19,7 @@
 //! | `session-unheard/{id}` | empty, while nobody has come with the public key that was given for it |
 //! | `domain/{host}`, `domain-of/{account}/{host}`, `domain-at/{machine}/{host}` | [`Domain`], empty, empty |
 //! | `domain-tree/{host, the last label first}` | the account that has it |
+//! | `domain-label/{label below the preview suffix}` | the account that has every name at and below it |
 //! | `domain-claim/{account}/{host}` | [`DomainClaim`] |
 //! | `uid-slot/{slot}` | the machine that has it |
 //! | `event/{id}` | [`Event`] |
@@ -362,6 +363,12 @@ pub fn domain_tree(host: &HostName) -> Key<AccountId> {
 /// Every domain below a host name, and not the name itself.
 pub fn domains_below(host: &HostName) -> Prefix<AccountId> {
     Prefix::new(format!("{}.", tree(host)))
+}
+
+/// Whose every name at and below this one is, which is one label below the preview suffix. Absent where nobody has taken
+/// one since there are such records.
+pub fn domain_label(label: &HostName) -> Key<AccountId> {
+    Key::new(format!("domain-label/{label}"))
 }
 
 fn tree(host: &HostName) -> String {

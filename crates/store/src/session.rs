@@ -73,6 +73,7 @@ pub struct Open {
     hold: Option<Versioned<AddressHold>>,
     /// `None` where its operator is known to have the private key.
     unheard: Option<Versioned<()>>,
+    may_have_come: bool,
 }
 
 impl Open {
@@ -95,12 +96,19 @@ impl Open {
         let Session { id, network, ipv4, .. } = session.record;
         let hold = store.read(&schema::address(network, ipv4)).await?;
         let unheard = store.read(&schema::session_unheard(id)).await?;
-        Ok(Self { hold: hold.filter(|hold| hold.record.holder == Some(id.into())), session, unheard })
+        let hold = hold.filter(|hold| hold.record.holder == Some(id.into()));
+        Ok(Self { session, hold, unheard, may_have_come: false })
     }
 
     /// Whether nobody has shown yet to have the private key.
     pub fn is_unheard(&self) -> bool {
         self.unheard.is_some()
+    }
+
+    /// The same where it is not certain that nobody came since: its key rests like any other.
+    #[must_use]
+    pub fn maybe_heard(self) -> Self {
+        Self { may_have_come: true, ..self }
     }
 
     /// Notes that its operator has come, and so has the private key. The transaction fails where the session was closed
@@ -113,7 +121,7 @@ impl Open {
     }
 
     /// Closes it: every record of it goes, and its address and key begin to rest; a key with which nobody came is free at
-    /// once. The transaction fails where anything of it has changed since it was read. Whoever commits this says so with
+    /// once, unless somebody [may have](Self::maybe_heard). The transaction fails where anything of it has changed since it was read. Whoever commits this says so with
     /// an [`event`].
     ///
     /// # Errors
@@ -129,9 +137,10 @@ impl Open {
             txn = txn.delete(&schema::session_for(only.machine, session.id));
         }
         let key = schema::session_key(&session.public_key);
-        txn = match &self.unheard {
-            Some(_) => self.heard(txn).delete(&key),
-            None => {
+        txn = match self.is_unheard() && !self.may_have_come {
+            true => self.heard(txn).delete(&key),
+            false => {
+                txn = self.heard(txn);
                 let until = now + SignedDuration::from_hours(24 * KEY_REST_DAYS);
                 txn.put(&key, &KeyHold { account: session.account, session: None, resting_until: Some(until) })?
             }
@@ -299,6 +308,17 @@ mod tests {
             let left = if came { vec![key.as_str().to_owned()] } else { Vec::new() };
             assert_eq!(keys(&store).await, left);
         }
+    }
+
+    #[tokio::test]
+    async fn a_key_with_which_somebody_may_have_come_rests() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let session = session(1);
+        put(TxnBuilder::new(), &session, false).unwrap().commit(&store).await.unwrap();
+        let open = Open::read(&store, session.id).await.unwrap().unwrap().maybe_heard();
+        open.close(TxnBuilder::new(), Timestamp::UNIX_EPOCH).unwrap().commit(&store).await.unwrap();
+        assert_eq!(keys(&store).await, [schema::session_key(&session.public_key).as_str()]);
     }
 
     #[tokio::test]

@@ -134,6 +134,14 @@ impl TxnBuilder {
         self
     }
 
+    /// The keys that it deletes so far.
+    pub(crate) fn deleted(&self) -> impl Iterator<Item = &str> {
+        self.txn.ops.iter().filter_map(|op| match op {
+            Op::Delete { key } => Some(key.as_str()),
+            Op::Put { .. } => None,
+        })
+    }
+
     pub fn build(self) -> Txn {
         self.txn
     }

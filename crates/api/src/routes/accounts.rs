@@ -103,7 +103,7 @@ async fn draft(
 }
 
 async fn again(api: &Shared, id: &str) -> Answer<Response> {
-    let account = resolve::account(api, id).await.map_err(|_| idempotency::gone("account"))?;
+    let account = resolve::account(api, id).await.map_err(idempotency::gone("account"))?;
     let mut answer = view(account.record);
     answer.detail = Some(SECRET_NOT_REPEATED.to_owned());
     Ok(replayed(&answer))

@@ -329,8 +329,8 @@ async fn undo(api: &Api, caller: &Caller, id: MachineId, claim: &Claim) -> Answe
         let txn = deed.record(claim.undo(txn), id, &(), [power::deleted(&machine)])?;
         if let TxnOutcome::Committed(revision) = txn.commit(&*api.store).await? {
             let gone = power::wait_until_gone(api, id, revision, deadline).await?.is_ok();
-            end::cut(api, &sessions, deadline).await?;
-            return Ok(gone);
+            let cut = end::cut(api, &sessions, deadline).await.is_ok();
+            return Ok(gone && cut);
         }
     }
     Err(contended())
@@ -340,8 +340,8 @@ async fn undo(api: &Api, caller: &Caller, id: MachineId, claim: &Claim) -> Answe
 pub(crate) async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Made<wire::Machine>> {
     let deadline = Instant::now() + api.config.operation_deadline;
     let since = api.store.revision().await?;
-    let gone = |_| idempotency::gone("machine");
-    let machine = resolve::machine(api, caller, id).await.map_err(gone)?.record;
+    let gone = idempotency::gone("machine");
+    let machine = resolve::machine(api, caller, id).await.map_err(&gone)?.record;
     let settled = wait::machine(api, machine.id, since, deadline, |seen| match seen.status {
         Some(status) if status.record.state == MachineState::Creating => None,
         _ => Some(()),

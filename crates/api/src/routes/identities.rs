@@ -78,7 +78,7 @@ pub(crate) async fn make(
         Created::Now { thing, .. } => Ok(Made::Now(view(thing))),
         Created::Before(id) => {
             let found = resolve::identity(api, caller.account, &id).await;
-            Ok(Made::Before(view(found.map_err(|_| idempotency::gone("identity"))?.record)))
+            Ok(Made::Before(view(found.map_err(idempotency::gone("identity"))?.record)))
         }
     }
 }

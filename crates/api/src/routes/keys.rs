@@ -112,7 +112,7 @@ async fn draft(
 }
 
 async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Response> {
-    let key = find(api, caller, id).await.map_err(|_| idempotency::gone("key"))?;
+    let key = find(api, caller, id).await.map_err(idempotency::gone("key"))?;
     let mut answer = view(&*api.store, &key.record).await?;
     answer.detail = Some(SECRET_NOT_REPEATED.to_owned());
     Ok(replayed(&answer))
@@ -141,10 +141,12 @@ pub(crate) async fn revoke(State(api): State<Shared>, caller: Caller, Named(give
         }
         let mut key = read.record.clone();
         key.revoked_at = Some(now);
-        let txn = TxnBuilder::new().unchanged(&read).put(&schema::api_key(&key.hash), &key)?;
-        // Whoever opens another one writes the key, so none can slip in.
+        let place = api.store.read(&schema::api_key_hash(key.account, key.id)).await?;
+        let place = place.ok_or_else(|| ApiError::not_found("key", &given, "/v1/keys"))?;
+        let txn = TxnBuilder::new().unchanged(&read).unchanged(&place).put(&schema::api_key(&key.hash), &key)?;
+        // Whoever opens another one writes the key's place, so none can slip in.
         let sessions = session::opened_by(&*api.store, key.id).await?;
-        let (txn, mut told, ids) = end::put_closed(txn, &sessions, &Why::KeyRevoked, now)?;
+        let (txn, mut told, ids) = end::put_closed(&api, txn, sessions, &Why::KeyRevoked, now).await?;
         told.push(news(&key, EventKind::KeyRevoked, "was revoked"));
         let deed = Deed { caller: &caller, now, action: "key.revoke" };
         let txn = deed.record(txn, key.id, &(), told)?;

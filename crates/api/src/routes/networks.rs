@@ -89,7 +89,7 @@ pub(crate) async fn make(
     match created {
         Created::Now { thing, .. } => Ok(Made::Now(views::network_with_warnings(api, &thing).await?)),
         Created::Before(id) => {
-            let network = resolve::network(api, caller.account, &id).await.map_err(|_| idempotency::gone("network"))?;
+            let network = resolve::network(api, caller.account, &id).await.map_err(idempotency::gone("network"))?;
             Ok(Made::Before(views::network_with_warnings(api, &network.record).await?))
         }
     }
@@ -324,7 +324,7 @@ async fn ask_to_delete(api: &Api, caller: &Caller, id: NetworkId, force: bool) -
         if let Some(policy) = policy {
             txn = policy.same(txn, caller.account);
         }
-        let (mut txn, mut told, _) = end::put_closed(txn, &sessions, &Why::NetworkDeleted, now)?;
+        let (mut txn, mut told, _) = end::put_closed(api, txn, sessions, &Why::NetworkDeleted, now).await?;
         if !read.record.deleting {
             let message = format!("network {} is being deleted", network.name);
             told.push(news(&network, EventKind::NetworkDeleted, message));

@@ -160,7 +160,7 @@ async fn make_room(api: &Api, identity: IdentityId, now: Timestamp) -> Answer<Ve
 }
 
 async fn again(api: &Api, caller: &Caller, id: &str) -> Answer<Made<wire::Token>> {
-    let token = find(api, caller, id).await.map_err(|_| idempotency::gone("token"))?;
+    let token = find(api, caller, id).await.map_err(idempotency::gone("token"))?;
     let mut answer = view(&*api.store, &token.record).await?;
     answer.detail = Some(SECRET_NOT_REPEATED.to_owned());
     Ok(Made::Before(answer))

@@ -8,12 +8,14 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use warren_api::{GatewayInfo, SessionStatus, Tunnels};
 use warren_model::access::AccessError;
+use warren_model::client_config::Endpoint;
 use warren_model::session::{Session, WireGuardKey};
 use warren_model::{Code, NetworkId, SessionId};
 
 /// Listens on every address, and passes packets of every session that it is told of.
 pub struct FakeTunnels {
     pub gateway: Mutex<Result<GatewayInfo, String>>,
+    endpoint: Mutex<Option<Endpoint>>,
     pub failing: AtomicBool,
     pub stuck: AtomicBool,
     /// Nobody has come to any session.
@@ -30,9 +32,10 @@ impl Default for FakeTunnels {
             gateway: Mutex::new(Ok(GatewayInfo {
                 public_key: Self::public_key(),
                 listen: "0.0.0.0:51820".parse().unwrap(),
-                endpoint: Some("vpn.example:51820".parse().unwrap()),
+                endpoint: None,
                 fallback: Some("10.9.9.9".parse().unwrap()),
             })),
+            endpoint: Mutex::new(Some("vpn.example:51820".parse().unwrap())),
             failing: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             silent: AtomicBool::new(false),
@@ -53,11 +56,11 @@ impl FakeTunnels {
 
     /// Without anything that says where it is reached.
     pub fn forget_endpoint(&self) {
-        self.gateway.lock().unwrap().as_mut().unwrap().endpoint = None;
+        *self.endpoint.lock().unwrap() = None;
     }
 
     pub fn set_endpoint(&self, endpoint: &str) {
-        self.gateway.lock().unwrap().as_mut().unwrap().endpoint = Some(endpoint.parse().unwrap());
+        *self.endpoint.lock().unwrap() = Some(endpoint.parse().unwrap());
     }
 
     /// Whether the server has waited until nothing of the session passes.
@@ -69,7 +72,12 @@ impl FakeTunnels {
 #[async_trait]
 impl Tunnels for FakeTunnels {
     fn gateway(&self) -> Result<GatewayInfo, String> {
-        self.gateway.lock().unwrap().clone()
+        let gateway = self.gateway.lock().unwrap().clone()?;
+        Ok(GatewayInfo { endpoint: self.endpoint(), ..gateway })
+    }
+
+    fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.lock().unwrap().clone()
     }
 
     async fn opened(&self, session: &Session) -> Result<(), AccessError> {

@@ -137,7 +137,10 @@ pub(crate) async fn begin(
         let read = api.store.read(&key).await?;
         let dropped = read.as_ref().is_some_and(|read| read.record.dropped);
         let claim = match &read {
-            Some(read) if dropped => DomainClaim { freestyle, dropped: false, ..read.record.clone() },
+            Some(read) if dropped => {
+                let freestyle = freestyle || read.record.freestyle;
+                DomainClaim { freestyle, dropped: false, ..read.record.clone() }
+            }
             Some(read) if read.record.freestyle || !freestyle => return Ok((read.clone(), false)),
             Some(read) => DomainClaim { freestyle: true, ..read.record.clone() },
             None => {
@@ -202,10 +205,13 @@ pub(crate) async fn check(
         let now = Timestamp::now();
         let claim = DomainClaim { verified_at: Some(now), ..read.record.clone() };
         let txn = TxnBuilder::new().unchanged(&read).put(&key, &claim)?;
+        // Together, so that they are looked at also if the server ends, or the caller goes away, right after it.
+        let rivals = recheck::rivals(&*api.store, &claim).await?;
+        let txn = recheck::make_due(txn, &rivals, now)?;
         let deed = Deed { caller, now, action: "domain.verify" };
         let txn = deed.record(txn, &claim.host, &json!({ "host": claim.host }), None)?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
-            recheck::contest(&*api.store, resolvers, &claim).await?;
+            recheck::look_at_first(&*api.store, resolvers, &rivals).await;
             return Ok((claim, None));
         }
         // Only what the record said counts: another code would be another claim.

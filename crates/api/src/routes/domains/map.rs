@@ -79,7 +79,8 @@ pub(crate) async fn make(
             Ok(Made::Now(view(api, thing).await?))
         }
         Created::Before(id) => {
-            let found = find(api, caller.account, &id).await.map_err(|_| idempotency::gone("domain"))?;
+            let found = find(api, caller.account, &id).await.map_err(idempotency::gone("domain"))?;
+            wait_until_served(api, &found.record.host, deadline).await?;
             Ok(Made::Before(view(api, found.record).await?))
         }
     }
@@ -135,7 +136,7 @@ async fn draft(
         created_by: caller.must_be_key()?,
     };
     let txn = room
-        .same(TxnBuilder::new())
+        .take(TxnBuilder::new())?
         // Also where it stays as it is, so that it is not deleted, or loses the port, at the same time.
         .unchanged(&machine)
         .put(&schema::machine(declared.id), &declared)?;
@@ -173,13 +174,16 @@ pub(crate) async fn update(
         declared(&machine.record, domain.port, Undeclared::Refuse)?;
         (domain.machine, domain.network) = (machine.record.id, machine.record.network);
         if domain == read.record {
+            wait_until_served(&api, &domain.host, deadline).await?;
             return Ok(Json(view(&api, domain).await?));
         }
         let txn = TxnBuilder::new().unchanged(&machine).put(&schema::machine(domain.machine), &machine.record)?;
-        let txn = records::put(records::remove(txn, &read), &domain)?;
+        let txn = records::replace(txn, &read, &domain)?;
         let deed = Deed { caller: &caller, now, action: "domain.update" };
-        let moved = (domain.machine, domain.port) != (read.record.machine, read.record.port);
-        let news = moved.then(|| published(&domain, &machine.record));
+        let left = domain.machine != read.record.machine;
+        let moved = left || domain.port != read.record.port;
+        let news = left.then(|| withdrawn(&read.record, "leads to another machine"));
+        let news = news.into_iter().chain(moved.then(|| published(&domain, &machine.record)));
         let txn = deed.record(txn, domain.id, &told(&domain), news)?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
             wait_until_served(&api, &domain.host, deadline).await?;
@@ -199,7 +203,7 @@ pub(crate) async fn delete(State(api): State<Shared>, caller: Caller, Named(give
     let deadline = Instant::now() + api.config.operation_deadline;
     for _ in 0..ATTEMPTS {
         let read = find(&api, caller.account, &given).await?;
-        let txn = withdraw(TxnBuilder::new(), &caller, Timestamp::now(), &read)?;
+        let txn = withdraw(&*api.store, TxnBuilder::new(), &caller, Timestamp::now(), &read).await?;
         if let TxnOutcome::Committed(_) = txn.commit(&*api.store).await? {
             let host = &read.record.host;
             let within = deadline.saturating_duration_since(Instant::now());
@@ -224,7 +228,7 @@ pub(crate) async fn withdraw_all(
     machine: MachineId,
 ) -> Answer<TxnBuilder> {
     for read in records::at(store, machine).await? {
-        txn = withdraw(txn, caller, now, &read)?;
+        txn = withdraw(store, txn, caller, now, &read).await?;
     }
     Ok(txn)
 }
@@ -246,17 +250,17 @@ pub(crate) async fn refuse_lost_ports(api: &Api, machine: &Machine) -> Answer<()
     Ok(())
 }
 
-fn withdraw(txn: TxnBuilder, caller: &Caller, now: Timestamp, read: &Versioned<Domain>) -> Answer<TxnBuilder> {
+async fn withdraw(
+    store: &dyn Store,
+    txn: TxnBuilder,
+    caller: &Caller,
+    now: Timestamp,
+    read: &Versioned<Domain>,
+) -> Answer<TxnBuilder> {
     let domain = &read.record;
-    let news = News {
-        kind: EventKind::DomainWithdrawn,
-        account: domain.account,
-        network: Some(domain.network),
-        machine: Some(domain.machine),
-        message: format!("{} leads nowhere any more: port {} is not public under it", domain.host, domain.port),
-    };
     let deed = Deed { caller, now, action: "domain.unmap" };
-    deed.record(records::remove(txn, read), domain.id, &told(domain), [news])
+    let txn = records::remove(store, txn, read).await?;
+    deed.record(txn, domain.id, &told(domain), [withdrawn(domain, "leads nowhere any more")])
 }
 
 async fn wait_until_served(api: &Api, host: &HostName, deadline: Instant) -> Answer<()> {
@@ -369,6 +373,16 @@ fn told(domain: &Domain) -> serde_json::Value {
         "auth": domain.auth.as_ref().map(DomainAuth::as_str),
         "limits": domain.limits,
     })
+}
+
+fn withdrawn(domain: &Domain, what: &str) -> News {
+    News {
+        kind: EventKind::DomainWithdrawn,
+        account: domain.account,
+        network: Some(domain.network),
+        machine: Some(domain.machine),
+        message: format!("{} {what}: port {} is not public under it", domain.host, domain.port),
+    }
 }
 
 fn published(domain: &Domain, machine: &Machine) -> News {

@@ -6,21 +6,24 @@
 //! gone ── since less than 3 days ── the claim stays, its account is told, looked for again in hours
 //!      ├─ since 3 days ──────────┐
 //!      └─ and another account ───┴─ the claim ends, and what was mapped by it is public no more
-//!         proved the name since
+//!         proved the name since,
+//!         and its record is there
 //! ```
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt as _, future, stream};
+use futures::stream::FuturesUnordered;
+use futures::{StreamExt as _, future};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use tokio::sync::Mutex;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use warren_model::AccountId;
 use warren_model::domain::{CLAIM_LOOKED_FOR_DAYS, CLAIM_MISSING_DAYS, Domain, DomainClaim, DomainProof, owners};
+use warren_model::policy::HostName;
 use warren_model::record::EventKind;
 use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, domain as records, schema};
 
@@ -28,71 +31,117 @@ use super::claims::{Missing, look};
 use crate::error::Answer;
 use crate::mutation::{News, by_server};
 
-/// Claims that are looked at together, and how soon after one the next is begun.
+/// Claims that are looked at together, each another account's, and how soon after one the next is begun.
 const AT_ONCE: usize = 4;
 const PACE: Duration = Duration::from_millis(250);
 /// When a record that was not found is looked for again.
 const AGAIN: SignedDuration = SignedDuration::from_hours(6);
-/// Older claims that are looked at while somebody waits; others follow with the next pass.
+/// Claims of others that are looked at together because of one.
 const RIVALS_AT_ONCE: usize = 8;
 /// Claims that one read takes.
 const CHUNK: usize = 500;
 
-/// Looks for the records that are due, for ever.
+/// Looks for the records that are due, and withdraws what no proof counts for any more, for ever.
 pub(crate) async fn run(store: Arc<dyn Store>, resolvers: Vec<SocketAddr>, every: Duration) {
-    loop {
-        tokio::time::sleep(every).await;
-        if let Err(error) = pass(&*store, &resolvers).await {
-            tracing::warn!(reason = error.problem.detail, "claims to names were not all looked at");
-        }
-    }
+    // Apart, so that a silent name server does not keep public what is not proved.
+    tokio::join!(look_for_due(&*store, &resolvers, every), withdraw(&*store, every));
 }
 
-async fn pass(store: &dyn Store, resolvers: &[SocketAddr]) -> Answer<()> {
-    let now = Timestamp::now();
-    if !resolvers.is_empty() {
-        let due = claims(store, |claim| claim.is_due(now)).await?;
-        let mut pace = interval(PACE);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let pace = Mutex::new(pace);
-        let looks = due.into_iter().map(async |read| {
-            pace.lock().await.tick().await;
-            recheck(store, resolvers, read).await
-        });
-        let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
-        while let Some(outcome) = looks.next().await {
-            if let Err(error) = outcome {
-                // The others are looked at all the same, and this one with the next pass.
-                tracing::warn!(reason = error.problem.detail, "a claim to a name was not looked at");
+async fn look_for_due(store: &dyn Store, resolvers: &[SocketAddr], every: Duration) {
+    if resolvers.is_empty() {
+        return;
+    }
+    let (mut read, mut pace) = (interval_at(Instant::now() + every, every), interval(PACE));
+    for timer in [&mut read, &mut pace] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    let (mut turns, mut looks) = (Turns::default(), FuturesUnordered::new());
+    loop {
+        tokio::select! {
+            _ = read.tick() => {
+                let now = Timestamp::now();
+                match claims(store, |claim| claim.is_due(now)).await {
+                    Ok(due) => turns.renew(due.into_iter().map(|read| read.record).collect()),
+                    Err(error) => tracing::warn!(%error, "it is not known which claims to names are due"),
+                }
+            }
+            Some(account) = looks.next() => turns.end(account),
+            _ = pace.tick(), if looks.len() < AT_ONCE && turns.is_anyone_next() => {
+                looks.extend(turns.begin().map(|(account, host)| async move {
+                    look_if_due(store, resolvers, account, &host).await;
+                    account
+                }));
             }
         }
     }
-    // What was not withdrawn with its claim, because the server ended in between, or was mapped at that moment.
-    let (domains, _) = store.list_all(&schema::domains()).await?;
-    let proved = domains.iter().filter(|read| read.record.proof == DomainProof::Txt);
-    let accounts: BTreeSet<AccountId> = proved.map(|read| read.record.account).collect();
-    for account in accounts {
-        withdraw_uncovered(store, account).await?;
-    }
-    Ok(())
 }
 
-/// Another account has proved this name just now: the claims of others that it speaks against are looked at at once.
-pub(super) async fn contest(store: &dyn Store, resolvers: &[SocketAddr], proved: &DomainClaim) -> Answer<()> {
-    let rivals = claims(store, |claim| {
-        claim.account != proved.account
-            && claim.verified_at.is_some()
-            && (owners(&claim.host).contains(&proved.host) || owners(&proved.host).contains(&claim.host))
+/// Withdraws what was not withdrawn with its claim, because the server ended in between, or was mapped at that moment.
+async fn withdraw(store: &dyn Store, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let domains = match store.list_all(&schema::domains()).await {
+            Ok((domains, _)) => domains,
+            Err(error) => {
+                tracing::warn!(%error, "it is not known which domains are still proved");
+                continue;
+            }
+        };
+        let proved = domains.iter().filter(|read| read.record.proof == DomainProof::Txt);
+        let accounts: BTreeSet<AccountId> = proved.map(|read| read.record.account).collect();
+        for account in accounts {
+            if let Err(error) = withdraw_uncovered(store, account).await {
+                let reason = error.problem.detail;
+                tracing::warn!(%account, reason, "it is not known whether the account's domains are still proved");
+            }
+        }
+    }
+}
+
+/// The verified claims of other accounts that speak against a claim, those to the same name first.
+pub(super) async fn rivals(store: &dyn Store, claim: &DomainClaim) -> Result<Vec<Versioned<DomainClaim>>, StoreError> {
+    let rivals = claims(store, |other| {
+        other.account != claim.account
+            && other.verified_at.is_some()
+            && (owners(&other.host).contains(&claim.host) || owners(&claim.host).contains(&other.host))
     });
     let mut rivals = rivals.await?;
-    rivals.sort_by_key(|read| read.record.host != proved.host);
-    for read in rivals.split_off(rivals.len().min(RIVALS_AT_ONCE)) {
-        let soon = DomainClaim { recheck_at: Some(Timestamp::now()), ..read.record.clone() };
-        // One that has changed meanwhile was looked at, or is over.
-        TxnBuilder::new().unchanged(&read).put(&key(&soon), &soon)?.commit(store).await?;
+    rivals.sort_by_key(|read| read.record.host != claim.host);
+    Ok(rivals)
+}
+
+/// Has these claims looked at again from now on.
+pub(super) fn make_due(
+    mut txn: TxnBuilder,
+    claims: &[Versioned<DomainClaim>],
+    now: Timestamp,
+) -> Result<TxnBuilder, StoreError> {
+    for read in claims {
+        // Also one that is due already: a look at it that is under way does not count any more.
+        let due = DomainClaim { recheck_at: Some(now), ..read.record.clone() };
+        txn = txn.unchanged(read).put(&key(&due), &due)?;
     }
-    future::try_join_all(rivals.into_iter().map(|read| recheck(store, resolvers, read))).await?;
-    Ok(())
+    Ok(txn)
+}
+
+/// Looks at the first of these claims, which are due, while somebody waits. The others, and those of which nothing
+/// comes, stay due.
+pub(super) async fn look_at_first(store: &dyn Store, resolvers: &[SocketAddr], claims: &[Versioned<DomainClaim>]) {
+    let first = claims.iter().take(RIVALS_AT_ONCE).map(|read| &read.record);
+    future::join_all(first.map(|claim| look_if_due(store, resolvers, claim.account, &claim.host))).await;
+}
+
+/// Looks at a claim, unless it was looked at or has ended meanwhile.
+async fn look_if_due(store: &dyn Store, resolvers: &[SocketAddr], account: AccountId, host: &HostName) {
+    let look = async {
+        match store.read(&schema::domain_claim(account, host)).await? {
+            Some(read) if read.record.is_due(Timestamp::now()) => recheck(store, resolvers, read).await,
+            _ => Ok(()),
+        }
+    };
+    if let Err(error) = look.await {
+        tracing::warn!(%host, %account, reason = error.problem.detail, "a claim to a name was not looked at");
+    }
 }
 
 /// Looks for the record of a verified claim, and notes what comes of it. One that changes meanwhile is left as it is.
@@ -105,7 +154,7 @@ pub(super) async fn recheck(store: &dyn Store, resolvers: &[SocketAddr], read: V
     }
     let found = look(resolvers, claim).await;
     let is_gone = found.as_ref().is_err_and(|missing| missing.certain);
-    let contested = is_gone && is_contested(store, claim).await?;
+    let contested = is_gone && is_contested(store, resolvers, claim).await?;
     let now = Timestamp::now();
     let (account, host) = (claim.account, &claim.host);
     match judged(claim, &found, contested, now) {
@@ -171,13 +220,22 @@ fn judged(claim: &DomainClaim, found: &Result<(), Missing>, contested: bool, now
     }
 }
 
-/// Whether another account has proved the name, or one above it, after this one did.
-async fn is_contested(store: &dyn Store, claim: &DomainClaim) -> Answer<bool> {
+/// Whether another account has proved the name, or one above it, after this one did, and its record is there.
+async fn is_contested(store: &dyn Store, resolvers: &[SocketAddr], claim: &DomainClaim) -> Answer<bool> {
     let owners = owners(&claim.host);
     let newer = |other: &DomainClaim| {
-        other.account != claim.account && other.verified_at > claim.verified_at && owners.contains(&other.host)
+        other.account != claim.account
+            && other.verified_at > claim.verified_at
+            && other.missing_since.is_none()
+            && !other.dropped
+            && owners.contains(&other.host)
     };
-    Ok(!claims(store, newer).await?.is_empty())
+    let mut newer = claims(store, newer).await?;
+    newer.sort_by_key(|read| Reverse(read.record.verified_at));
+    newer.truncate(RIVALS_AT_ONCE);
+    // What was true when it was proved need not be now: both records may have gone together.
+    let looks = future::join_all(newer.iter().map(|read| look(resolvers, &read.record))).await;
+    Ok(looks.iter().any(Result::is_ok))
 }
 
 /// Withdraws what an account has public by proofs that do not count any more.
@@ -204,7 +262,8 @@ async fn withdraw_uncovered(store: &dyn Store, account: AccountId) -> Answer<()>
             ..news(EventKind::DomainWithdrawn, account, message)
         };
         let told = json!({ "host": host, "machine": machine, "port": port });
-        let txn = by_server(records::remove(txn, &read), account, now, "domain.unmap", id, &told, [news])?;
+        let txn = records::remove(store, txn, &read).await?;
+        let txn = by_server(txn, account, now, "domain.unmap", id, &told, [news])?;
         // What has changed meanwhile is looked at again with the next pass.
         if let TxnOutcome::Committed(_) = txn.commit(store).await? {
             tracing::info!(%host, %account, "it is public no more: its account has to prove it again");
@@ -237,6 +296,52 @@ async fn claims(
         if !more {
             return Ok(found);
         }
+    }
+}
+
+/// Whose claims are looked at next: one of each account's in turn, so that nobody waits for all of another's.
+#[derive(Debug, Default)]
+struct Turns {
+    /// Nobody is here twice, or without a name.
+    waiting: VecDeque<(AccountId, VecDeque<HostName>)>,
+    under_way: BTreeSet<AccountId>,
+}
+
+impl Turns {
+    /// Takes what is due now in place of what was. Accounts that wait keep their places.
+    fn renew(&mut self, mut due: Vec<DomainClaim>) {
+        due.sort_by_key(|claim| claim.recheck_at.or(claim.verified_at));
+        let mut names = BTreeMap::<AccountId, VecDeque<HostName>>::new();
+        for claim in due {
+            names.entry(claim.account).or_default().push_back(claim.host);
+        }
+        let before = std::mem::take(&mut self.waiting);
+        let kept = before.into_iter().filter_map(|(account, _)| names.remove_entry(&account)).collect();
+        self.waiting = kept;
+        self.waiting.extend(names);
+    }
+
+    fn next(&self) -> Option<usize> {
+        self.waiting.iter().position(|(account, _)| !self.under_way.contains(account))
+    }
+
+    fn is_anyone_next(&self) -> bool {
+        self.next().is_some()
+    }
+
+    /// The claim that is looked at next. Its account has no other turn until this one has ended.
+    fn begin(&mut self) -> Option<(AccountId, HostName)> {
+        let (account, mut names) = self.waiting.remove(self.next()?)?;
+        let host = names.pop_front()?;
+        if !names.is_empty() {
+            self.waiting.push_back((account, names));
+        }
+        self.under_way.insert(account);
+        Some((account, host))
+    }
+
+    fn end(&mut self, account: AccountId) {
+        self.under_way.remove(&account);
     }
 }
 
@@ -276,6 +381,39 @@ mod tests {
 
     fn missing(certain: bool) -> Result<(), Missing> {
         Err(Missing { detail: "why".to_owned(), certain })
+    }
+
+    fn due(account: u128, host: &str, since: i64) -> DomainClaim {
+        let account = AccountId::from_ulid(Ulid::from_parts(1, account));
+        DomainClaim { account, host: host.parse().unwrap(), recheck_at: Some(at(since)), ..claim() }
+    }
+
+    #[test]
+    fn accounts_take_turns_with_one_look_each() {
+        let mut turns = Turns::default();
+        turns.renew(vec![due(1, "b.com", 2), due(1, "a.com", 3), due(1, "c.com", 1), due(2, "d.com", 9)]);
+        let mut begun = Vec::new();
+        let mut begin = |turns: &mut Turns| {
+            let (account, host) = turns.begin()?;
+            begun.push(host.to_string());
+            Some(account)
+        };
+        let first = begin(&mut turns).unwrap();
+        let second = begin(&mut turns).unwrap();
+        assert!(!turns.is_anyone_next() && begin(&mut turns).is_none(), "both have a look under way");
+        turns.end(second);
+        assert!(begin(&mut turns).is_none(), "it had one only");
+
+        // One that comes later is next after those that wait, whatever its id is.
+        turns.renew(vec![due(0, "e.com", 20), due(1, "a.com", 3), due(1, "b.com", 2)]);
+        turns.end(first);
+        let third = begin(&mut turns).unwrap();
+        begin(&mut turns).unwrap();
+        turns.end(third);
+        begin(&mut turns).unwrap();
+        turns.end(third);
+        assert!(!turns.is_anyone_next());
+        assert_eq!(begun, ["c.com", "d.com", "b.com", "e.com", "a.com"]);
     }
 
     #[test]

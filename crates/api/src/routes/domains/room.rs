@@ -1,9 +1,9 @@
 //! Which names there is room for: whether an account may take one, and why.
 
-use warren_model::domain::{Domain, DomainProof, is_below, is_reserved};
+use warren_model::domain::{DomainProof, is_below, is_reserved};
 use warren_model::policy::HostName;
 use warren_model::{AccountId, Code};
-use warren_store::{StoreError, TxnBuilder, Typed, Versioned, schema};
+use warren_store::{StoreError, TxnBuilder, Typed, Versioned, domain as records, schema};
 
 use super::claims;
 use crate::caller::Caller;
@@ -11,26 +11,32 @@ use crate::error::{Answer, ApiError};
 use crate::publisher::PublicInfo;
 use crate::state::Api;
 
-/// How many names one read takes while those below a name are looked through.
-const CHUNK: usize = 1000;
-
 /// A name that an account may take, and what must still be so when it does.
 #[derive(Debug)]
 pub(crate) struct Room {
     pub proof: DomainProof,
     host: HostName,
-    /// The names above it, and what they lead to.
-    above: Vec<(HostName, Option<Versioned<Domain>>)>,
-    /// Nobody has a name below it.
-    empty: bool,
+    /// Below the suffix: with what the name is taken.
+    label: Option<Label>,
+}
+
+/// The name directly below the suffix at or below which a name is.
+#[derive(Debug)]
+struct Label {
+    host: HostName,
+    account: AccountId,
+    /// Whose it was.
+    read: Option<Versioned<AccountId>>,
 }
 
 impl Room {
-    /// Adds that the name is free, and that nobody took one above or below it meanwhile.
-    pub fn same(&self, txn: TxnBuilder) -> TxnBuilder {
+    /// Adds that the name is free, and that its label is or becomes the account's.
+    pub fn take(&self, txn: TxnBuilder) -> Result<TxnBuilder, StoreError> {
         let txn = txn.absent(&schema::domain(&self.host));
-        let txn = self.above.iter().fold(txn, |txn, (host, read)| txn.same(&schema::domain(host), read.as_ref()));
-        if self.empty { txn.empty(&schema::domains_below(&self.host)) } else { txn }
+        let Some(Label { host, account, read }) = &self.label else { return Ok(txn) };
+        let key = schema::domain_label(host);
+        // Also where it was the account's: whoever removes its last name meanwhile must not take it away.
+        txn.same(&key, read.as_ref()).put(&key, account)
     }
 }
 
@@ -40,7 +46,7 @@ pub(crate) async fn find(api: &Api, caller: &Caller, info: &PublicInfo, host: &H
     let room = match suffix.filter(|suffix| !is_kept(api, host, suffix)) {
         Some(suffix) => below_suffix(api, caller.account, host, suffix).await?,
         None if claims::covered(api, caller.account, host).await? => {
-            Room { proof: DomainProof::Txt, host: host.clone(), above: Vec::new(), empty: false }
+            Room { proof: DomainProof::Txt, host: host.clone(), label: None }
         }
         None => return Err(not_verified(info, host, suffix)),
     };
@@ -80,54 +86,34 @@ fn not_verified(info: &PublicInfo, host: &HostName, below: Option<&HostName>) ->
 
 /// Whether a name below the suffix is not free to take, as it is or seems to be the operator's.
 pub(super) fn is_kept(api: &Api, host: &HostName, suffix: &HostName) -> bool {
-    // A page may set cookies for every name below its own.
-    let near = |own: &HostName| own == host || is_below(own, host) || is_below(host, own);
-    let endpoint = api.tunnels.gateway().ok().and_then(|gateway| gateway.endpoint);
-    let endpoint = endpoint.and_then(|endpoint| endpoint.host().parse::<HostName>().ok());
-    is_reserved(host, suffix) || endpoint.is_some_and(|own| is_below(&own, suffix) && near(&own))
+    let endpoint = api.tunnels.endpoint().and_then(|endpoint| endpoint.host().parse::<HostName>().ok());
+    let endpoint = endpoint.filter(|own| is_below(own, suffix));
+    is_reserved(host, suffix) || endpoint.is_some_and(|own| label(&own, suffix) == label(host, suffix))
 }
 
-/// A page may set cookies for every name below its own: what one account has below the suffix leaves others no room above
-/// or below it.
+/// A page may set cookies for every name below its own, and for those above it up to the suffix: all names at and below one
+/// label are one account's.
 async fn below_suffix(api: &Api, account: AccountId, host: &HostName, suffix: &HostName) -> Answer<Room> {
-    let mut above = Vec::new();
-    for parent in parents(host).take_while(|parent| is_below(parent, suffix)) {
-        let read = api.store.read(&schema::domain(&parent)).await?;
-        if read.as_ref().is_some_and(|read| read.record.account != account) {
-            return Err(no_room(host));
+    let label = label(host, suffix);
+    let read = api.store.read(&schema::domain_label(&label)).await?;
+    if read.as_ref().is_none_or(|read| read.record != account) {
+        // Names may be older than such records, or proved when the suffix was another one. A record may also have
+        // outlived its names.
+        let is_other = |mark: &Versioned<AccountId>| mark.record != account;
+        if records::find_in_tree(&*api.store, &label, is_other).await?.is_some() {
+            return Err(no_room(&label));
         }
-        above.push((parent, read));
     }
-    let Some(empty) = all_below(api, account, host).await? else { return Err(no_room(host)) };
-    Ok(Room { proof: DomainProof::Suffix, host: host.clone(), above, empty })
+    Ok(Room { proof: DomainProof::Suffix, host: host.clone(), label: Some(Label { host: label, account, read }) })
+}
+
+/// The name directly below the suffix at or below which this one is.
+fn label(host: &HostName, suffix: &HostName) -> HostName {
+    let below = records::upwards(host).take_while(|name| is_below(name, suffix));
+    below.last().unwrap_or_else(|| host.clone())
 }
 
 /// Which name that is stays unsaid: it may be hard to guess on purpose.
-fn no_room(host: &HostName) -> ApiError {
-    ApiError::new(
-        Code::DomainTaken,
-        format!("another account has {host}, or a name above or below it: take another one"),
-    )
-}
-
-/// The nearest first.
-fn parents(host: &HostName) -> impl Iterator<Item = HostName> {
-    let above = |name: &HostName| name.as_str().split_once('.')?.1.parse().ok();
-    std::iter::successors(above(host), above)
-}
-
-/// Whether there are no names below this one; `None` where one of them is not the account's.
-async fn all_below(api: &Api, account: AccountId, host: &HostName) -> Result<Option<bool>, StoreError> {
-    let (mut after, mut empty) = (None, true);
-    loop {
-        let (page, more) = api.store.list_page(&schema::domains_below(host), after, CHUNK).await?;
-        if page.iter().any(|read| read.record != account) {
-            return Ok(None);
-        }
-        empty &= page.is_empty();
-        after = page.last().map(|last| last.key.clone());
-        if !more {
-            return Ok(Some(empty));
-        }
-    }
+fn no_room(label: &HostName) -> ApiError {
+    ApiError::new(Code::DomainTaken, format!("another account has {label}, or a name below it: take another one"))
 }

@@ -40,13 +40,18 @@ async fn remove(
 ) -> Answer<()> {
     for _ in 0..ATTEMPTS {
         let Some(open) = Open::read(&*api.store, id).await? else { return Ok(()) };
-        let Some(open) = heard::refresh(&*api.store, &*api.tunnels, open).await? else { return Ok(()) };
+        let session = open.session.record.clone();
+        let session = &session;
         let now = Timestamp::now();
-        let mut txn = open.close(TxnBuilder::new(), now)?;
+        let mut txn = TxnBuilder::new();
+        // Nobody can have come to one of which nothing passed.
+        let open = if claim.is_some() { vec![open] } else { heard::certain(&*api.tunnels, vec![open]).await };
+        for open in open {
+            txn = open.close(txn, now)?;
+        }
         if let Some(claim) = claim {
             txn = claim.undo(txn);
         }
-        let session = &open.session.record;
         let deed = Deed { caller, now, action };
         let request = closing(api, caller, session, why).await?;
         let txn = deed.record(txn, id, &request, [news(session, why)])?;
@@ -73,7 +78,7 @@ pub(crate) async fn close_only_for(
     now: Timestamp,
     machine: MachineId,
 ) -> Answer<(TxnBuilder, Vec<SessionId>)> {
-    let open = session::only_for(&*api.store, machine).await?;
+    let open = heard::certain(&*api.tunnels, session::only_for(&*api.store, machine).await?).await;
     let mut ids = Vec::with_capacity(open.len());
     for one in open {
         let session = &one.session.record;
@@ -87,14 +92,16 @@ pub(crate) async fn close_only_for(
 }
 
 /// Adds to a transaction that something ends which sessions need; answers what is to be told, and of which sessions.
-pub(crate) fn put_closed(
+pub(crate) async fn put_closed(
+    api: &Api,
     mut txn: TxnBuilder,
-    open: &[Open],
+    open: Vec<Open>,
     why: &Why,
     now: Timestamp,
 ) -> Result<(TxnBuilder, Vec<News>, Vec<SessionId>), StoreError> {
+    let open = heard::certain(&*api.tunnels, open).await;
     let (mut told, mut ids) = (Vec::with_capacity(open.len()), Vec::with_capacity(open.len()));
-    for one in open {
+    for one in &open {
         txn = one.close(txn, now)?;
         told.push(news(&one.session.record, why));
         ids.push(one.session.record.id);

@@ -68,15 +68,22 @@ async fn look(store: &dyn Store, tunnels: &dyn Tunnels, now: Timestamp) -> Resul
     Ok(())
 }
 
-/// The session as it is once it is noted that its operator came, where that is so.
-pub(super) async fn refresh(store: &dyn Store, tunnels: &dyn Tunnels, open: Open) -> Result<Option<Open>, StoreError> {
-    let (id, network) = (open.session.record.id, open.session.record.network);
-    if !open.is_unheard() {
-        return Ok(Some(open));
+/// The sessions as they are to be closed: a key with which nobody came is free only where the tunnels say so.
+pub(super) async fn certain(tunnels: &dyn Tunnels, open: Vec<Open>) -> Vec<Open> {
+    let mut networks = BTreeMap::<NetworkId, _>::new();
+    let mut certain = Vec::with_capacity(open.len());
+    for one in open {
+        let (id, network) = (one.session.record.id, one.session.record.network);
+        if !one.is_unheard() {
+            certain.push(one);
+            continue;
+        }
+        let statuses = match networks.entry(network) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(tunnels.status(network).await),
+        };
+        let nobody_came = statuses.get(&id).is_some_and(|status| status.last_handshake_at.is_none());
+        certain.push(if nobody_came { one } else { one.maybe_heard() });
     }
-    if tunnels.status(network).await.get(&id).is_none_or(|status| status.last_handshake_at.is_none()) {
-        return Ok(Some(open));
-    }
-    open.heard(TxnBuilder::new()).commit(store).await?;
-    Open::read(store, id).await
+    certain
 }

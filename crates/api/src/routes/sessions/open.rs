@@ -145,6 +145,8 @@ struct Choice {
     private_key: Option<PrivateKey>,
     seat: Seat,
     key: Versioned<ApiKey>,
+    /// Where the key is found by its id.
+    key_place: Versioned<String>,
     only: Option<Versioned<Machine>>,
     /// What was known of the operator's public key.
     public_key: Option<Versioned<KeyHold>>,
@@ -181,6 +183,8 @@ async fn choose(
     let hash = caller.key_hash().ok_or_else(ApiError::internal)?;
     let key = api.store.read(&schema::api_key(&hash)).await?;
     let key = key.filter(|key| key.record.is_valid(now)).ok_or_else(ApiError::unauthorized)?;
+    let key_place = schema::api_key_hash(key.record.account, key.record.id);
+    let key_place = api.store.read(&key_place).await?.ok_or_else(ApiError::unauthorized)?;
     let life = SignedDuration::from_secs(i64::try_from(wanted.ttl_seconds).unwrap_or(i64::MAX));
     let expires_at = now.checked_add(life).map_err(|_| ApiError::internal())?;
     let seat = members::choose(api, network, MemberKind::Session, None, now).await?;
@@ -202,7 +206,7 @@ async fn choose(
         idle_seconds: wanted.idle_seconds,
         opened_by: key.record.id,
     };
-    Ok(Choice { session, private_key, seat, key, only, public_key: known })
+    Ok(Choice { session, private_key, seat, key, key_place, only, public_key: known })
 }
 
 async fn machine_of(api: &Api, caller: &Caller, network: &Network, given: &str) -> Answer<Versioned<Machine>> {
@@ -255,9 +259,11 @@ impl Choice {
         let mut txn = self
             .seat
             .put(txn, session.id)?
-            // Written as it was, so that it cannot be revoked at the same time.
+            // Its place is written as it was, so that it cannot be revoked at the same time. The key itself is not: whoever
+            // has it would have to prove it anew.
             .unchanged(&self.key)
-            .put(&schema::api_key(&self.key.record.hash), &self.key.record)?;
+            .unchanged(&self.key_place)
+            .put(&schema::api_key_hash(session.account, self.key.record.id), &self.key_place.record)?;
         if let Some(machine) = &self.only {
             // Likewise, so that it is not deleted without the session.
             txn = txn.unchanged(machine).put(&schema::machine(machine.record.id), &machine.record)?;
@@ -350,10 +356,10 @@ async fn again(
     wanted: &Wanted,
     deadline: Instant,
 ) -> Answer<Made<wire::OpenedSession>> {
-    let gone = |_| idempotency::gone("session");
-    let session = find(api, caller, id).await.map_err(gone)?.record;
+    let gone = idempotency::gone("session");
+    let session = find(api, caller, id).await.map_err(&gone)?.record;
     passes(api, &session, deadline).await?;
-    let session = find(api, caller, id).await.map_err(gone)?.record;
+    let session = find(api, caller, id).await.map_err(&gone)?.record;
     Ok(Made::Before(answer(api, &session, host, wanted, None).await?))
 }
 
