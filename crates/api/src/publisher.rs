@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use warren_model::domain::{CertificateSource, DomainStatus};
+use warren_model::domain::DomainStatus;
 use warren_model::policy::HostName;
 
 /// Where this server publishes.
@@ -16,7 +16,6 @@ pub struct PublicInfo {
     pub http: Option<u16>,
     /// Every name below it is free to take.
     pub suffix: Option<HostName>,
-    pub certificates: CertificateSource,
     /// Why a listener is not there that should be, for a person. Nothing is mapped meanwhile.
     pub hindrance: Option<String>,
 }
@@ -24,7 +23,7 @@ pub struct PublicInfo {
 impl PublicInfo {
     /// Of a server without public listeners.
     pub fn nothing() -> Self {
-        Self { https: None, http: None, suffix: None, certificates: CertificateSource::Internal, hindrance: None }
+        Self { https: None, http: None, suffix: None, hindrance: None }
     }
 
     pub fn can_publish(&self) -> bool {

@@ -309,19 +309,6 @@ impl DomainClaim {
     }
 }
 
-/// Where the certificates of a server's domains come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum CertificateSource {
-    /// From an ACME directory (RFC 8555).
-    Acme,
-    /// Files that the operator gave.
-    Own,
-    /// The server's own authority, whose root clients have to be told to trust.
-    Internal,
-}
-
 /// How far a domain's certificate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use warren_api::{PublicInfo, Publisher};
 use warren_certs::acme::Directory;
 use warren_model::InstallationId;
-use warren_model::domain::{CertificateSource, DomainStatus};
+use warren_model::domain::DomainStatus;
 use warren_model::policy::HostName;
 use warren_reconcile::{AcmeSettings, OrderLimits, OwnFiles, PublicListeners, PublicSettings, World};
 
@@ -20,17 +20,11 @@ use crate::cli::public::PublicArgs;
 pub struct LivePublisher {
     world: Arc<World>,
     suffix: Option<HostName>,
-    certificates: CertificateSource,
 }
 
 impl LivePublisher {
     pub fn new(world: Arc<World>, args: &PublicArgs) -> Self {
-        let certificates = match (&args.tls, &args.acme) {
-            (Some(_), _) => CertificateSource::Own,
-            (None, Some(_)) => CertificateSource::Acme,
-            (None, None) => CertificateSource::Internal,
-        };
-        Self { world, suffix: args.preview_suffix.clone(), certificates }
+        Self { world, suffix: args.preview_suffix.clone() }
     }
 }
 
@@ -69,7 +63,6 @@ impl Publisher for LivePublisher {
             https: listeners.https.map(|address| address.port()),
             http: listeners.http.map(|address| address.port()),
             suffix: self.suffix.clone(),
-            certificates: self.certificates,
             hindrance,
         }
     }

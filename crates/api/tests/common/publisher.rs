@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use warren_api::{PublicInfo, Publisher};
-use warren_model::domain::{CertificateSource, DomainStatus};
+use warren_model::domain::DomainStatus;
 use warren_model::policy::HostName;
 
 pub struct FakePublisher {
@@ -37,7 +37,6 @@ impl FakePublisher {
             https: Some(8443),
             http: Some(80),
             suffix: Some("preview.example".parse().unwrap()),
-            certificates: CertificateSource::Internal,
             hindrance: None,
         };
     }
