@@ -3,7 +3,7 @@
 //! PID 1 inherits every orphan, so one loop reaps whatever ended and tells those who wait for one of the commands.
 //! Forking and reaping happen on the same thread, so a command's entry is there before its end can be seen.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -82,18 +82,26 @@ impl Reaper {
     /// there is none.
     ///
     /// When a process ends, the kernel gives its children to PID 1 before it tells PID 1 of the end. So whatever lives
-    /// on of the command is now below one of PID 1's own children.
+    /// on of the command is now below one of PID 1's own children. The list of those is read process by process: where
+    /// one of them ended meanwhile, its own children can be missing, and the list is read again.
     pub fn left_behind(&self, pid: Pid, serial: u64) -> Vec<i32> {
-        let children = procfs::children(1);
-        let mut state = self.lock();
-        for &child in &children {
-            if !state.commands.contains_key(&child) && !state.orphans.contains_key(&child) {
-                let owner = state.owner_of(child, pid.as_raw(), serial);
-                state.orphans.insert(child, owner);
+        let mut ended = HashSet::new();
+        loop {
+            let mut alive = Vec::new();
+            let mut ended_meanwhile = false;
+            let children = procfs::children(1);
+            let mut state = self.lock();
+            for child in children {
+                if !procfs::is_alive(child) {
+                    ended_meanwhile |= ended.insert(child);
+                } else if state.belongs_to(child, pid.as_raw(), serial) {
+                    alive.push(child);
+                }
+            }
+            if !alive.is_empty() || !ended_meanwhile {
+                return alive;
             }
         }
-        let ours = |child: &i32| state.orphans.get(child) == Some(&Some(serial)) && procfs::is_alive(*child);
-        children.into_iter().filter(ours).collect()
     }
 
     /// Ends every process of the machine: SIGTERM, and SIGKILL for what is left after `grace`.
@@ -147,6 +155,18 @@ impl Reaper {
 }
 
 impl State {
+    /// Whether a child of PID 1 is an orphan of the command that has just ended.
+    fn belongs_to(&mut self, child: i32, ended: i32, serial: u64) -> bool {
+        if self.commands.contains_key(&child) {
+            return false;
+        }
+        if !self.orphans.contains_key(&child) {
+            let owner = self.owner_of(child, ended, serial);
+            self.orphans.insert(child, owner);
+        }
+        self.orphans.get(&child) == Some(&Some(serial))
+    }
+
     /// Which command an orphan belongs to: the one whose session it is in; else the one whose mark it carries. Where
     /// the mark was wiped, it belongs to the command that has just ended, if no other is under way.
     fn owner_of(&self, orphan: i32, ended: i32, serial: u64) -> Option<u64> {
