@@ -16,6 +16,10 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::procfs;
 
+/// How often the list of PID 1's children is read at most, where one of them ends each time: a machine that starts and
+/// ends processes without pause must not keep its agent.
+const MOST_READS: usize = 32;
+
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -86,7 +90,7 @@ impl Reaper {
     /// one of them ended meanwhile, its own children can be missing, and the list is read again.
     pub fn left_behind(&self, pid: Pid, serial: u64) -> Vec<i32> {
         let mut ended = HashSet::new();
-        loop {
+        for _ in 0..MOST_READS {
             let mut alive = Vec::new();
             let mut ended_meanwhile = false;
             let children = procfs::children(1);
@@ -102,6 +106,7 @@ impl Reaper {
                 return alive;
             }
         }
+        Vec::new()
     }
 
     /// Ends every process of the machine: SIGTERM, and SIGKILL for what is left after `grace`.
