@@ -160,7 +160,7 @@ fn random_policies_do_to_packets_what_they_promise() {
         };
         let mut arrived: BTreeSet<String> = BTreeSet::new();
         // What was sent last may still wait to be written down.
-        eventually(Duration::from_secs(5), || {
+        eventually(Duration::from_secs(30), || {
             arrived = MACHINES.map(|(machine, ..)| arrivals(machine)).concat().lines().map(str::to_owned).collect();
             let came = |flow| [0, 1].iter().all(|family| arrived.contains(&line(flow, *family)));
             promised.iter().filter(|(_, verdict)| **verdict).all(|(flow, _)| came(flow))

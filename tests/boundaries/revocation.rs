@@ -7,6 +7,9 @@ use warren_lab::outside::Outside;
 use crate::common::eventually;
 use crate::world::{API, Driver, World};
 
+/// Seconds within which what is forbidden is cut; see [`crate::world::CUT`].
+const CUT: f64 = crate::world::CUT.as_millis() as f64 / 1000.0;
+
 const OPEN: &str = "networks:\n  dev: {intra: deny}\n\
     allow:\n  \
     - {id: to-b, from: dev/a, to: dev/b, ports: [tcp/9000]}\n  \
@@ -15,7 +18,7 @@ const OPEN: &str = "networks:\n  dev: {intra: deny}\n\
     - {id: other, from: dev/a, to: {name: www.allowed.example}, ports: [tcp/80, tcp/443]}\n";
 
 /// Says the time at every line that it hears, and says a line itself every 20 ms, on both ends of each flow.
-const TALK: &str = "def talk(name, stream, seconds=14):\n\
+const TALK: &str = "def talk(name, stream, seconds=60):\n\
     \x20   stream.settimeout(0.02)\n\
     \x20   end = time.time() + seconds\n\
     \x20   while time.time() < end:\n\
@@ -70,7 +73,7 @@ fn open_flows_are_cut_in_both_directions_and_allowed_ones_go_on() {
         "flows",
         &format!(
             "{TALK}\
-             def ticks(name, stream, host, seconds=14):\n\
+             def ticks(name, stream, host, seconds=60):\n\
              \x20   stream.sendall(request(host, '/ticks')); stream.settimeout(seconds)\n\
              \x20   while True:\n\
              \x20       try: data = stream.recv(65536)\n\
@@ -81,7 +84,7 @@ fn open_flows_are_cut_in_both_directions_and_allowed_ones_go_on() {
              \x20        (ticks, ('api', tls('api.allowed.example'), 'api.allowed.example')), (ticks, ('www', tls('www.allowed.example'), 'www.allowed.example'))]\n\
              threads = [threading.Thread(target=work, args=about, daemon=True) for work, about in works]\n\
              [t.start() for t in threads]\n\
-             time.sleep(14)",
+             time.sleep(60)",
             b.0, b.1, c.0, c.1
         ),
     );
@@ -90,26 +93,26 @@ fn open_flows_are_cut_in_both_directions_and_allowed_ones_go_on() {
         let output = world.output("a", "flows");
         flows.iter().all(|name| output.contains(&format!("heard {name} ")))
     };
-    assert!(eventually(Duration::from_secs(6), all_flow), "{}", world.output("a", "flows"));
+    assert!(eventually(Duration::from_secs(30), all_flow), "{}", world.output("a", "flows"));
 
     let less: Vec<&str> = OPEN.lines().filter(|line| !line.contains("to-b") && !line.contains("id: web")).collect();
     let changing = now();
     world.apply(&format!("{}\n", less.join("\n")));
     let revoked = now();
-    std::thread::sleep(Duration::from_millis(2500));
+    std::thread::sleep(Duration::from_secs(5));
     let (output, at_b) = (world.output("a", "flows"), world.output("b", "serve"));
     for name in ["b4", "b6", "api"] {
         let last = heard(&output, name, changing).0 - revoked;
-        assert!(last < 1.0, "{name} was heard {last:.2} s after it was revoked");
+        assert!(last < CUT, "{name} was heard {last:.2} s after it was revoked");
     }
     for name in ["peer-4", "peer-6"] {
         let last = heard(&at_b, name, changing).0 - revoked;
-        assert!(last < 1.0, "{name} heard the sender {last:.2} s after it was revoked");
+        assert!(last < CUT, "{name} heard the sender {last:.2} s after it was revoked");
     }
     for name in ["c4", "c6", "www"] {
         let (last, pause) = heard(&output, name, changing);
-        assert!(last - revoked > 2.0, "{name} was cut {:.2} s after", last - revoked);
-        assert!(pause < 1.0, "{name} stood still for {pause:.2} s");
+        assert!(last - revoked > 2.0 * CUT, "{name} was cut {:.2} s after", last - revoked);
+        assert!(pause < CUT, "{name} stood still for {pause:.2} s");
         assert!(!output.contains(&format!("ended {name} ")), "{name} ended");
     }
     assert!(output.contains("ended api"), "the proxied flow is silent but open");
@@ -154,7 +157,7 @@ fn a_proxied_download_survives_the_daemon() {
     let fetch = |url: &str, name: &str, proxy: &str| {
         format!(
             "with open('/root/{name}', 'wb') as copy:\n\
-             \x20   made = subprocess.run(['curl', '-sS', '--http1.1', '--cacert', CA, '--max-time', '30', {proxy} '{url}://{API}/bytes?count={BYTES}&rate=800000'], stdout=copy)\n\
+             \x20   made = subprocess.run(['curl', '-sS', '--http1.1', '--cacert', CA, '--max-time', '90', {proxy} '{url}://{API}/bytes?count={BYTES}&rate=800000'], stdout=copy)\n\
              print('done', made.returncode, hashlib.sha256(open('/root/{name}', 'rb').read()).hexdigest(), flush=True)"
         )
     };
@@ -177,7 +180,7 @@ fn a_proxied_download_survives_the_daemon() {
     world.server.up().unwrap();
     let sum = Outside::sha256_of(BYTES);
     for (name, _) in &kinds {
-        let done = eventually(Duration::from_secs(20), || world.output("a", name).contains("done"));
+        let done = eventually(Duration::from_secs(90), || world.output("a", name).contains("done"));
         let said = world.output("a", name);
         assert!(done && said.contains(&format!("done 0 {sum}")), "{name}: {said}");
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::common::{Server, eventually};
 use crate::world::is_of;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Network `dev` with `web`, `db` and `other`, each serving its name on port 8080.
 fn three() -> Server {

@@ -28,6 +28,10 @@ impl Driver {
     }
 }
 
+/// Within what time a flow that is no longer allowed is cut: less than the 2 s after which the daemon looks at everything
+/// by itself.
+pub const CUT: Duration = Duration::from_millis(1900);
+
 /// Allowed by name, for the web.
 pub const API: &str = "api.allowed.example";
 pub const API_AT: [&str; 2] = ["151.101.1.10", "2a04:4e42::10"];
@@ -220,7 +224,7 @@ impl World {
 
     /// Waits for something that takes a moment to be seen.
     pub fn soon(&self, holds: impl FnMut() -> bool) -> bool {
-        eventually(Duration::from_secs(3), holds)
+        eventually(Duration::from_secs(30), holds)
     }
 
     /// How often each record of a refusal has counted so far.

@@ -23,8 +23,8 @@ use warren_model::record::Egress;
 fn dial(socket: OwnedFd, to: SocketAddrV4) -> Result<TcpStream, nix::Error> {
     fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     let stream = TcpStream::from(socket);
-    stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     connect(stream.as_raw_fd(), &SockaddrIn::from(to))?;
     Ok(stream)
 }
@@ -108,7 +108,7 @@ fn no_connection_of_a_machines_begins_at_the_gateways_own_ports() {
     for listener in &listeners {
         let at = listener.local_addr().unwrap();
         assert!(at.port() >= 32768, "{at}");
-        let refused = machine.enter(|| TcpStream::connect_timeout(&at, Duration::from_millis(500))).unwrap_err();
+        let refused = machine.enter(|| TcpStream::connect_timeout(&at, Duration::from_secs(5))).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{at}");
         assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "{at}");
         // SYN with every flag beside it that does not make it an answer: FIN, RST, PSH, URG, ECE and CWR.
@@ -120,8 +120,7 @@ fn no_connection_of_a_machines_begins_at_the_gateways_own_ports() {
             assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "{at} {beside:#x}");
         }
     }
-    let below = machine.enter(|| {
-        TcpStream::connect_timeout(&SocketAddr::new(spec.gateway4.into(), 32767), Duration::from_millis(500))
-    });
+    let below = machine
+        .enter(|| TcpStream::connect_timeout(&SocketAddr::new(spec.gateway4.into(), 32767), Duration::from_secs(5)));
     assert_eq!(below.unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }

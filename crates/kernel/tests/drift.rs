@@ -213,9 +213,12 @@ fn changes_of_others_are_hinted_and_own_ones_are_not() {
     let spec = fixture.spec(1, "10.0.0.0/16", Egress::Deny);
     let [(a, _machine_a), (b, machine_b)] = fixture.pair(&spec);
     let mut hints = fixture.kernel.changes().unwrap();
-    // Raising a link settles a little later.
-    std::thread::sleep(Duration::from_millis(500));
-    while hints.try_recv().is_ok() {}
+    // What the kernel tells of a link that was raised it tells up to a second later (`net/core/link_watch.c`).
+    warren_lab::eventually("that nothing more is told", || {
+        while hints.try_recv().is_ok() {}
+        std::thread::sleep(Duration::from_millis(1_200));
+        hints.try_recv().is_err()
+    });
     fixture.kernel.load_rules(&spec, &[a.clone(), b.clone()]).unwrap();
     fixture.kernel.expel(spec.number, std::slice::from_ref(&b)).unwrap();
     fixture.kernel.admit(&spec, std::slice::from_ref(&b)).unwrap();

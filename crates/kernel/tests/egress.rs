@@ -197,12 +197,14 @@ fn a_member_that_begins_flows_without_end_leaves_room_for_the_others() {
     let before = fixture.kernel.counters(spec.number).unwrap()[&b.number].egress.sent.packets;
     other.enter(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        for _ in 0..4000 {
-            socket.send_to(b"x", (PUBLIC_V4, 9)).unwrap();
+        for _ in 0..40 {
+            (0..100).for_each(|_| assert_eq!(socket.send_to(b"x", (PUBLIC_V4, 9)).unwrap(), 1));
+            // Links keep no more than a thousand for a kernel that is busy.
+            std::thread::sleep(Duration::from_millis(1));
         }
     });
-    let after = fixture.kernel.counters(spec.number).unwrap()[&b.number].egress.sent.packets;
-    assert!(after - before >= 3000, "only {} of 4000 packets left", after - before);
+    let left = || fixture.kernel.counters(spec.number).unwrap()[&b.number].egress.sent.packets - before;
+    warren_lab::eventually("that most of 4000 packets leave", || left() >= 3000);
 
     // Neither that somebody is limited nor a new load of the rules passes for a change by others.
     let observe = |kernel: &warren_kernel::Kernel| kernel.observe(&spec).unwrap().unwrap().rules;
@@ -221,13 +223,19 @@ fn a_network_has_no_more_than_its_share_of_the_connections_that_the_host_tracks(
     let members: Vec<_> = (2..8).map(|number| fixture.member(&spec, number)).collect();
     fixture.kernel.create_network(&spec, &members).unwrap();
     let [(_, other), _] = fixture.pair(&fixture.spec(2, "10.0.0.0/16", Egress::Open));
-    for member in &members {
+    // All of them before the first flow, which is forgotten after ten seconds.
+    let machines: Vec<_> = members.iter().map(|member| fixture.machine(&spec, member)).collect();
+    for machine in &machines {
         // As many as one member may begin at once.
-        fixture.machine(&spec, member).enter(|| {
+        machine.enter(|| {
             let (four, six) = (UdpSocket::bind("0.0.0.0:0").unwrap(), UdpSocket::bind("[::]:0").unwrap());
             for port in 1..=1000 {
                 four.send_to(b"x", (PUBLIC_V4, port)).unwrap();
                 six.send_to(b"x", (PUBLIC_V6, port)).unwrap();
+                // Links keep no more than a thousand for a kernel that is busy.
+                if port % 100 == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
         });
     }

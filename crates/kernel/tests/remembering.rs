@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::trio::{Connection, DATABASES, Trio, WORKERS, any, bound};
+use common::trio::{Connection, DATABASES, SOON, Trio, WORKERS, any, bound};
 use warren_lab::eventually;
 use warren_model::policy::PortRange;
 use warren_model::policy::compile::{Carrier, Default, Exception};
@@ -145,7 +145,7 @@ fn a_flow_in_the_midst_of_its_packets_is_never_remembered_under_a_policy_that_fo
                 };
                 // What passed before waits in the socket, or on its way there. A flow that is remembered goes on.
                 let stops = || {
-                    let end = Instant::now() + Duration::from_secs(10);
+                    let end = Instant::now() + SOON;
                     while Instant::now() < end {
                         if !arrives(Duration::from_millis(30)) {
                             return true;
@@ -154,9 +154,9 @@ fn a_flow_in_the_midst_of_its_packets_is_never_remembered_under_a_policy_that_fo
                     false
                 };
                 for _ in 0..10 {
-                    assert!(arrives(Duration::from_secs(2)));
+                    assert!(arrives(SOON));
                     trio.remembering();
-                    assert!(arrives(Duration::from_secs(2)));
+                    assert!(arrives(SOON));
                     trio.apply(|rules| rules.exceptions.clear());
                     trio.remembering();
                     assert!(stops(), "{address} {ports:?}");

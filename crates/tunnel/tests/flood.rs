@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{SERVER4, World, answers, at_host};
+use common::{SERVER4, World, answers, at_host, eventually};
 
 #[test]
 fn a_flood_of_garbage_takes_no_memory_and_operators_go_on() {
@@ -30,10 +30,14 @@ fn a_flood_of_garbage_takes_no_memory_and_operators_go_on() {
     flood(2_000);
     let before = resident();
     flood(60_000);
+    // A gateway that gets less time than the flood does not see all of it.
+    eventually("garbage", || {
+        flood(1_000);
+        let status = world.gateway.status();
+        status.garbage > 10_000 && status.foreign > 1_000
+    });
     let grown = resident().saturating_sub(before);
     assert!(grown < 2 << 20, "{grown} bytes more");
-    let status = world.gateway.status();
-    assert!(status.garbage > 10_000 && status.foreign > 1_000, "{status:?}");
     answers(&world.laptop, SERVER4);
 }
 

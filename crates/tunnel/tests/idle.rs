@@ -24,7 +24,7 @@ fn nothing_costs_nothing_also_when_a_device_is_deleted_and_dropping_it_leaves_no
     assert!(gone < 40, "{gone} ms of processor time in a second");
     assert!(!world.laptop.pings(SERVER4));
     drop((operator, router, world));
-    eventually("the end of all threads", Duration::from_secs(10), || count("/proc/self/task") == threads);
+    eventually("the end of all threads", || count("/proc/self/task") == threads);
     assert_eq!(count("/proc/self/fd"), descriptors);
 }
 

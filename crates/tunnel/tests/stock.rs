@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::time::Duration;
-
 use common::{HOST, PORT, SERVER4, SERVER6, World, answers, at_host, carries, eventually};
 use warren_lab::{Namespace, Running};
 use warren_tunnel::{Peer, PeerId, PresharedKey, PrivateKey};
@@ -33,7 +31,7 @@ fn stock(world: &World, laptop: &Namespace, key: &PrivateKey, gateway: &str) -> 
     // `wg` is not asked before: it removes a control socket that nobody listens on, also one that was just made.
     let path = format!(" /var/run/wireguard/{name}.sock");
     let listens = |line: &str| line.ends_with(&path) && line.split(' ').nth(3) == Some(LISTENS);
-    eventually("wireguard-go", Duration::from_secs(30), || laptop.run("cat /proc/net/unix").lines().any(listens));
+    eventually("wireguard-go", || laptop.run("cat /proc/net/unix").lines().any(listens));
     let directory = std::env::temp_dir();
     let path = directory.join(format!("{name}.conf"));
     let private = key.to_base64();

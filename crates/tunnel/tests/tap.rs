@@ -4,7 +4,6 @@ mod common;
 
 use std::net::UdpSocket;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::Duration;
 
 use common::{Operator, ROUTER, SERVER4, SERVER6, World, answers, carries, eventually, mac, received};
 use warren_lab::Namespace;
@@ -86,7 +85,7 @@ fn each_peer_has_its_own_mac_by_which_the_kernel_knows_it() {
     let operator = join(&world, &other, mac(2));
     assert!(!other.pings(SERVER4));
     let sent = || world.gateway.peer(PeerId(3)).unwrap().received.packets > 0;
-    eventually("its packet at the gateway", Duration::from_secs(10), sent);
+    eventually("its packet at the gateway", sent);
     drop(operator);
     world.gateway.remove_peer(PeerId(3)).unwrap();
     let _operator = join(&world, &other, mac(3));
@@ -116,7 +115,7 @@ fn frames_that_carry_no_ip_or_are_for_all_go_nowhere() {
     router.run("ip neigh replace 10.0.9.2 lladdr ff:ff:ff:ff:ff:ff dev wg0 nud permanent");
     socket.send_to(&[0; 100], "10.0.9.2:9").unwrap();
     let all = || world.gateway.status().unrouted >= asked + 3;
-    eventually("all of them at the gateway", Duration::from_secs(10), all);
+    eventually("all of them at the gateway", all);
     assert_eq!(received(&world.laptop, "wg0"), before);
     router.run(&format!("ip neigh replace 10.0.9.2 lladdr {} dev wg0 nud permanent", mac(2)));
     answers(&world.laptop, SERVER4);
@@ -170,7 +169,7 @@ fn a_device_that_is_kept_stays_without_a_gateway_and_is_attached_to_again() {
         assert!(open(other).is_err(), "it is of another kind");
         // One that was closed may still be open in a process that is being started.
         let mut device = None;
-        eventually("its end", Duration::from_secs(10), || {
+        eventually("its end", || {
             device = open(kind).ok();
             device.is_some()
         });
@@ -178,7 +177,7 @@ fn a_device_that_is_kept_stays_without_a_gateway_and_is_attached_to_again() {
         assert!(router.run("ip address show dev wg0").contains("10.0.0.1"));
         keep_device(device.as_ref().unwrap().as_fd(), false).unwrap();
         drop(device);
-        eventually("the end", Duration::from_secs(10), || !router.attempt("ip link show wg0").success);
+        eventually("the end", || !router.attempt("ip link show wg0").success);
     }
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     assert!(keep_device(socket.as_fd(), true).is_err());
@@ -194,7 +193,7 @@ fn a_network_goes_on_with_a_device_that_was_kept() {
     // As when the process that has it ends: nobody takes anything down.
     assert!(world.gateway.remove_network(NetworkKey(1)));
     let mut device = None;
-    eventually("the device", Duration::from_secs(10), || {
+    eventually("the device", || {
         device = router.enter(|| open_device("wg0", DeviceKind::Tap).ok());
         device.is_some()
     });

@@ -11,6 +11,7 @@ use warren_tunnel::{Ended, NetworkKey, Peer, PeerError, PeerId, PresharedKey, Pr
 
 #[test]
 fn an_operator_reaches_the_network_over_both_versions_of_ip_and_is_counted() {
+    let begun = SystemTime::now();
     let world = World::new();
     let router = world.network(1);
     let operator = world.join();
@@ -26,9 +27,13 @@ fn an_operator_reaches_the_network_over_both_versions_of_ip_and_is_counted() {
     assert_eq!(status.endpoint.map(|at| at.ip()), Some(LAPTOP.into()));
     assert!(status.received.bytes > 40 << 20 && status.sent.bytes > 40 << 20, "{status:?}");
     assert!(status.received.packets > 30_000 && status.refused == 0, "{status:?}");
-    assert!(status.last_handshake.unwrap().elapsed().unwrap() < Duration::from_secs(60));
-    assert!(status.last_packet.unwrap().elapsed().unwrap() < Duration::from_secs(10));
-    assert_eq!((status.ended, world.gateway.status().handshakes), (None, 1));
+    let (handshake, packet) = (status.last_handshake.unwrap(), status.last_packet.unwrap());
+    assert!(begun < handshake && handshake < packet && packet < SystemTime::now(), "{status:?}");
+    assert_eq!(status.ended, None);
+    // Keys are made anew every two minutes.
+    if begun.elapsed().unwrap() < Duration::from_secs(100) {
+        assert_eq!(world.gateway.status().handshakes, 1);
+    }
 }
 
 #[test]
@@ -102,12 +107,12 @@ fn a_removed_peer_is_cut_in_both_directions_when_the_call_returns() {
         std::thread::sleep(Duration::from_millis(200));
         received(namespace, "wg0") - before
     };
-    assert!(flows(&router) > 50 && flows(&world.laptop) > 50);
+    eventually("packets both ways", || flows(&router) > 50 && flows(&world.laptop) > 50);
     let counted = world.gateway.remove_peer(PeerId(2)).unwrap();
     let before = received(&router, "wg0");
     assert!(counted.received.packets > 50 && counted.sent.packets > 50);
-    std::thread::sleep(Duration::from_millis(20));
-    assert_eq!(flows(&world.laptop), 0);
+    // What was sent to the laptop before may still wait there.
+    eventually("silence at the laptop", || flows(&world.laptop) == 0);
     assert_eq!(received(&router, "wg0"), before, "something passed after the peer was removed");
     assert!(world.gateway.remove_peer(PeerId(2)).is_none() && world.gateway.peers().is_empty());
     assert!(!world.laptop.pings(SERVER4));
@@ -122,7 +127,7 @@ fn a_network_that_is_removed_takes_its_peers_along_and_can_come_back() {
     assert!(world.gateway.remove_network(NetworkKey(1)) && !world.gateway.remove_network(NetworkKey(1)));
     assert!(world.gateway.peers().is_empty());
     // The device goes with its descriptor.
-    eventually("the end of the device", Duration::from_secs(10), || !router.attempt("ip link show wg0").success);
+    eventually("the end of the device", || !router.attempt("ip link show wg0").success);
     assert_eq!(world.gateway.add_peer(&world.peer(2, operator.key)), Err(PeerError::NoNetwork));
 }
 
@@ -137,8 +142,8 @@ fn a_session_ends_at_its_time_and_when_its_operator_is_idle() {
         world.host.run(&format!("ip address add 198.51.{number}.1/24 dev eth{number}"));
         laptop.run(&format!("ip address add 198.51.{number}.2/24 dev eth0"));
         let peer = Peer {
-            expires: (why == Ended::Expired).then(|| SystemTime::now() + Duration::from_secs(3)),
-            idle_limit: (why == Ended::Idle).then(|| Duration::from_secs(3)),
+            expires: (why == Ended::Expired).then(|| SystemTime::now() + Duration::from_secs(8)),
+            idle_limit: (why == Ended::Idle).then(|| Duration::from_secs(8)),
             ..world.peer(number, key.public_key())
         };
         world.gateway.add_peer(&peer).unwrap();
@@ -148,7 +153,7 @@ fn a_session_ends_at_its_time_and_when_its_operator_is_idle() {
         let _listens = laptop.enter(|| std::net::UdpSocket::bind("0.0.0.0:9").unwrap());
         let _chatter = Chatter::new(&router, &format!("10.0.9.{number}"));
         let ended = || world.gateway.peer(PeerId(number)).unwrap().ended == Some(why);
-        eventually("the end", Duration::from_secs(6), ended);
+        eventually("the end", ended);
         assert!(!laptop.pings(SERVER4));
         let before = received(&laptop, "wg0");
         std::thread::sleep(Duration::from_millis(100));
@@ -201,11 +206,11 @@ fn what_an_operator_sends_from_an_address_that_is_not_its_own_does_not_pass() {
     let before = received(&router, "wg0");
     assert!(!world.laptop.attempt(&format!("ping -c 3 -i 0.2 -W 1 -I 10.0.9.77 {SERVER4}")).success);
     assert_eq!(received(&router, "wg0"), before);
-    assert_eq!(world.gateway.peer(PeerId(2)).unwrap().refused, 3);
+    eventually("refusal of all of them", || world.gateway.peer(PeerId(2)).unwrap().refused == 3);
     // What goes to an address of nobody stays here, too.
     let before = world.gateway.status().unrouted;
     assert!(!router.pings("10.0.9.50"));
-    assert!(world.gateway.status().unrouted > before);
+    eventually("its packet at the gateway", || world.gateway.status().unrouted > before);
 }
 
 #[test]

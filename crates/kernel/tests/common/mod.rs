@@ -108,7 +108,7 @@ pub fn talks(from: &Namespace, to: &Namespace, address: IpAddr) -> bool {
     let listener = to.enter(|| TcpListener::bind(SocketAddr::new(address, 0))).unwrap();
     let target = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
-    let Ok(mut stream) = from.enter(|| TcpStream::connect_timeout(&target, Duration::from_millis(500))) else {
+    let Ok(mut stream) = from.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(3))) else {
         println!("no connection to {target}");
         return false;
     };

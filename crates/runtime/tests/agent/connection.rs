@@ -8,7 +8,7 @@ use warren_model::MachineId;
 use warren_model::access::{ExecInput, ExecOutput, MachineAccess};
 use warren_runtime::agent::{AgentError, AgentHub};
 
-use crate::lab::{Lab, command, eventually, finish};
+use crate::lab::{Lab, SOON, command, eventually, finish};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_an_earlier_daemon_left_is_known_and_can_be_removed() {
@@ -34,7 +34,7 @@ async fn nobody_is_let_in_but_the_first_process_of_the_machine() {
     eventually("both are counted", async || lab.hub.refused(lab.machine) >= 2).await;
     assert!(!lab.hub.is_connected(lab.machine));
     lab.hub.accept_from(lab.machine, lab.init);
-    lab.hub.connected(lab.machine, Duration::from_secs(5)).await.unwrap();
+    lab.hub.connected(lab.machine, SOON).await.unwrap();
     let before = lab.hub.refused(lab.machine);
     let _stranger = UnixStream::connect(&socket).await.unwrap();
     eventually("it is counted", async || lab.hub.refused(lab.machine) > before).await;
@@ -70,14 +70,20 @@ async fn the_directory_of_a_machine_is_as_the_driver_needs_it_and_goes_with_it()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_outlives_the_daemon_unless_it_waits_for_its_caller() {
     let mut lab = Lab::start().await;
-    let whole =
-        lab.exec(command(&["sh", "-c", "echo begun; sleep 3; echo on the console; touch /tmp/whole"])).await.unwrap();
+    let whole = lab
+        .exec(command(&[
+            "sh",
+            "-c",
+            "echo begun; until [ -e /tmp/go ]; do sleep 0.1; done; echo on the console; touch /tmp/whole",
+        ]))
+        .await
+        .unwrap();
     whole.input.send(ExecInput::StdinClosed).await.unwrap();
     let waiting =
         lab.exec(command(&["sh", "-c", "echo begun; cat > /tmp/half; touch /tmp/taken-for-whole"])).await.unwrap();
     waiting.input.send(ExecInput::Stdin(bytes::Bytes::from_static(b"half"))).await.unwrap();
     lab.sh("setsid -f sleep 444").await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    eventually("the half arrives", async || lab.read("/tmp/half").await.is_ok_and(|half| half == b"half")).await;
     // As when the daemon is killed: the connection ends, and no stream is reset before.
     lab.hub.accept_from(lab.machine, 1);
     for mut session in [whole, waiting] {
@@ -86,13 +92,17 @@ async fn a_command_outlives_the_daemon_unless_it_waits_for_its_caller() {
         }
     }
     lab.restart_daemon().await;
+    lab.write("/tmp/go", b"").await.unwrap();
     eventually("the whole command ends by itself", async || lab.read("/tmp/whole").await.is_ok()).await;
     eventually("the waiting one is ended", async || lab.sh("pgrep -x cat").await.exit.status == 1).await;
     assert_eq!(lab.read("/tmp/half").await.unwrap(), b"half");
     assert!(lab.read("/tmp/taken-for-whole").await.is_err());
     assert_eq!(lab.sh("pgrep -x -f 'sleep 444'").await.exit.status, 0);
-    let log = crate::lab::collect(lab.hub.logs(lab.machine, 4096, false).await.unwrap()).await;
-    assert!(String::from_utf8_lossy(&log).contains("on the console"));
+    eventually("what it says is in the log", async || {
+        let log = crate::lab::collect(lab.hub.logs(lab.machine, 4096, false).await.unwrap()).await;
+        String::from_utf8_lossy(&log).contains("on the console")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +116,7 @@ async fn the_agent_dials_again_within_a_moment_and_its_loss_is_told() {
     assert!(lost.try_recv().is_err(), "a hub that is gone tells nothing");
     let mut lost = lab.hub.disconnects();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(lab.init), nix::sys::signal::Signal::SIGKILL).unwrap();
-    assert_eq!(tokio::time::timeout(Duration::from_secs(5), lost.recv()).await.unwrap().unwrap(), lab.machine);
+    assert_eq!(tokio::time::timeout(SOON, lost.recv()).await.unwrap().unwrap(), lab.machine);
     assert!(!lab.hub.is_connected(lab.machine));
 }
 
@@ -117,17 +127,20 @@ async fn a_stop_is_gentle_first_and_final_after_the_grace() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(lab.init), nix::sys::signal::Signal::SIGTERM).unwrap();
     let begun = std::time::Instant::now();
     assert!(lab.ended().await.success());
-    assert!(begun.elapsed() < Duration::from_secs(2), "nobody is waited for who is gone: {:?}", begun.elapsed());
+    // An end that waits for somebody takes the whole grace of 5 s.
+    assert!(begun.elapsed() < Duration::from_millis(4500), "nobody is waited for who is gone: {:?}", begun.elapsed());
     drop(gentle);
 
     let mut lab = Lab::start().await;
-    let stubborn =
+    let mut stubborn =
         lab.exec(command(&["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"])).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    lab.hub.shutdown(lab.machine, Duration::from_millis(500)).await.unwrap();
+    assert!(matches!(stubborn.output.recv().await, Some(ExecOutput::Stdout(ready)) if ready == "ready\n"));
     let begun = std::time::Instant::now();
+    lab.hub.shutdown(lab.machine, Duration::from_millis(500)).await.unwrap();
     assert!(lab.ended().await.success());
-    assert!((400..2500).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    // The grace that was asked for, and not the 5 s of a machine that nobody asked.
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(500)..Duration::from_millis(4500)).contains(&took), "{took:?}");
     drop(stubborn);
 }
 
@@ -148,11 +161,11 @@ async fn a_stopped_agent_is_noticed_and_met_again_and_a_quiet_command_goes_on() 
     let quiet = healthy.exec(command(&["sh", "-c", "sleep 21; echo there"])).await.unwrap();
     let mut held = lab.exec(command(&["sleep", "600"])).await.unwrap();
     signal(&lab, nix::sys::signal::Signal::SIGSTOP);
-    let told = tokio::time::timeout(Duration::from_secs(25), held.output.recv()).await.expect("the caller is told");
+    let told = tokio::time::timeout(3 * SOON, held.output.recv()).await.expect("the caller is told");
     assert!(told.is_none(), "{told:?}");
     eventually("the loss is seen", async || !lab.hub.is_connected(lab.machine)).await;
     signal(&lab, nix::sys::signal::Signal::SIGCONT);
-    lab.hub.connected(lab.machine, Duration::from_secs(10)).await.unwrap();
+    lab.hub.connected(lab.machine, SOON).await.unwrap();
     assert_eq!(lab.sh("echo back").await.stdout, "back\n");
     assert_eq!(finish(quiet).await.stdout, "there\n");
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
@@ -91,7 +91,7 @@ impl Lab {
 
     /// Whether PID 1 has ended, and how.
     pub async fn ended(&mut self) -> std::process::ExitStatus {
-        for _ in 0..1000 {
+        for _ in 0..3000 {
             if let Some(status) = self.holder.try_wait().unwrap() {
                 return status;
             }
@@ -180,13 +180,11 @@ pub async fn collect(mut content: ByteStream) -> Vec<u8> {
 
 /// Waits until something is so.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    for _ in 0..500 {
-        if condition().await {
-            return;
-        }
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < SOON, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("not in time: {what}");
 }
 
 fn start_machine(root: &Path, agent: &Path) -> Child {

@@ -224,7 +224,9 @@ async fn a_peer_that_falls_silent_loses_its_connection_and_its_callers_are_told(
     let silent = tokio::spawn(async move {
         let mut connection = h2::server::Builder::new().handshake::<_, Bytes>(stream).await.unwrap();
         let mut commands = Vec::new();
-        while let Ok(Some(Ok((request, mut respond)))) = timeout(Duration::from_secs(1), connection.accept()).await {
+        // Once the command is answered, a moment for the answer to leave.
+        let patience = |commands: &Vec<_>| if commands.is_empty() { SOON } else { Duration::from_secs(1) };
+        while let Ok(Some(Ok((request, mut respond)))) = timeout(patience(&commands), connection.accept()).await {
             let mut body = respond.send_response(Response::new(()), false).unwrap();
             if request.uri().path() == operation::HELLO {
                 body.send_data(r#"{"protocol":1,"version":"1"}"#.into(), true).unwrap();
@@ -233,13 +235,13 @@ async fn a_peer_that_falls_silent_loses_its_connection_and_its_callers_are_told(
             }
         }
         // Not even a ping is answered any more, and nothing is closed.
-        tokio::time::sleep(3 * SOON).await;
+        tokio::time::sleep(10 * SOON).await;
         drop((connection, commands));
     });
     liar.hub.connected(liar.machine, SOON).await.unwrap();
     let mut session = soon(liar.hub.exec(liar.machine, command(&["x"]))).await.unwrap();
     let begun = Instant::now();
-    let item = timeout(Duration::from_secs(25), session.output.recv()).await.expect("the caller is told");
+    let item = timeout(3 * SOON, session.output.recv()).await.expect("the caller is told");
     assert!(item.is_none(), "{item:?}");
     assert!(begun.elapsed() > Duration::from_secs(5), "it was given time");
     eventually("the connection is dropped", async || !liar.hub.is_connected(liar.machine)).await;
@@ -261,9 +263,10 @@ async fn a_reader_who_does_not_read_bounds_what_a_peer_can_send() {
     })
     .await;
     let session = soon(liar.hub.exec(liar.machine, command(&["x"]))).await.unwrap();
+    eventually("it is sent", async || SENT.load(Ordering::Relaxed) >= 100_000).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let sent = SENT.load(Ordering::Relaxed);
-    assert!((100_000..4 << 20).contains(&sent), "{sent} bytes went on their way");
+    assert!(sent < 4 << 20, "{sent} bytes went on their way");
     drop(session);
 }
 
@@ -304,7 +307,7 @@ async fn random_bytes_never_stop_the_hub() {
     ];
     let until = Instant::now() + Duration::from_secs(5);
     let mut rounds = 0;
-    while Instant::now() < until {
+    while Instant::now() < until || rounds <= 20 {
         let bytes = noise.new_tree(&mut runner).unwrap().current();
         let mut stream = liar.dial().await;
         let _ = stream.write_all(&bytes).await;
@@ -312,7 +315,6 @@ async fn random_bytes_never_stop_the_hub() {
         rounds += 1;
     }
     println!("{rounds} rounds of noise");
-    assert!(rounds > 20);
     // Whoever behaves is met as ever.
     liar.meet(|_, respond| answer_with(respond, 422, r#"{"code":"path_not_found","detail":"none"}"#)).await;
     eventually("an honest answer", async || {

@@ -25,8 +25,8 @@ pub(super) async fn keeping_a_lease_alive_keeps_its_keys(subject: Subject) {
     let store = subject.store();
     let lease = store.grant(subject.ttl).await.unwrap();
     let revision = commit(&*store, vec![put_with("a", "1", lease)]).await;
-    for _ in 0..4 {
-        tokio::time::sleep(subject.ttl / 2).await;
+    for _ in 0..8 {
+        tokio::time::sleep(subject.ttl / 4).await;
         store.keep_alive(lease).await.unwrap();
         assert!(get(&*store, "a").await.is_some());
     }
@@ -120,7 +120,7 @@ pub(super) async fn a_lease_outlives_a_restart_and_then_ends(mut subject: Subjec
     gone(&*store, "a").await;
     let lasted = restarted.elapsed();
     // Generous, because a backend may be late; what matters is that the time did not start over again and again.
-    assert!(lasted <= subject.ttl * 5 + Duration::from_secs(5), "{lasted:?}");
+    assert!(lasted <= subject.ttl * 5 + Duration::from_secs(10), "{lasted:?}");
     assert_eq!(keys(&*store, "").await, [""; 0]);
     let mut watch = store.watch("", put).await.unwrap();
     next(&mut *watch).await;

@@ -26,8 +26,11 @@ pub const SERVER6: &str = "fd00:1::1";
 /// The device's own address where it is a TAP device.
 pub const ROUTER: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
+/// Time in which anything is done, on however busy a machine.
+pub const SOON: Duration = Duration::from_secs(40);
+
 /// A transfer in which nothing comes for so long does not go on.
-const STALLED: Duration = Duration::from_secs(20);
+const STALLED: Duration = SOON;
 
 pub struct World {
     pub lab: Lab,
@@ -134,7 +137,7 @@ impl World {
     pub fn operator(&self, at: &Namespace, number: u128, key: PrivateKey, endpoint: SocketAddr) -> Operator {
         // One that just went may still be open in a process that is being started.
         let mut device = None;
-        eventually("a device", Duration::from_secs(10), || {
+        eventually("a device", || {
             device = at.enter(|| open_device("wg0", DeviceKind::Tun).ok());
             device.is_some()
         });
@@ -209,7 +212,7 @@ pub fn carries_to_port(from: &Namespace, to: &Namespace, address: &str, port: u1
         got
     });
     from.enter(move || {
-        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(10)).unwrap();
+        let mut stream = TcpStream::connect_timeout(&at, SOON).unwrap();
         stream.set_write_timeout(Some(STALLED)).unwrap();
         stream.write_all(&sent).unwrap();
     });
@@ -328,13 +331,14 @@ impl Drop for Relay {
 
 /// Echo requests are answered, within what a busy machine may take for the first.
 pub fn answers(from: &Namespace, to: &str) {
-    eventually(&format!("an answer of {to}"), Duration::from_secs(10), || from.pings(to));
+    eventually(&format!("an answer of {to}"), || from.pings(to));
 }
 
-pub fn eventually(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+/// Waits until something is so.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < limit, "{what} did not happen within {limit:?}");
+        assert!(start.elapsed() < SOON, "{what} did not happen within {SOON:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

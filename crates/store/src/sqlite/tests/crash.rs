@@ -91,7 +91,7 @@ fn killed_at_random_instants_it_keeps_every_answered_write_and_no_half_one() {
         while round % 5 != 0 && scene.answers().len() == answers_before {
             let ended = child.try_wait().unwrap();
             assert!(ended.is_none(), "the child ended by itself: {}", scene.complaints());
-            assert!(started.elapsed() < Duration::from_secs(20), "the child answers nothing: {}", scene.complaints());
+            assert!(started.elapsed() < Duration::from_secs(60), "the child answers nothing: {}", scene.complaints());
             std::thread::sleep(Duration::from_millis(1));
         }
         random ^= random << 13;
@@ -280,7 +280,7 @@ async fn verify_tour(scene: &Scene, point: &str) {
     assert!(store.head.borrow().oldest >= last("forgotten"), "{point}: a forgotten history is back");
     let started = Instant::now();
     while list(&store, "l/").await.iter().any(|entry| entry.key.ends_with('a') || entry.key.ends_with('b')) {
-        assert!(started.elapsed() < Duration::from_secs(5), "{point}: a lease never ends");
+        assert!(started.elapsed() < Duration::from_secs(30), "{point}: a lease never ends");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

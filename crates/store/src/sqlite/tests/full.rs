@@ -43,7 +43,8 @@ async fn fill_and_go_on(directory: PathBuf) {
     let ballast = directory.join("ballast");
     std::fs::write(&ballast, vec![0; 512 * 1024]).unwrap();
     let store = Arc::new(SqliteStore::open(&path).unwrap());
-    let lease = store.grant(Duration::from_millis(500)).await.unwrap();
+    const TTL: Duration = Duration::from_secs(2);
+    let lease = store.grant(TTL).await.unwrap();
     commit(&store, vec![Op::Put { key: "leased".into(), value: vec![1], lease: Some(lease) }]).await;
     let mut answered = Vec::new();
     let error = loop {
@@ -75,6 +76,7 @@ async fn fill_and_go_on(directory: PathBuf) {
     }
     kept().await;
 
+    tokio::time::sleep(TTL).await;
     std::fs::remove_file(&ballast).unwrap();
     let before = store.revision().await.unwrap();
     let mut watch = store.watch("", before + 1).await.unwrap();

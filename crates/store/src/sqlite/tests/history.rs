@@ -12,7 +12,7 @@ fn rows(path: &Path) -> u64 {
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if holds() {
             return;
         }
@@ -113,7 +113,7 @@ async fn a_lease_never_lasts_longer_than_its_ttl_after_a_restart_with_a_wrong_cl
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("store.db");
     let store = SqliteStore::open(&path).unwrap();
-    let lease = store.grant(Duration::from_millis(300)).await.unwrap();
+    let lease = store.grant(Duration::from_secs(3)).await.unwrap();
     let ops = vec![Op::Put { key: "a".into(), value: vec![1], lease: Some(lease) }];
     commit(&store, ops).await;
     drop(store);
@@ -122,7 +122,7 @@ async fn a_lease_never_lasts_longer_than_its_ttl_after_a_restart_with_a_wrong_cl
     let store = SqliteStore::open(&path).unwrap();
     assert!(store.get("a").await.unwrap().is_some());
     let mut watch = store.watch("a", 2).await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(5), watch.next()).await.expect("the lease never ends");
+    let ended = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the lease never ends");
     assert_eq!(ended.unwrap(), [Change { revision: 2, key: "a".into(), value: None }]);
 }
 
@@ -131,14 +131,17 @@ async fn hundreds_of_leases_that_end_at_once_all_end() {
     let directory = TempDir::new().unwrap();
     let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
     for index in 0..300 {
-        let lease = store.grant(Duration::from_millis(200)).await.unwrap();
+        let lease = store.grant(Duration::from_secs(2)).await.unwrap();
         let key = format!("l/{index}");
         commit(&store, vec![Op::Put { key, value: vec![1], lease: Some(lease) }]).await;
     }
-    let mut watch = store.watch("l/", 301).await.unwrap();
-    for _ in 0..300 {
-        let ended = tokio::time::timeout(Duration::from_secs(5), watch.next()).await.expect("a lease never ends");
-        assert_eq!(ended.unwrap().len(), 1);
+    // The first ones may end before the last ones are there.
+    let mut watch = store.watch("l/", 1).await.unwrap();
+    let mut ended = 0;
+    while ended < 300 {
+        let changes = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("a lease never ends");
+        let [change] = &changes.unwrap()[..] else { panic!("two keys in one revision") };
+        ended += usize::from(change.value.is_none());
     }
     assert_eq!(list(&store, "").await, []);
 }

@@ -40,7 +40,7 @@ impl Factory for Files {
     }
 
     fn shortest_ttl(&self) -> Duration {
-        Duration::from_millis(250)
+        Duration::from_secs(1)
     }
 }
 
@@ -62,7 +62,7 @@ impl Instance for File {
         {
             // Holds off the writer, which may be shortening the history, so that the copy is of one instant.
             let connection = Connection::open(self.path()).unwrap();
-            connection.busy_timeout(Duration::from_secs(5)).unwrap();
+            connection.busy_timeout(Duration::from_secs(30)).unwrap();
             connection.execute_batch("BEGIN IMMEDIATE").unwrap();
             for name in ["store.db", "store.db-wal"] {
                 // By another process: to close a descriptor of the database in this one would drop SQLite's locks.
