@@ -12,7 +12,7 @@ use common::{Options, Server, eventually};
 use warren_reconcile::crash;
 
 /// How long a server has to finish or undo what an earlier one began.
-const SETTLES_WITHIN: Duration = Duration::from_secs(20);
+const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 /// Steps that only mend what somebody else changed; making and removing never takes them.
 const MENDING: [&str; 5] =
     ["network-repair-gateway", "network-load-rules", "network-detach-stray", "network-admit", "network-expel"];

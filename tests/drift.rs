@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{Server, eventually, text};
 
-const SOON: Duration = Duration::from_secs(8);
+const SOON: Duration = Duration::from_secs(30);
 
 fn pair() -> Server {
     let server = Server::start();

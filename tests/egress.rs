@@ -19,7 +19,7 @@ const HOST_V4: &str = HOST[0];
 const HOST_V6: &str = HOST[1];
 /// The host's other addresses: a private network behind it, and a second public one.
 const HOST_OTHERS: [&str; 4] = ["192.168.50.1", "fd50::1", "185.199.108.7", "2a04:4e42::7"];
-const SOON: Duration = Duration::from_secs(8);
+const SOON: Duration = Duration::from_secs(30);
 
 /// The internet, and a host on it that does not forward.
 struct Online {

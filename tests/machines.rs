@@ -199,7 +199,7 @@ fn a_machine_that_breaks_the_agents_protocol_only_loses_itself() {
         "python3 - <<'X'\nimport socket,os\nfor i in range(50):\n  s=socket.socket(socket.AF_UNIX)\n  try:\n    s.connect('/run/warren/agent.sock'); s.send(os.urandom(65536))\n  except OSError: pass\nX",
     );
     assert_eq!(server.exec("good", "echo fine").trim(), "fine");
-    assert!(eventually(Duration::from_secs(5), || server.try_exec("bad", "echo fine").1.trim() == "fine"));
+    assert!(eventually(Duration::from_secs(30), || server.try_exec("bad", "echo fine").1.trim() == "fine"));
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn a_machine_knows_the_truth_about_itself_and_its_neighbours() {
     assert!(facts().contains(address) && facts().contains("a.vm.internal"), "{}", facts());
 
     server.ok(&["machine", "create", "b", "--port", "web=8080/http"]);
-    let within = Duration::from_secs(10);
+    let within = Duration::from_secs(30);
     assert!(eventually(within, || facts().contains("b.vm.internal") && facts().contains("8080")), "{}", facts());
     server.ok(&["machine", "rename", "b", "c"]);
     assert!(eventually(within, || facts().contains("c.vm.internal") && !facts().contains("b.vm.internal")));
@@ -288,7 +288,7 @@ fn signals_reach_the_command() {
     server.ok(&["machine", "create", "a"]);
     let script = "trap 'echo caught; exit 9' INT; touch /run/ready; while :; do sleep 0.1; done";
     let child = server.spawn(&["exec", "a", "--", "sh", "-c", script]);
-    assert!(eventually(Duration::from_secs(10), || server.try_exec("a", "test -e /run/ready").0 == 0));
+    assert!(eventually(Duration::from_secs(30), || server.try_exec("a", "test -e /run/ready").0 == 0));
     let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
     let output = child.wait_with_output().unwrap();
@@ -296,8 +296,8 @@ fn signals_reach_the_command() {
     // A caller that vanishes takes its command with it.
     let mut gone = server.spawn(&["exec", "a", "--", "sleep", "4321"]);
     let runs = || server.try_exec("a", "grep -lz ^4321 /proc/[0-9]*/cmdline").0 == 0;
-    assert!(eventually(Duration::from_secs(10), runs));
+    assert!(eventually(Duration::from_secs(30), runs));
     gone.kill().unwrap();
     gone.wait().unwrap();
-    assert!(eventually(Duration::from_secs(10), || !runs()), "the command outlived its caller");
+    assert!(eventually(Duration::from_secs(30), || !runs()), "the command outlived its caller");
 }

@@ -9,7 +9,7 @@ use warren_lab::Lab;
 use warren_lab::outside::{Outside, RESOLVERS};
 
 /// How long the facts may lag behind.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 const APART: &str = "\
 networks:
@@ -26,7 +26,7 @@ def ask(name, kind):
     labels = b''.join(bytes([len(label)]) + label.encode() for label in name.split('.'))
     query = struct.pack('>6H', 7, 0x100, 1, 0, 0, 0) + labels + b'\0' + struct.pack('>2H', kind, 1)
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    s.settimeout(3)
+    s.settimeout(20)
     s.sendto(query, ([line.split()[1] for line in open('/etc/resolv.conf') if line.startswith('nameserver')][0], 53))
     answer = s.recv(4096)
     return (answer[:12] + answer[len(query):]).hex()

@@ -57,7 +57,7 @@ fn received(server: &Server, machine: &str, send_them: impl FnOnce()) -> String 
     );
     send_them();
     send(server, "a", "udp4('10.0.1.10','10.0.1.11',payload=b'the last one')");
-    assert!(eventually(Duration::from_secs(10), || server.try_exec(machine, "test -e /root/heard").0 == 0));
+    assert!(eventually(Duration::from_secs(30), || server.try_exec(machine, "test -e /root/heard").0 == 0));
     server.exec(machine, "cat /root/heard")
 }
 

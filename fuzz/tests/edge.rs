@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use ulid::Ulid;
-use warren_edge::{NameRecord, NetworkView, fuzz};
+use warren_edge::{NameRecord, NetworkChange, NetworkView, fuzz};
 use warren_fuzz::{Target, run};
 use warren_model::policy::{Group, Member};
 use warren_model::{MachineId, MemberNumber};
@@ -265,6 +265,8 @@ fn control_frames() {
 #[test]
 fn control_messages() {
     let put = |view: NetworkView| json!({"put_network": {"view": view, "sockets": true, "device": true}});
+    let changed =
+        NetworkView { generation: 8, members: Vec::new(), operators: Vec::new(), groups: Default::default(), ..view() };
     let seeds = [
         put(view()),
         json!("status"),
@@ -273,7 +275,9 @@ fn control_messages() {
         json!({"listen_public": {"kind": "https"}}),
         json!({"add_dialers": {"network": 1}}),
         json!({"public_counters": {"hosts": ["a.example.com"]}}),
-        json!({"put_public": {"generation": 7, "snapshot": warren_ingress::Snapshot::default()}}),
+        json!({"put_public": {"generation": {"content": 7, "challenges": 8}, "snapshot": warren_ingress::Snapshot::default()}}),
+        json!({"put_challenges": {"generation": 7, "challenges": {"token": "answer"}}}),
+        json!({"change_network": {"change": NetworkChange::between(&view(), &changed).unwrap()}}),
         json!({"hello": {"protocol": 2}}),
         json!({"remove_network": {"number": 1}}),
         json!({"take_denials": {"after": 7}}),
@@ -283,7 +287,7 @@ fn control_messages() {
         json!({"flow_counters": {"network": 1}}),
         json!({"status": {"pid": 1, "version": "0", "networks": {"1": 7}, "queries": warren_edge::QueryCounters::default(), "names": 0,
             "tunnel": null, "devices": [1], "refused": [],
-            "public": {"generation": 7, "listening": {"https": ["[::]:443"]}, "dialers": {}, "room": 64}}}),
+            "public": {"generation": {"content": 7, "challenges": 8}, "listening": {"https": ["[::]:443"]}, "dialers": {}, "room": 64}}}),
     ];
     let seeds = seeds.iter().map(|seed| seed.to_string().into_bytes()).collect();
     run(&Target {

@@ -35,7 +35,7 @@ impl Resolver {
             let address: IpAddr = address.parse().unwrap();
             let mut socket = None;
             // A busy kernel takes a while until a new IPv6 address can be used.
-            eventually(Duration::from_secs(5), || {
+            eventually(Duration::from_secs(30), || {
                 socket = internet.namespace.enter(|| UdpSocket::bind((address, 53))).ok();
                 socket.is_some()
             });

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use warren_lab::Namespace;
 
 /// A block that has not ended by then hangs.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 pub struct Shell {
     child: Child,

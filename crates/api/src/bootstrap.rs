@@ -6,7 +6,7 @@ use warren_model::{
     AccountId, EventId, InstallationId, KeyId, Label, MemberNumber, NetworkCidr, NetworkId, NetworkNumber, UlaPrefix,
 };
 use warren_store::session::{self, Why};
-use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, schema};
+use warren_store::{Store, StoreError, TxnBuilder, TxnOutcome, Typed, Versioned, domain, schema};
 
 use crate::secret::{self, NoRandomness};
 
@@ -36,13 +36,14 @@ pub struct Bootstrap {
     pub root_key: Option<String>,
 }
 
-/// Makes the installation, or finds it made. Safe to call at every start.
+/// Makes the installation, or finds it made, and brings what an older Warren wrote up to date. Safe to call at every start.
 ///
 /// # Errors
 /// When the store fails, or the kernel has no random bytes.
 pub async fn ensure(store: &dyn Store, now: Timestamp) -> Result<Bootstrap, BootstrapError> {
     for _ in 0..ATTEMPTS {
         if let Some(found) = store.read(&schema::installation()).await? {
+            domain::complete(store).await?;
             return Ok(Bootstrap { installation: found.record, root_key: None });
         }
         let installation = Installation {

@@ -57,6 +57,12 @@ pub trait Tunnels: Send + Sync + 'static {
     /// Why they never will, such as that its record is gone; the API closes the session again.
     async fn opened(&self, session: &Session) -> Result<(), AccessError>;
 
+    /// Whether packets of a session pass at this moment.
+    ///
+    /// # Errors
+    /// Why they do not, for a person: the port cannot be had, or the tunnel could not take the session yet.
+    fn passes(&self, session: &Session) -> Result<(), String>;
+
     /// Waits until nothing of a session passes whose record is gone. The API bounds the wait.
     async fn closed(&self, session: SessionId);
 

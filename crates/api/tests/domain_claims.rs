@@ -80,7 +80,8 @@ async fn resolvers_that_are_silent_or_missing_are_told_apart() {
     let started = std::time::Instant::now();
     let looked = claim(&lab, &lab.root, "example.com").await.expect(200);
     assert!(looked.at("/detail").contains("in time"), "{}", looked.text);
-    assert!(started.elapsed() < std::time::Duration::from_secs(12), "{:?}", started.elapsed());
+    // The look ends by itself after 8 s.
+    assert!(started.elapsed() < std::time::Duration::from_secs(30), "{:?}", started.elapsed());
 
     let without = common::lab().await;
     claim(&without, &without.root, "example.com").await.expect(201);

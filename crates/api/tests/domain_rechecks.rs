@@ -69,7 +69,7 @@ async fn looked(lab: &Lab) {
 async fn until(reason: &str, done: impl AsyncFn() -> bool) {
     let started = Instant::now();
     while !done().await {
-        assert!(started.elapsed() < Duration::from_secs(20), "{reason}");
+        assert!(started.elapsed() < Duration::from_secs(30), "{reason}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -5,8 +5,9 @@ mod common;
 use std::sync::atomic::Ordering;
 
 use common::domains::{claim, machine, map, public};
-use common::{Lab, lab, lab_with, request, with_header};
+use common::{Answered, Lab, lab, lab_with, request, with_header};
 use serde_json::{Value, json};
+use warren_api::{PublicInfo, bootstrap};
 use warren_model::domain::{CertificateState, DomainCertificate, DomainStatus, DomainTraffic};
 use warren_store::{TxnBuilder, Typed, schema};
 
@@ -69,6 +70,12 @@ async fn a_listener_that_is_not_there_is_said_with_its_reason() {
     assert!(refused.at("/detail").contains("0.0.0.0:443 is in use"), "{}", refused.text);
     let shown = lab.get(&lab.root, "/v1/domains/a.preview.example").await.expect(200);
     assert!(shown.at("/certificate/detail").contains("0.0.0.0:443 is in use"), "{}", shown.text);
+    // The edge knows the name all the same, where it is only a port that is missing.
+    let host = "a.preview.example".parse().unwrap();
+    lab.publisher.known.lock().unwrap().insert(host, DomainStatus::default());
+    let listed = lab.get(&lab.root, "/v1/domains").await.expect(200);
+    let why = listed.at("/items/0/hindrance");
+    assert!(why.contains("0.0.0.0:443 is in use") && why.contains("--https-listen"), "{}", listed.text);
     // What is public can be withdrawn all the same.
     lab.delete(&lab.root, "/v1/domains/a.preview.example").await.expect(204);
 }
@@ -260,6 +267,49 @@ async fn a_domain_can_be_changed_and_what_is_not_named_stays() {
 }
 
 #[tokio::test]
+async fn a_domain_of_an_older_server_is_found_by_its_id_once_the_server_has_started() {
+    let lab = public().await;
+    let id = map(&lab, &lab.root, "a.preview.example").await.expect(201).at("/id");
+    let path = format!("/v1/domains/{id}");
+    TxnBuilder::new().delete(&schema::domain_id(id.parse().unwrap())).commit(&*lab.store).await.unwrap();
+    lab.get(&lab.root, &path).await.expect(404);
+    bootstrap::ensure(&*lab.store, jiff::Timestamp::now()).await.unwrap();
+    assert_eq!(lab.get(&lab.root, &path).await.expect(200).at("/host"), "a.preview.example");
+    // Another account's is not found by it either.
+    let other = lab.account("other").await;
+    lab.get(&other, &path).await.expect(404).refused("not_found");
+}
+
+#[tokio::test]
+async fn a_burst_follows_the_rate_until_somebody_asks_for_one() {
+    let lab = public().await;
+    let path = "/v1/domains/a.preview.example";
+    let set = |limits: Value| lab.patch(&lab.root, path, json!({ "limits": limits }));
+    let rate_and_burst = |shown: &Answered| (shown.at("/limits/requests_per_second"), shown.at("/limits/burst"));
+    let pair = |rate: &str, burst: &str| (rate.to_owned(), burst.to_owned());
+    map(&lab, &lab.root, "a.preview.example").await.expect(201);
+    assert_eq!(rate_and_burst(&set(json!({ "requests_per_second": 50 })).await.expect(200)), pair("50", "100"));
+    // Also where what was asked for is what it would have been.
+    assert_eq!(rate_and_burst(&set(json!({ "burst": 100 })).await.expect(200)), pair("50", "100"));
+    assert_eq!(rate_and_burst(&set(json!({ "requests_per_second": 70 })).await.expect(200)), pair("70", "100"));
+    assert_eq!(rate_and_burst(&set(json!({ "idle_seconds": 9 })).await.expect(200)), pair("70", "100"));
+    let refused = set(json!({ "requests_per_second": 101 })).await.expect(422).refused("limit_out_of_range");
+    assert!(refused.at("/detail").contains("name one that fits the new rate"), "{}", refused.text);
+    let both = json!({ "requests_per_second": 101, "burst": 300 });
+    assert_eq!(rate_and_burst(&set(both).await.expect(200)), pair("101", "300"));
+
+    // Of a record that does not say, the numbers do.
+    let key = schema::domain(&"a.preview.example".parse().unwrap());
+    for (burst, after) in [(202, "20"), (300, "300")] {
+        let mut record = lab.store.read(&key).await.unwrap().unwrap().record;
+        record.burst_asked_for = None;
+        (record.limits.requests_per_second, record.limits.burst) = (101, burst);
+        TxnBuilder::new().put(&key, &record).unwrap().commit(&*lab.store).await.unwrap();
+        assert_eq!(rate_and_burst(&set(json!({ "requests_per_second": 10 })).await.expect(200)), pair("10", after));
+    }
+}
+
+#[tokio::test]
 async fn a_port_that_is_public_stays_declared() {
     let lab = public().await;
     map(&lab, &lab.root, "a.preview.example").await.expect(201);
@@ -297,7 +347,7 @@ async fn domains_go_with_their_machine_and_its_network() {
 
 #[tokio::test]
 async fn a_machine_that_is_being_deleted_is_not_made_public() {
-    let lab = lab_with(|config| config.operation_deadline = std::time::Duration::from_millis(300)).await;
+    let lab = lab_with(|config| config.operation_deadline = std::time::Duration::from_secs(2)).await;
     lab.publisher.listen();
     let id = machine(&lab, &lab.root, "web").await;
     map(&lab, &lab.root, "a.preview.example").await.expect(201);
@@ -338,6 +388,7 @@ async fn what_the_edge_knows_is_shown() {
     let lab = public().await;
     let made = map(&lab, &lab.root, "a.preview.example").await.expect(201);
     assert_eq!(made.at("/certificate/detail"), "the edge does not know it yet");
+    assert_eq!(made.at("/hindrance"), "the edge does not know it yet");
     let status = DomainStatus {
         certificate: DomainCertificate {
             state: CertificateState::Valid,
@@ -351,6 +402,10 @@ async fn what_the_edge_knows_is_shown() {
     assert_eq!(shown.body["certificate"], json!({ "state": "valid", "not_after": "2027-01-01T00:00:00Z" }));
     let traffic = json!({ "requests": 3, "refused": 2, "sent_bytes": 10, "received_bytes": 20, "open": 1 });
     assert_eq!(shown.body["traffic"], traffic);
+    assert_eq!(shown.body.get("hindrance"), None);
+    *lab.publisher.info.lock().unwrap() = PublicInfo::nothing();
+    let shown = lab.get(&lab.root, "/v1/domains/a.preview.example").await.expect(200);
+    assert!(shown.at("/hindrance").contains("publishes nothing: start it with --https-listen"), "{}", shown.text);
 }
 
 #[tokio::test]

@@ -178,7 +178,7 @@ async fn every_failure_of_a_create_can_be_read() {
     let lab = lab_with(|config| {
         config.machines_per_account = 3;
         config.max_requests = 8;
-        config.request_timeout = Duration::from_millis(300);
+        config.request_timeout = Duration::from_secs(2);
     })
     .await;
     let create = async |body: Value| post(&lab, "/v1/vms", body).await;

@@ -30,7 +30,7 @@ async fn connect(address: SocketAddr, path: &str, headers: &[(&'static str, &str
 
 const TOKEN: &str = "x-freestyle-identity-access-token";
 const USER: &str = "x-freestyle-vm-linux-user-id";
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 struct Token {
     secret: String,

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use common::places::{POLICY, apply, places, strings};
 use common::{Answered, Lab, lab, lab_with};
-use serde_json::json;
+use serde_json::{Value, json};
 
 async fn explain(lab: &Lab, from: &str, to: &str, port: &str) -> Answered {
     lab.post(&lab.root, "/v1/explain", json!({ "from": from, "to": to, "port": port })).await
@@ -75,6 +75,89 @@ async fn names_and_addresses_outside_are_explained() {
     // An address of its own network is the machine that has it.
     assert_eq!(verdict(ask("192.168.10.3", "tcp/5432").await), ("allow".into(), "agent-db".into()));
     assert_eq!(verdict(ask("db.vm.internal", "tcp/5432").await), ("allow".into(), "agent-db".into()));
+}
+
+#[tokio::test]
+async fn a_session_is_explained_by_its_id_and_its_name() {
+    let lab = places().await;
+    let text = "networks: {dev: {intra: deny}}\nallow:\n  - {id: ops, from: dev/tag:operator, to: dev/tag:db, ports: [tcp/5432]}\n  \
+                - {id: call, from: dev/tag:db, to: dev/tag:operator}";
+    apply(&lab, text).await.expect(200);
+    let open = async |body: Value| lab.post(&lab.root, "/v1/networks/dev/sessions", body).await.expect(201);
+    let whole = open(json!({ "reachable": true })).await;
+    let (id, name) = (whole.at("/id"), whole.at("/name"));
+    for from in [id.clone(), name.clone(), format!("dev/{name}")] {
+        let allowed = explain(&lab, &from, "db", "tcp/5432").await.expect(200);
+        assert_eq!((allowed.at("/verdict"), allowed.at("/rule")), ("allow".into(), "ops".into()), "{}", allowed.text);
+        assert_eq!((allowed.at("/from"), allowed.at("/pairs")), (format!("dev/{name}"), "1".into()));
+        assert!(allowed.at("/path/0").ends_with(&format!("({})", whole.at("/private_ip"))), "{}", allowed.text);
+    }
+    let denied = explain(&lab, &id, "db", "tcp/80").await.expect(200);
+    assert_eq!((denied.at("/verdict"), denied.at("/near_misses/0/rule")), ("deny".into(), "ops".into()));
+    assert_eq!(explain(&lab, "db", &id, "tcp/80").await.expect(200).at("/rule"), "call");
+    assert_eq!(explain(&lab, "agent", &id, "tcp/80").await.expect(200).at("/verdict"), "deny");
+    // Whom its network, and its tag, means besides.
+    assert_eq!(explain(&lab, &id, "dev/tag:operator", "tcp/80").await.expect(200).at("/verdict"), "deny");
+    explain(&lab, &id, &name, "tcp/80").await.expect(422).refused("invalid_request");
+}
+
+#[tokio::test]
+async fn a_session_reaches_no_more_than_it_was_opened_for_whatever_policy_allows() {
+    let lab = places().await;
+    let open = async |body: Value| lab.post(&lab.root, "/v1/networks/dev/sessions", body).await.expect(201).at("/id");
+    let withheld = async |from: &str, to: &str, port: &str| {
+        let answer = explain(&lab, from, to, port).await.expect(200);
+        let said = (answer.at("/verdict"), answer.at("/rule"), answer.at("/missing_rule"));
+        assert_eq!(said, ("deny".into(), "null".into(), "null".into()), "{}", answer.text);
+        assert_eq!(answer.body["near_misses"], json!([]));
+        answer.at("/reason")
+    };
+    let passes = async |from: &str, to: &str, port: &str| {
+        assert_eq!(explain(&lab, from, to, port).await.expect(200).at("/verdict"), "allow", "{from} {to} {port}");
+    };
+    let silent = open(json!({})).await;
+    passes(&silent, "db", "tcp/80").await;
+    assert!(withheld("db", &silent, "tcp/80").await.contains("is sent only what answers it"));
+
+    let one = open(json!({ "only": { "machine": "db" }, "reachable": true })).await;
+    let address = lab.get(&lab.root, "/v1/machines/db").await.at("/private_ip");
+    for to in ["db", &address] {
+        passes(&one, to, "icmp").await;
+    }
+    passes("db", &one, "tcp/80").await;
+    for to in ["agent", "net:dev", "192.168.10.1"] {
+        assert!(withheld(&one, to, "tcp/53").await.contains("was opened for dev/db only"), "{to}");
+    }
+    assert!(withheld("agent", &one, "tcp/80").await.contains("was opened for dev/db only"));
+
+    let port = open(json!({ "only": { "machine": "db", "port": 5432 }, "reachable": true })).await;
+    passes(&port, "db", "tcp/5432").await;
+    passes(&port, "db", "udp/5432").await;
+    for other in ["tcp/5431", "tcp/5432-5433", "tcp", "icmp"] {
+        assert!(withheld(&port, "db", other).await.contains("was opened for port 5432 of dev/db only"), "{other}");
+    }
+    withheld("db", &port, "tcp/5432").await;
+}
+
+#[tokio::test]
+async fn a_session_that_is_not_there_is_not_explained() {
+    let lab = places().await;
+    let opened = lab.post(&lab.root, "/v1/networks/dev/sessions", json!({})).await.expect(201);
+    let (id, name) = (opened.at("/id"), opened.at("/name"));
+    explain(&lab, &format!("prod/{name}"), "db", "tcp/80").await.expect(404).refused("not_found");
+    let mine = lab.account("mine").await;
+    lab.post(&mine, "/v1/machines", json!({ "name": "worker" })).await.expect(201);
+    for from in [&id, &name] {
+        let asked = json!({ "from": from, "to": "worker", "port": "tcp/80" });
+        lab.post(&mine, "/v1/explain", asked).await.expect(404).refused("not_found");
+    }
+    // A machine may be called like one.
+    lab.post(&mine, "/v1/machines", json!({ "name": "session-00000000" })).await.expect(201);
+    let asked = json!({ "from": "session-00000000", "to": "worker", "port": "tcp/80" });
+    assert_eq!(lab.post(&mine, "/v1/explain", asked).await.expect(200).at("/verdict"), "allow");
+    lab.delete(&lab.root, &format!("/v1/sessions/{id}")).await.expect(204);
+    let gone = explain(&lab, &id, "db", "tcp/80").await.expect(404).refused("not_found");
+    assert!(gone.at("/detail").contains("/v1/sessions"), "{}", gone.text);
 }
 
 #[tokio::test]

@@ -275,8 +275,21 @@ async fn without_a_gateway_sessions_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_session_of_which_nothing_passes_says_why() {
+    let lab = lab().await;
+    let path = format!("/v1/sessions/{}", open(&lab, &lab.root).await.at("/id"));
+    assert_eq!(lab.get(&lab.root, &path).await.expect(200).body.get("hindrance"), None);
+    *lab.tunnels.hindrance.lock().unwrap() = Some("UDP port 51820 cannot be had".into());
+    assert_eq!(lab.get(&lab.root, &path).await.expect(200).at("/hindrance"), "UDP port 51820 cannot be had");
+    for list in ["/v1/sessions", SESSIONS] {
+        let listed = lab.get(&lab.root, list).await.expect(200);
+        assert_eq!(listed.at("/items/0/hindrance"), "UDP port 51820 cannot be had", "{list}");
+    }
+}
+
+#[tokio::test]
 async fn nothing_stays_of_a_session_whose_packets_do_not_pass() {
-    let lab = lab_with(|config| config.operation_deadline = Duration::from_millis(100)).await;
+    let lab = lab_with(|config| config.operation_deadline = Duration::from_secs(2)).await;
     let send = || {
         let request = request("POST", SESSIONS, &lab.root, Some("{}".into()));
         lab.call(with_header(request, "idempotency-key", "once"))

@@ -1,18 +1,16 @@
 //! An internal certificate authority: a root that the operator gives to clients, and certificates below it.
 //!
 //! The root is made once, its key and certificate are stored by the caller, and it signs hosts' certificates directly.
-//! It can be limited to some domains (RFC 5280 §4.2.1.10), so that clients that trust it trust it for nothing else.
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use warren_model::policy::HostName;
-use x509_parser::extensions::GeneralName;
 use zeroize::Zeroize;
 
 use crate::certificate::{self, Validity};
@@ -31,7 +29,6 @@ pub struct Authority {
     root_pem: String,
     key: KeyPair,
     validity: Validity,
-    permitted: Vec<String>,
 }
 
 /// Why there is no authority, or no certificate from it.
@@ -47,8 +44,6 @@ pub enum AuthorityError {
     Mismatch,
     #[error("the root certificate has expired, at {at}; make a new authority, and give its root to the clients")]
     Expired { at: Timestamp },
-    #[error("this authority may not certify {name}: it is limited to {}", permitted.join(", "))]
-    NotPermitted { name: HostName, permitted: Vec<String> },
     #[error("{0} is not a time that a certificate can have")]
     Time(Timestamp),
     #[error("the certificate could not be made: {0}")]
@@ -58,19 +53,14 @@ pub enum AuthorityError {
 }
 
 impl Authority {
-    /// Makes a root with a new P-256 key, valid for [`ROOT_LIFETIME`]. `name` is what clients show for it. With
-    /// `permitted` it can only certify these names and those below them; empty means any.
-    pub fn create(name: &str, permitted: &[HostName], now: Timestamp) -> Result<Self, AuthorityError> {
+    /// Makes a root with a new P-256 key, valid for [`ROOT_LIFETIME`]. `name` is what clients show for it.
+    pub fn create(name: &str, now: Timestamp) -> Result<Self, AuthorityError> {
         let mut params = CertificateParams::default();
         (params.not_before, params.not_after) = dates(now, now.saturating_add(ROOT_LIFETIME).unwrap_or(now))?;
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        if !permitted.is_empty() {
-            let permitted_subtrees = permitted.iter().map(|name| GeneralSubtree::DnsName(name.to_string())).collect();
-            params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
-        }
         let key = KeyPair::generate().map_err(not_made)?;
         let root = params.self_signed(&key).map_err(not_made)?;
         Self::of(root.der().clone(), key)
@@ -102,11 +92,6 @@ impl Authority {
         self.validity
     }
 
-    /// The names that this authority is limited to, with all below them; empty means any.
-    pub fn permitted(&self) -> &[String] {
-        &self.permitted
-    }
-
     /// A certificate for a name, with a new P-256 key. It ends with the root, if that is earlier than `lifetime`
     /// (usually [`LEAF_LIFETIME`]) from now.
     pub fn issue(
@@ -115,13 +100,6 @@ impl Authority {
         lifetime: SignedDuration,
         now: Timestamp,
     ) -> Result<Certificate, AuthorityError> {
-        let below = |permitted: &String| {
-            let permitted = permitted.trim_start_matches('.');
-            name.as_str().strip_suffix(permitted).is_some_and(|front| front.is_empty() || front.ends_with('.'))
-        };
-        if !self.permitted.is_empty() && !self.permitted.iter().any(below) {
-            return Err(AuthorityError::NotPermitted { name: name.clone(), permitted: self.permitted.clone() });
-        }
         if self.validity.not_after <= now {
             return Err(AuthorityError::Expired { at: self.validity.not_after });
         }
@@ -153,18 +131,8 @@ impl Authority {
         }
         let validity =
             certificate::validity(&parsed).ok_or_else(|| unreadable("its dates are out of range".to_owned()))?;
-        let constraints = parsed.name_constraints().map_err(|error| unreadable(error.to_string()))?;
-        let permitted = constraints
-            .and_then(|constraints| constraints.value.permitted_subtrees.as_ref())
-            .into_iter()
-            .flatten()
-            .filter_map(|subtree| match &subtree.base {
-                GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-                _ => None,
-            })
-            .collect();
         drop(parsed);
-        Ok(Self { root_pem: pem::of_certificates(std::slice::from_ref(&root)), root, key, validity, permitted })
+        Ok(Self { root_pem: pem::of_certificates(std::slice::from_ref(&root)), root, key, validity })
     }
 }
 
@@ -176,10 +144,7 @@ impl Drop for Authority {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority")
-            .field("validity", &self.validity)
-            .field("permitted", &self.permitted)
-            .finish_non_exhaustive()
+        f.debug_struct("Authority").field("validity", &self.validity).finish_non_exhaustive()
     }
 }
 

@@ -22,8 +22,6 @@ pub struct Window {
     pub end: Timestamp,
     /// How long this answer holds: 1 minute to 1 day (RFC 9773 §4.3).
     pub ask_again: SignedDuration,
-    /// A page that says why, where the authority has one.
-    pub explanation: Option<String>,
 }
 
 impl Window {
@@ -102,7 +100,7 @@ mod tests {
     }
 
     fn window(start: i64, end: i64) -> Window {
-        Window { start: at(start), end: at(end), ask_again: SignedDuration::from_hours(6), explanation: None }
+        Window { start: at(start), end: at(end), ask_again: SignedDuration::from_hours(6) }
     }
 
     #[test]

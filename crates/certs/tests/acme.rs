@@ -5,7 +5,6 @@ mod common;
 
 use std::sync::Arc;
 
-use common::pebble::{CUSTOMER, Pebble};
 use common::{Answers, name};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
@@ -13,9 +12,8 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use warren_certs::Certificate;
-use warren_certs::acme::{
-    Account, AcmeError, Credentials, Directory, ExternalAccount, NewAccountRequest, Outlook, Step,
-};
+use warren_certs::acme::{Account, AcmeError, Credentials, Directory, Outlook, Step};
+use warren_lab::pebble::{NOBODY, Pebble, ServerTls};
 
 /// Panics unless a client that trusts `root` accepts the certificate for the name.
 fn accepted(certificate: &Certificate, root: &str, host: &str) {
@@ -29,21 +27,24 @@ fn accepted(certificate: &Certificate, root: &str, host: &str) {
     verifier.verify_server_cert(&chain[0], &chain[1..], &server, &[], UnixTime::now()).unwrap();
 }
 
+fn directory(pebble: &Pebble) -> Directory {
+    Directory::new(&pebble.directory(), Some(&pebble.ca_file())).unwrap()
+}
+
 async fn account(pebble: &Pebble) -> Account {
-    let request = NewAccountRequest { contact: Some("ops@example.com".parse().unwrap()), external: None };
-    Account::create(&pebble.directory(), &request).await.unwrap()
+    Account::create(&directory(pebble), Some(&"ops@example.com".parse().unwrap())).await.unwrap()
 }
 
 #[tokio::test]
 async fn a_certificate_is_issued_by_answering_the_challenges_of_every_name() {
     let answers = Answers::start().await;
-    let pebble = Pebble::start(&answers).await;
+    let pebble = Pebble::on_loopback(answers.port);
     let account = account(&pebble).await;
     let names = [name("shop.example.com"), name("a.preview.example.com"), name("shop.example.com")];
 
     let certificate = account.issue(&names, &answers).await.unwrap();
 
-    let root = pebble.root().await;
+    let root = pebble.root(None);
     for name in &names {
         assert!(certificate.covers(name));
         accepted(&certificate, &root, name.as_str());
@@ -55,13 +56,12 @@ async fn a_certificate_is_issued_by_answering_the_challenges_of_every_name() {
     let now = jiff::Timestamp::now();
     let due = warren_certs::renewal::due(certificate.validity(), None, &names[0]);
     assert!(now < due && due < certificate.validity().not_after, "{due}");
-    pebble.stop().await;
 }
 
 #[tokio::test]
 async fn a_stored_account_is_used_again_and_renews() {
     let answers = Answers::start().await;
-    let pebble = Pebble::start(&answers).await;
+    let pebble = Pebble::on_loopback(answers.port);
     let first = account(&pebble).await;
     let names = [name("shop.example.com")];
     let before = first.issue(&names, &answers).await.unwrap();
@@ -69,7 +69,7 @@ async fn a_stored_account_is_used_again_and_renews() {
     drop(first);
 
     let credentials: Credentials = serde_json::from_str(&stored).unwrap();
-    let again = Account::open(&pebble.directory(), &credentials).await.unwrap();
+    let again = Account::open(&directory(&pebble), &credentials).await.unwrap();
     assert_eq!(again.credentials(), &credentials);
     // This server says nothing about renewal, and the order goes through all the same.
     assert_eq!(again.renewal_window(&before).await.unwrap(), None);
@@ -77,15 +77,14 @@ async fn a_stored_account_is_used_again_and_renews() {
 
     assert_ne!(after.chain_pem(), before.chain_pem());
     assert_ne!(after.key_pem(), before.key_pem());
-    accepted(&after, &pebble.root().await, "shop.example.com");
+    accepted(&after, &pebble.root(None), "shop.example.com");
     assert_eq!(answers.all_withdrawn(), 2);
-    pebble.stop().await;
 }
 
 #[tokio::test]
 async fn a_wrong_answer_to_the_challenge_is_told_in_the_authoritys_words() {
     let answers = Answers::start().await;
-    let pebble = Pebble::start(&answers).await;
+    let pebble = Pebble::on_loopback(answers.port);
     let account = account(&pebble).await;
     answers.lie("nonsense");
 
@@ -97,29 +96,27 @@ async fn a_wrong_answer_to_the_challenge_is_told_in_the_authoritys_words() {
     assert!(problem.detail.contains("nonsense"), "{problem}");
     assert_eq!(error.outlook(), Outlook::TryLater { not_before: None });
     assert_eq!(answers.all_withdrawn(), 1);
-    pebble.stop().await;
 }
 
 #[tokio::test]
 async fn of_two_names_the_one_that_does_not_resolve_is_told() {
     let answers = Answers::start().await;
-    let pebble = Pebble::start(&answers).await;
+    let pebble = Pebble::on_loopback(answers.port);
     let account = account(&pebble).await;
 
-    let error = account.issue(&[name("shop.example.com"), name("nobody.example.net")], &answers).await.unwrap_err();
+    let error = account.issue(&[name("shop.example.com"), name(NOBODY)], &answers).await.unwrap_err();
 
     let AcmeError::NotVerified { name: refused, problem } = &error else { panic!("{error:?}") };
-    assert_eq!(refused, "nobody.example.net");
-    assert!(problem.detail.contains("nobody.example.net"), "{problem}");
+    assert_eq!(refused, NOBODY);
+    assert!(problem.detail.contains(NOBODY), "{problem}");
     assert_eq!(error.outlook(), Outlook::TryLater { not_before: None });
     assert_eq!(answers.all_withdrawn(), 2);
-    pebble.stop().await;
 }
 
 #[tokio::test]
 async fn a_challenge_that_cannot_be_published_ends_the_order() {
     let answers = Answers::start().await;
-    let pebble = Pebble::start(&answers).await;
+    let pebble = Pebble::on_loopback(answers.port);
     let account = account(&pebble).await;
     answers.refuse_to_publish();
 
@@ -129,17 +126,16 @@ async fn a_challenge_that_cannot_be_published_ends_the_order() {
     assert_eq!(error.to_string(), "the challenge for shop.example.com could not be published: the edge is away");
     assert_eq!(answers.hosts().len(), 0);
     assert_eq!(answers.all_withdrawn(), 1);
-    pebble.stop().await;
 }
 
 #[tokio::test]
 async fn an_account_that_the_authority_has_forgotten_has_to_be_made_anew() {
     let answers = Answers::start().await;
-    let first = Pebble::start(&answers).await;
+    let first = Pebble::on_loopback(answers.port);
     let stored = account(&first).await.credentials().clone();
-    first.stop().await;
-    let second = Pebble::start(&answers).await;
-    let directory = second.directory();
+    drop(first);
+    let second = Pebble::on_loopback(answers.port);
+    let directory = directory(&second);
     let elsewhere = Account::open(&directory, &stored).await.unwrap_err();
     assert!(matches!(elsewhere, AcmeError::OtherDirectory { .. }), "{elsewhere:?}");
     assert_eq!(elsewhere.outlook(), Outlook::NewAccount);
@@ -150,18 +146,17 @@ async fn an_account_that_the_authority_has_forgotten_has_to_be_made_anew() {
     let opened = Account::open(&directory, &forgotten).await.unwrap();
     let error = opened.issue(&[name("shop.example.com")], &answers).await.unwrap_err();
     assert_eq!(error.outlook(), Outlook::NewAccount, "{error:?}");
-    second.stop().await;
 }
 
 #[tokio::test]
 async fn a_directory_that_is_down_is_for_later() {
     let answers = Answers::start().await;
-    let pebble = Pebble::start(&answers).await;
-    let (directory, account) = (pebble.directory(), account(&pebble).await);
-    let _tls = pebble.stop().await;
+    let pebble = Pebble::on_loopback(answers.port);
+    let (directory, account) = (directory(&pebble), account(&pebble).await);
+    drop(pebble);
 
     let later = Outlook::TryLater { not_before: None };
-    let create = Account::create(&directory, &NewAccountRequest::default()).await.unwrap_err();
+    let create = Account::create(&directory, None).await.unwrap_err();
     assert!(matches!(create, AcmeError::Unreachable { step: Step::Account, .. }), "{create:?}");
     assert!(create.to_string().contains("refused"), "{create}");
     assert_eq!(create.outlook(), later);
@@ -175,40 +170,21 @@ async fn a_directory_that_is_down_is_for_later() {
 #[tokio::test]
 async fn a_private_authority_is_only_trusted_with_its_ca_file() {
     let answers = Answers::start().await;
-    let pebble = Pebble::start(&answers).await;
-    let other = common::ServerTls::new();
-    let stranger = Directory::new(pebble.directory().url(), Some(&other.ca_file())).unwrap();
+    let pebble = Pebble::on_loopback(answers.port);
+    let other = ServerTls::new([127, 0, 0, 1].into());
+    let stranger = Directory::new(&pebble.directory(), Some(&other.ca_file())).unwrap();
 
-    let error = Account::create(&stranger, &NewAccountRequest::default()).await.unwrap_err();
+    let error = Account::create(&stranger, None).await.unwrap_err();
 
     assert!(matches!(error, AcmeError::Untrusted { .. }), "{error:?}");
     assert!(error.to_string().contains("CA file"), "{error}");
-    pebble.stop().await;
-}
-
-#[tokio::test]
-async fn an_authority_for_customers_wants_their_key() {
-    let answers = Answers::start().await;
-    let pebble = Pebble::for_customers(&answers).await;
-
-    let without = Account::create(&pebble.directory(), &NewAccountRequest::default()).await.unwrap_err();
-    let AcmeError::Refused { step: Step::Account, problem, .. } = &without else { panic!("{without:?}") };
-    assert_eq!(problem.kind, "externalAccountRequired");
-    assert_eq!(without.outlook(), Outlook::Never);
-
-    let external = Some(ExternalAccount::new(CUSTOMER.0, CUSTOMER.1).unwrap());
-    let request = NewAccountRequest { contact: None, external };
-    let account = Account::create(&pebble.directory(), &request).await.unwrap();
-    account.issue(&[name("shop.example.com")], &answers).await.unwrap();
-    pebble.stop().await;
 }
 
 #[tokio::test]
 async fn an_order_without_names_is_refused_before_it_is_placed() {
     let answers = Answers::start().await;
-    let pebble = Pebble::start(&answers).await;
+    let pebble = Pebble::on_loopback(answers.port);
     let error = account(&pebble).await.issue(&[], &answers).await.unwrap_err();
     assert!(matches!(error, AcmeError::NoNames));
     assert_eq!(error.outlook(), Outlook::Never);
-    pebble.stop().await;
 }

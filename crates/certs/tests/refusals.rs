@@ -9,11 +9,11 @@ use common::{Answers, name};
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
-use warren_certs::acme::{Account, AcmeError, NewAccountRequest, Outlook, Step};
+use warren_certs::acme::{Account, AcmeError, Outlook, Step};
 use warren_certs::{Certificate, InvalidCertificate};
 
 async fn account(stub: &Stub) -> Result<Account, AcmeError> {
-    Account::create(&stub.directory(), &NewAccountRequest::default()).await
+    Account::create(&stub.directory(), None).await
 }
 
 async fn order_error(stub: &Stub) -> AcmeError {
@@ -199,7 +199,6 @@ async fn the_authoritys_window_for_renewal_is_read_and_bounded() {
     let stub = Stub::start(|method, path| {
         let info = json!({
             "suggestedWindow": { "start": "2031-01-02T04:00:00Z", "end": "2031-01-03T04:00:00Z" },
-            "explanationURL": "https://ca.example/why",
         });
         (method == "GET" && path.starts_with("/renewal-info/"))
             .then(|| with(answer(200, info.to_string()), "retry-after", "999999999"))
@@ -211,7 +210,6 @@ async fn the_authoritys_window_for_renewal_is_read_and_bounded() {
     assert_eq!(window.start, "2031-01-02T04:00:00Z".parse::<Timestamp>().unwrap());
     assert_eq!(window.end, "2031-01-03T04:00:00Z".parse::<Timestamp>().unwrap());
     assert_eq!(window.ask_again, SignedDuration::from_hours(24));
-    assert_eq!(window.explanation.as_deref(), Some("https://ca.example/why"));
 }
 
 #[tokio::test]

@@ -16,6 +16,8 @@ use http::uri::Uri;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ulid::Ulid;
+use warren_http::framing::check_request;
+use warren_http::hop;
 use warren_model::policy::HostName;
 use warren_model::{AccountId, NetworkId, NetworkNumber};
 
@@ -26,7 +28,6 @@ use crate::dns::upstream::{self, Said};
 use crate::dns::wire::{self, MAX_UDP, Query};
 use crate::dns::zone::Zone;
 use crate::proxy::authority::{self, Requested};
-use crate::proxy::headers;
 use crate::proxy::sniff::{First, first};
 use crate::proxy::tls::{AnswerReader, HelloReader, ServerName};
 use crate::resolve;
@@ -186,8 +187,8 @@ pub fn request_head(bytes: &[u8]) -> Seen {
         let name = HeaderName::from_bytes(&line[..at]).map_err(|_| 2u64)?;
         map.append(name, HeaderValue::from_bytes(line[at + 1..].trim_ascii()).map_err(|_| 3u64)?);
     }
-    let framing = headers::check_framing(&map);
-    let websocket = headers::wants_websocket(&map);
+    let framing = check_request(&map);
+    let websocket = hop::wants_websocket(&map);
     let requested = authority::requested(&uri, &map);
     if let Ok(requested) = &requested {
         let hosts = map.get_all(HOST).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
@@ -199,7 +200,7 @@ pub fn request_head(bytes: &[u8]) -> Seen {
         assert!(map.get_all(HOST).iter().count() <= 1);
     }
     let mut sent = map.clone();
-    headers::strip_request(&mut sent, websocket);
+    hop::strip_request(&mut sent, websocket);
     for name in [HOST, http::header::CONTENT_LENGTH, http::header::TRANSFER_ENCODING] {
         assert!(sent.get_all(&name).iter().eq(map.get_all(&name).iter()), "{name} changed");
     }

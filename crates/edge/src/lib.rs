@@ -29,6 +29,7 @@
 //! | `network` | everything of one network while it is served, and the threads that serve it |
 //! | `dns` | the wire format, what a name resolves to, the loops over UDP and TCP, forwarding |
 //! | `proxy` | connections to names outside |
+//! | `change` | what is sent when somebody joins or leaves a network |
 //! | `outside` | what policy says about names |
 //! | `names` | which synthetic address is which name, over the death of any process |
 //! | `resolve` | where a name leads, checked |
@@ -42,6 +43,7 @@
 
 #![forbid(unsafe_code)]
 
+mod change;
 mod confine;
 mod control;
 mod denials;
@@ -59,6 +61,7 @@ mod public;
 mod resolve;
 mod view;
 
+pub use change::NetworkChange;
 pub use confine::ConfineError;
 pub use control::client::{EdgeClient, EdgeError, EdgeLog, SpawnConfig};
 pub use control::message::{EdgeStatus, Refusal, RefusalCode};
@@ -68,5 +71,5 @@ pub use flows::{FlowCounters, OpenFlow};
 pub use names::LedgerError;
 pub use operators::{SessionEnd, SessionStatus, TunnelReport, TunnelStatus, public_key};
 pub use process::{EdgeConfig, RunError, run};
-pub use public::{PoolStatus, PublicCounters, PublicStatus};
+pub use public::{PoolStatus, PublicCounters, PublicGeneration, PublicStatus};
 pub use view::{NOBODY, NameRecord, NetworkView, Operator, OperatorScope, PROXY_PORT, Sockets, TRANSPARENT_PORT};

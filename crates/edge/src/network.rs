@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use rustix::net::{SocketType, sockopt};
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use warren_model::NetworkNumber;
 use warren_model::policy::HostName;
 
+use crate::change::NetworkChange;
 use crate::denials::{Denials, Refuser};
 use crate::dns::limit::Slots;
 use crate::dns::stats::Stats;
@@ -99,6 +101,8 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Network {
     pub number: NetworkNumber,
+    /// Of the view that is in force.
+    generation: AtomicU64,
     pub zone: ArcSwap<Zone>,
     pub outside: Arc<ArcSwap<Outside>>,
     pub names: Names,
@@ -120,6 +124,7 @@ impl Network {
         names.keep(view.names6, outside.load().machines());
         Ok(Arc::new(Self {
             number: view.number,
+            generation: AtomicU64::new(view.generation),
             zone: ArcSwap::from_pointee(Zone::build(view)?),
             names,
             denials: Refuser::new(shared.all_denials.clone(), outside.clone()),
@@ -146,7 +151,34 @@ impl Network {
         self.names.keep(view.names6, outside.machines());
         self.flows.keep(|machine| outside.is_member(machine));
         self.shared.all_denials.keep(self.number, |machine| outside.is_member(machine));
+        self.generation.store(view.generation, Relaxed);
         Ok(())
+    }
+
+    /// Makes the snapshot before into the next one, which must be that with which the change begins; ends the connections
+    /// that it does not allow.
+    pub fn change(&self, change: &NetworkChange) {
+        change.joined.iter().for_each(|member| self.names.join(member.id));
+        let outside = Arc::new(self.outside.load().changed(change));
+        self.outside.store(outside.clone());
+        if let Some(zone) = self.zone.load().changed(change) {
+            self.zone.store(Arc::new(zone));
+        }
+        if change.takes_away() {
+            let ended = self.flows.recheck(&outside);
+            if ended > 0 {
+                tracing::info!(network = %self.number, ended, "members left, and their open connections were cut");
+            }
+            change.left.iter().for_each(|left| self.names.leave(left.id));
+            self.flows.keep(|machine| outside.is_member(machine));
+            self.shared.all_denials.keep(self.number, |machine| outside.is_member(machine));
+        }
+        self.generation.store(change.generation, Relaxed);
+    }
+
+    /// Of the view that is in force.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
     }
 
     /// What policy says about a connection to this name and port; a name that only a wildcard allows counts among those

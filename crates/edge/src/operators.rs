@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use warren_model::problem::chain;
 use warren_model::session::{TUNNEL_MTU, TunnelKey, WireGuardKey};
 use warren_model::{MacAddress, NetworkNumber, SessionId};
 use warren_tunnel::{
@@ -17,7 +18,6 @@ use warren_tunnel::{
     PeerStatus, PrivateKey, PublicKey, Sockets, StartError,
 };
 
-use crate::control::server::chain;
 use crate::view::Operator;
 
 /// How the tunnel stands, of all networks together.
@@ -187,6 +187,35 @@ impl Operators {
         let new = wanted.operators.values().filter(|operator| inside.get(&operator.session) != Some(operator));
         wanted.refused = admit(gateway, number, new);
         Ok(wanted.refused.iter().copied().collect())
+    }
+
+    /// Lets these operators in, or lets them in as they are now, and keeps those whose sessions have ended out; everything
+    /// else stays as it is. Answers as [`put`](Self::put) without a device does.
+    pub fn change(&self, number: NetworkNumber, operators: &[Operator], ended: &[SessionId]) -> Vec<SessionId> {
+        let mut state = self.state();
+        if operators.is_empty() && !state.networks.contains_key(&number) {
+            return Vec::new();
+        }
+        let State { gateway, networks } = &mut *state;
+        let wanted = networks.entry(number).or_default();
+        let mut outside = std::mem::take(&mut wanted.refused);
+        let changed = operators.iter().map(|operator| &operator.session);
+        let before = ended.iter().chain(changed).filter(|session| wanted.operators.remove(session).is_some());
+        let leave: Vec<SessionId> = before.filter(|session| !outside.contains(session)).copied().collect();
+        for operator in operators {
+            outside.insert(operator.session);
+            wanted.operators.insert(operator.session, operator.clone());
+        }
+        let Some(Listening { gateway, .. }) = gateway else { return Vec::new() };
+        if wanted.device.is_none() {
+            wanted.refused = wanted.operators.keys().copied().collect();
+        } else {
+            for session in leave {
+                gateway.remove_peer(id(session));
+            }
+            wanted.refused = admit(gateway, number, outside.iter().filter_map(|session| wanted.operators.get(session)));
+        }
+        wanted.refused.iter().copied().collect()
     }
 
     /// The network is gone, and its operators with it.
@@ -407,6 +436,50 @@ mod tests {
         assert_eq!(operators.put(number(2), None, &both).unwrap(), []);
         assert_eq!(inside(&operators, 2), [same_key.session, other.session]);
         assert_eq!(operators.refused(), []);
+    }
+
+    #[test]
+    fn a_change_lets_in_and_keeps_out_just_whom_it_is_about() {
+        let operators = listening();
+        let [first, second, third] = [operator(2, 1), operator(3, 2), operator(4, 3)];
+        operators.put(number(1), device(1), &[first.clone(), second.clone()]).unwrap();
+        let changed = Operator { idle_seconds: 1, ..second.clone() };
+        assert_eq!(operators.change(number(1), &[changed.clone(), third.clone()], &[first.session]), []);
+        assert_eq!(inside(&operators, 1), [changed.session, third.session]);
+        assert_eq!(operators.state().networks[&number(1)].operators[&changed.session], changed);
+        // The same as the whole of it is no change.
+        assert_eq!(operators.put(number(1), None, &[changed, third]).unwrap(), []);
+    }
+
+    #[test]
+    fn who_was_refused_is_tried_again_with_every_change() {
+        let operators = listening();
+        let [first, same_key, other] = [operator(2, 1), operator(3, 1), operator(4, 2)];
+        operators.put(number(1), device(1), std::slice::from_ref(&first)).unwrap();
+        assert_eq!(operators.put(number(2), device(2), &[]).unwrap(), []);
+        assert_eq!(operators.change(number(2), std::slice::from_ref(&same_key), &[]), [same_key.session]);
+        assert_eq!(operators.change(number(2), std::slice::from_ref(&other), &[]), [same_key.session]);
+        assert_eq!(inside(&operators, 2), [other.session]);
+        operators.change(number(1), &[], &[first.session]);
+        assert_eq!(operators.change(number(2), &[], &[]), []);
+        assert_eq!(inside(&operators, 2), [same_key.session, other.session]);
+        operators.put(number(1), None, std::slice::from_ref(&first)).unwrap();
+        // One who was never inside ends like any other.
+        assert_eq!(operators.change(number(1), &[], &[first.session]), []);
+        assert_eq!(operators.refused(), []);
+    }
+
+    #[test]
+    fn a_change_without_a_device_or_a_gateway_lets_nobody_in() {
+        let some = [operator(2, 1)];
+        let silent = Operators::default();
+        assert_eq!(silent.change(number(1), &some, &[]), [], "it is tried when something listens");
+        assert_eq!(silent.refused(), []);
+        let operators = listening();
+        assert_eq!(operators.change(number(1), &[], &[some[0].session]), []);
+        assert_eq!(operators.change(number(1), &some, &[]), [some[0].session]);
+        assert_eq!(operators.put(number(1), device(1), &some).unwrap(), []);
+        assert_eq!(inside(&operators, 1), [some[0].session]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use warren_model::policy::{
 };
 use warren_model::{AccountId, Label, MemberId, NetworkId, NetworkNumber};
 
+use crate::change::NetworkChange;
 use crate::denials::Refusal;
 use crate::view::NetworkView;
 
@@ -23,6 +24,7 @@ const WILDCARD_LIMIT: &str = "wildcard-limit";
 
 /// Who is in a network, and what each of them may reach by name.
 #[derive(Debug)]
+#[cfg_attr(test, derive(PartialEq))]
 pub(crate) struct Outside {
     pub account: AccountId,
     pub network: NetworkId,
@@ -36,15 +38,17 @@ pub(crate) struct Outside {
     members: HashMap<IpAddr, Arc<Member>>,
     machines: HashSet<MemberId>,
     groups: HashMap<IpAddr, Group>,
-    rules: HashMap<Group, Rules>,
+    rules: Arc<HashMap<Group, Rules>>,
 }
 
 /// The rules of one group, found by the name that a pattern ends in: however many there are, a name is compared with few.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(PartialEq))]
 struct Rules(HashMap<String, Listed>);
 
 /// Rules whose patterns end in the same name, in the order of the policy.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(PartialEq))]
 struct Listed {
     /// The place of each among all the group's rules.
     places: Vec<usize>,
@@ -82,7 +86,39 @@ impl Outside {
             members,
             machines: view.members.iter().map(|member| member.id).collect(),
             groups: view.groups.iter().map(|(address, group)| (*address, *group)).collect(),
-            rules: view.rules.iter().map(|(group, rules)| (*group, Rules::index(rules))).collect(),
+            rules: Arc::new(view.rules.iter().map(|(group, rules)| (*group, Rules::index(rules))).collect()),
+        }
+    }
+
+    /// The same network after a change of who is in it.
+    pub fn changed(&self, change: &NetworkChange) -> Self {
+        let (mut members, mut machines, mut groups) =
+            (self.members.clone(), self.machines.clone(), self.groups.clone());
+        for left in &change.left {
+            members.remove(&IpAddr::V4(left.ipv4));
+            members.remove(&IpAddr::V6(left.ipv6));
+            machines.remove(&left.id);
+        }
+        for member in &change.joined {
+            let member = Arc::new(member.clone());
+            machines.insert(member.id);
+            members.insert(IpAddr::V4(member.ipv4), member.clone());
+            members.insert(IpAddr::V6(member.ipv6), member);
+        }
+        for (address, group) in &change.groups {
+            match group {
+                Some(group) => groups.insert(*address, *group),
+                None => groups.remove(address),
+            };
+        }
+        Self {
+            name: self.name.clone(),
+            resolvers: self.resolvers.clone(),
+            rules: self.rules.clone(),
+            members,
+            machines,
+            groups,
+            ..*self
         }
     }
 
@@ -169,7 +205,7 @@ impl Outside {
             members: HashMap::new(),
             machines: HashSet::new(),
             groups: HashMap::new(),
-            rules: HashMap::new(),
+            rules: Arc::default(),
             ..*self
         }
     }

@@ -136,6 +136,6 @@ fn many_rules_cost_a_name_nothing() {
     for _ in 0..1000 {
         assert!(outside.decide(WEB, &host, Some(443)).allowed);
     }
-    // Comparing with every rule would take a hundred times as long.
-    assert!(begun.elapsed() < std::time::Duration::from_secs(1), "{:?}", begun.elapsed());
+    // Comparing with every rule would take minutes.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
 }

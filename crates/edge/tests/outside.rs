@@ -23,6 +23,8 @@ const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(93, 184, 2
 const PORT: u16 = 5432;
 const PORTS: &[&str] = &["tcp/5432"];
 const HOST: &str = "db.example.com";
+/// Time in which anything is done, on however busy a machine.
+const SOON: Duration = Duration::from_secs(30);
 
 /// A network of one machine that may reach the patterns of these rules.
 fn network(generation: u64, rules: &[(&str, &str, &[&str])]) -> NetworkView {
@@ -68,18 +70,27 @@ fn dial(to: SocketAddr) -> io::Result<TcpStream> {
     bind(fd.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(MACHINE, 0)))?;
     connect(fd.as_raw_fd(), &SockaddrIn::from(to))?;
     let stream = TcpStream::from(fd);
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(SOON))?;
     Ok(stream)
 }
 
 fn ask(name: &str) -> Vec<IpAddr> {
     let socket = UdpSocket::bind((MACHINE, 0)).unwrap();
     socket.connect((GATEWAY, 53)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
     socket.send(&question(name, RecordType::A).to_vec().unwrap()).unwrap();
     let mut buffer = [0; 2048];
     let length = socket.recv(&mut buffer).unwrap();
     addresses(&Message::from_vec(&buffer[..length]).unwrap())
+}
+
+/// Waits for the end of a connection on which nothing comes any more.
+fn is_cut(stream: &mut TcpStream) {
+    match stream.read(&mut [0; 16]) {
+        Ok(0) => {}
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {}
+        open => panic!("{open:?}"),
+    }
 }
 
 fn echoes(stream: &mut TcpStream, text: &str) -> io::Result<()> {
@@ -171,7 +182,7 @@ fn a_machine_reaches_an_allowed_name_until_the_rule_is_revoked_and_the_other_goe
             let flow = flows.iter().find(|flow| flow.rule.as_str() == rule).unwrap();
             (flow.open, flow.opened, flow.sent, flow.received)
         };
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + SOON;
         while (counted("db").await, counted("log").await) != ((1, 1, 16, 16), (1, 1, 16, 16)) {
             assert!(Instant::now() < deadline, "{:?} {:?}", counted("db").await, counted("log").await);
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -179,10 +190,9 @@ fn a_machine_reaches_an_allowed_name_until_the_rule_is_revoked_and_the_other_goe
 
         let begun = Instant::now();
         client.put_network(&network(2, &both[1..]), None, None).await.unwrap();
-        let cut = first.read(&mut [0; 16]);
+        is_cut(&mut first);
         let took = begun.elapsed();
-        assert!(matches!(cut, Ok(0) | Err(_)), "{cut:?}");
-        assert!(took < Duration::from_millis(500), "{took:?}");
+        assert!(took < SOON / 4, "{took:?}");
         echoes(&mut second, "undisturbed").unwrap();
         assert!(ask(HOST).is_empty());
         let denials = client.take_denials(0).await.unwrap().denials;
@@ -216,8 +226,7 @@ fn a_network_that_is_removed_takes_its_connections_along() {
         let mut stream = dial((db, PORT).into()).unwrap();
         echoes(&mut stream, "still there").unwrap();
         client.remove_network(network(1, &[]).number).await.unwrap();
-        let cut = stream.read(&mut [0; 16]);
-        assert!(matches!(cut, Ok(0) | Err(_)), "{cut:?}");
+        is_cut(&mut stream);
         // A listener is there until the last process has closed it, and one that is being started has it until its exec.
         let late = dial((db, PORT).into()).and_then(|mut stream| echoes(&mut stream, "too late"));
         assert!(late.is_err());
@@ -236,7 +245,6 @@ fn an_open_connection_outlives_the_daemon_and_is_still_cut_by_the_next_one() {
         client.put_network(&network(2, &[("db", HOST, PORTS)]), None, None).await.unwrap();
         echoes(&mut stream, "with the next one").unwrap();
         client.put_network(&network(3, &[]), None, None).await.unwrap();
-        let cut = stream.read(&mut [0; 16]);
-        assert!(matches!(cut, Ok(0) | Err(_)), "{cut:?}");
+        is_cut(&mut stream);
     });
 }

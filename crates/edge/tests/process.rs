@@ -58,7 +58,9 @@ async fn it_holds_no_privilege_and_nothing_that_it_inherited() {
     let socket = std::fs::metadata(edge.control()).unwrap();
     assert_eq!((socket.permissions().mode() & 0o777, socket.uid()), (0o600, 0));
     for descriptor in std::fs::read_dir(format!("{process}/fd")).unwrap() {
-        let target = std::fs::read_link(descriptor.unwrap().path()).unwrap().to_string_lossy().into_owned();
+        // One may have been closed since they were listed.
+        let Ok(target) = std::fs::read_link(descriptor.unwrap().path()) else { continue };
+        let target = target.to_string_lossy();
         let expected = ["socket:[", "anon_inode:", "/dev/null"].iter().any(|kind| target.starts_with(kind));
         let own = ["edge.log", "edge-names-a", "edge-names-b"].iter().any(|name| target.ends_with(name));
         assert!(expected || own, "{target}");
@@ -182,7 +184,7 @@ async fn an_edge_of_another_version_is_asked_to_end_and_is_none() {
         asked
     });
     assert!(client.unwrap().is_none());
-    assert_eq!(asked, [r#"{"hello":{"protocol":7}}"#, r#""shutdown""#]);
+    assert_eq!(asked, [r#"{"hello":{"protocol":8}}"#, r#""shutdown""#]);
 }
 
 #[tokio::test]
@@ -191,7 +193,7 @@ async fn a_crash_is_noticed_closes_everything_and_a_new_edge_takes_over() {
     let (sockets, at) = loopback();
     client.put_network(&view(1, 1, &[(NAME, 10)]), Some(sockets), None).await.unwrap();
     edge.kill();
-    tokio::time::timeout(Duration::from_secs(2), client.closed()).await.expect("the end is noticed");
+    tokio::time::timeout(Duration::from_secs(30), client.closed()).await.expect("the end is noticed");
     assert!(matches!(client.status().await, Err(EdgeError::Closed)));
     assert!(try_udp(at.udp4, &question(NAME, RecordType::A), Duration::from_millis(300)).is_err());
     assert!(EdgeClient::connect(&edge.control()).await.unwrap().is_none());
@@ -213,7 +215,8 @@ async fn an_edge_that_hangs_is_found_out_and_can_be_killed() {
     let begun = Instant::now();
     edge.signal(Signal::SIGSTOP);
     assert!(matches!(client.status().await, Err(EdgeError::TimedOut)));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // Other requests are given 10 s.
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
     client.kill().await.unwrap();
     assert!(EdgeClient::connect(&edge.control()).await.unwrap().is_none());
     client.kill().await.unwrap();
@@ -225,7 +228,7 @@ async fn an_edge_that_hangs_while_it_is_watched_is_ended() {
     let watched = tokio::time::timeout(Duration::from_millis(2500), client.ended()).await;
     assert!(watched.is_err(), "an edge that answers goes on");
     edge.signal(Signal::SIGSTOP);
-    tokio::time::timeout(Duration::from_secs(20), client.ended()).await.expect("it is ended");
+    tokio::time::timeout(Duration::from_secs(60), client.ended()).await.expect("it is ended");
     assert!(EdgeClient::connect(&edge.control()).await.unwrap().is_none());
 }
 
@@ -267,7 +270,7 @@ async fn synthetic_addresses_and_refusals_outlive_who_gave_them() {
     // Both die. The order in which names are asked for is another one, and the addresses are the same.
     drop(client);
     edge.kill();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while EdgeClient::connect(&edge.control()).await.unwrap().is_some() {
         assert!(Instant::now() < deadline, "the edge is still there");
     }
@@ -329,7 +332,7 @@ async fn an_edge_that_cannot_give_up_its_privileges_does_not_start() {
 async fn shutdown_ends_the_process() {
     let (edge, client) = Edge::start().await;
     client.shutdown().await.unwrap();
-    let deadline = Instant::now() + Duration::from_secs(3);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while std::path::Path::new(&format!("/proc/{}", edge.pid)).exists() {
         assert!(Instant::now() < deadline, "the edge is still there");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -5,17 +5,19 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Edge, loopback, view};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::IpBindAddressNoPort,
 };
-use warren_edge::{EdgeClient, EdgeError, PoolStatus, RefusalCode};
+use warren_edge::{EdgeClient, EdgeError, PoolStatus, PublicGeneration, RefusalCode};
 use warren_ingress::{Kind, Site, SiteLimits, Snapshot};
 use warren_model::NetworkNumber;
 
 const HOST: &str = "app.preview.example";
+/// Time in which anything is done, on however busy a machine.
+const SOON: Duration = Duration::from_secs(30);
 const OTHER: &str = "other.preview.example";
 
 fn number(number: u16) -> NetworkNumber {
@@ -35,6 +37,10 @@ fn dialers(count: usize) -> Vec<OwnedFd> {
 }
 
 /// A machine that says its word to everybody, once a connection.
+fn generation(content: u64) -> PublicGeneration {
+    PublicGeneration { content, challenges: 0 }
+}
+
 fn machine(word: &'static str) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -94,8 +100,8 @@ fn get(at: SocketAddr) -> Option<(u16, String)> {
 }
 
 fn get_of(at: SocketAddr, host: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut stream = TcpStream::connect_timeout(&at, SOON).ok()?;
+    stream.set_read_timeout(Some(SOON)).unwrap();
     write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
@@ -108,7 +114,7 @@ async fn what_is_published_is_served_over_the_networks_sockets_without_a_daemon_
     let (edge, client) = Edge::start().await;
     let at = listen(&client).await;
     assert_eq!(get(at).unwrap().0, 404, "nothing is published");
-    client.put_public(7, snapshot(1, machine("hello"))).await.unwrap();
+    client.put_public(generation(7), snapshot(1, machine("hello"))).await.unwrap();
     assert_eq!(get(at).unwrap().0, 502, "no socket leads to the network");
     client.add_dialers(number(2), dialers(1)).await.unwrap();
     assert_eq!(get(at).unwrap().0, 502, "those of another network are of no use");
@@ -123,7 +129,7 @@ async fn what_is_published_is_served_over_the_networks_sockets_without_a_daemon_
     let client = EdgeClient::connect(&edge.control()).await.unwrap().expect("the edge is still there");
     let status = client.public().await.unwrap();
     assert_eq!(client.status().await.unwrap().public, status);
-    assert_eq!((status.generation, &status.listening[&Kind::Http]), (Some(7), &vec![at]));
+    assert_eq!((status.generation, &status.listening[&Kind::Http]), (Some(generation(7)), &vec![at]));
     assert_eq!(status.dialers[&number(1)].sockets, 150);
     assert_eq!(status.dialers[&number(2)], PoolStatus { sockets: 1, most_used: 0 });
     let counters = client.public_counters(None).await.unwrap();
@@ -143,14 +149,14 @@ async fn what_is_refused_leaves_what_was_there() {
     let (_edge, client) = Edge::start().await;
     let at = listen(&client).await;
     client.add_dialers(number(1), dialers(2)).await.unwrap();
-    client.put_public(1, snapshot(1, machine("hello"))).await.unwrap();
+    client.put_public(generation(1), snapshot(1, machine("hello"))).await.unwrap();
     let refused = |outcome: Result<(), EdgeError>| match outcome {
         Err(EdgeError::Refused(refusal)) => refusal.code,
         other => panic!("{other:?}"),
     };
     let mut twice = snapshot(1, 80);
     twice.sites.extend(twice.sites.clone());
-    assert_eq!(refused(client.put_public(2, twice).await), RefusalCode::InvalidPublic);
+    assert_eq!(refused(client.put_public(generation(2), twice).await), RefusalCode::InvalidPublic);
     let listening = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     assert_eq!(refused(client.add_dialers(number(1), vec![listening.into()]).await), RefusalCode::SocketsUnfit);
     assert_eq!(
@@ -158,7 +164,7 @@ async fn what_is_refused_leaves_what_was_there() {
         RefusalCode::SocketsUnfit
     );
     assert_eq!(get(at), Some((200, "hello".to_owned())));
-    assert_eq!(client.status().await.unwrap().public.generation, Some(1));
+    assert_eq!(client.status().await.unwrap().public.generation, Some(generation(1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,7 +173,7 @@ async fn where_every_socket_is_in_use_the_next_request_is_told_to_come_again() {
     let at = listen(&client).await;
     // A machine that takes connections and says nothing.
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    client.put_public(1, snapshot(1, silent.local_addr().unwrap().port())).await.unwrap();
+    client.put_public(generation(1), snapshot(1, silent.local_addr().unwrap().port())).await.unwrap();
     client.add_dialers(number(1), dialers(1)).await.unwrap();
     let mut first = TcpStream::connect(at).unwrap();
     write!(first, "GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").unwrap();
@@ -175,8 +181,16 @@ async fn where_every_socket_is_in_use_the_next_request_is_told_to_come_again() {
     assert_eq!(get(at).unwrap().0, 503);
     // Whoever leaves makes room.
     drop((first, held));
-    client.put_public(2, snapshot(1, machine("hello"))).await.unwrap();
-    assert_eq!(get(at), Some((200, "hello".to_owned())));
+    client.put_public(generation(2), snapshot(1, machine("hello"))).await.unwrap();
+    let left = Instant::now();
+    let answer = loop {
+        match get(at) {
+            // The socket is free a moment after it was left.
+            Some((503, _)) if left.elapsed() < SOON => {}
+            answer => break answer,
+        }
+    };
+    assert_eq!(answer, Some((200, "hello".to_owned())));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,7 +198,7 @@ async fn unused_connections_of_one_site_leave_room_for_the_others_of_its_network
     let (_edge, client) = Edge::start().await;
     let at = listen(&client).await;
     let sites = vec![site(HOST, 1, lasting_machine()), site(OTHER, 1, machine("hello"))];
-    client.put_public(1, Snapshot { sites, ..Snapshot::default() }).await.unwrap();
+    client.put_public(generation(1), Snapshot { sites, ..Snapshot::default() }).await.unwrap();
     client.add_dialers(number(1), dialers(2)).await.unwrap();
     for _ in 0..3 {
         let both = [(); 2].map(|()| std::thread::spawn(move || get(at)));
@@ -199,7 +213,7 @@ async fn what_leads_to_a_network_that_was_made_anew_is_gone() {
     let (_edge, client) = Edge::start().await;
     let at = listen(&client).await;
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    client.put_public(1, snapshot(1, silent.local_addr().unwrap().port())).await.unwrap();
+    client.put_public(generation(1), snapshot(1, silent.local_addr().unwrap().port())).await.unwrap();
     client.add_dialers(number(1), dialers(2)).await.unwrap();
     client.put_network(&view(1, 1, &[]), Some(loopback().0), None).await.unwrap();
     let mut open = TcpStream::connect(at).unwrap();
@@ -210,7 +224,7 @@ async fn what_leads_to_a_network_that_was_made_anew_is_gone() {
 
     client.put_network(&view(1, 3, &[]), Some(loopback().0), None).await.unwrap();
     assert_eq!(client.public().await.unwrap().dialers, Default::default());
-    asked.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    asked.set_read_timeout(Some(SOON)).unwrap();
     asked.read_to_end(&mut Vec::new()).expect("nothing is open to it");
     assert_eq!(get(at).unwrap().0, 502);
 }

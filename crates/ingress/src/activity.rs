@@ -70,7 +70,11 @@ impl Activity {
 
     /// Looks again, so long after the last look. The first one only remembers.
     pub fn look(&self, rest: &mut Rest, passed: Duration) -> Verdict {
-        let now = self.moved.load(Relaxed);
+        self.judge(self.moved.load(Relaxed), rest, passed)
+    }
+
+    /// `now`: what was seen a moment ago.
+    fn judge(&self, now: u64, rest: &mut Rest, passed: Duration) -> Verdict {
         if rest.before.replace(now) != Some(now) {
             rest.rested = Duration::ZERO;
             return Verdict::GoesOn;
@@ -123,5 +127,27 @@ impl Drop for Waiting<'_> {
         // What follows has its whole time.
         self.0.touch();
         self.0.waiting.fetch_sub(1, Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_comes_while_it_is_looked_is_nothing_that_stopped() {
+        let patience = Duration::from_secs(1);
+        let activity = Activity::new(patience);
+        let waiting = activity.wait();
+        let mut rest = Rest::default();
+        assert_eq!(activity.look(&mut rest, Duration::ZERO), Verdict::GoesOn);
+        let seen = activity.moved.load(Relaxed);
+        // After what moved was read, and before it is read whether anything is waited for.
+        drop(waiting);
+        assert_eq!(activity.judge(seen, &mut rest, patience), Verdict::GoesOn);
+        // From then on it has its whole time.
+        assert_eq!(activity.look(&mut rest, patience), Verdict::GoesOn);
+        assert_eq!(activity.look(&mut rest, patience / 2), Verdict::GoesOn);
+        assert_eq!(activity.look(&mut rest, patience / 2), Verdict::Stopped);
     }
 }

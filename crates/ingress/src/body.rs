@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::activity::Activity;
 use crate::counters::{Flight, State};
+use crate::headers::rewrite_trailers;
 use crate::limits::Limits;
 use crate::pace::Pace;
 use crate::problem::Refusal;
@@ -150,13 +151,16 @@ impl Inbound {
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Ready(Some(Err(_))) => self.end(Refusal::Body),
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 self.activity.touch();
                 let count = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.pace.came(count, Instant::now);
                 self.state.bytes_in.fetch_add(count, Relaxed);
                 let Some(left) = self.left.checked_sub(count) else { return self.end(Refusal::TooLarge) };
                 self.left = left;
+                if let Some(trailers) = frame.trailers_mut() {
+                    rewrite_trailers(trailers);
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Pending => {

@@ -13,6 +13,9 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use warren_http::framing::check_request;
+use warren_http::hop;
+use warren_http::request::to_origin;
 
 use crate::activity::Activity;
 use crate::auth;
@@ -173,7 +176,7 @@ fn begin(
     if request.headers().len() > MAX_HEADERS {
         return Err(Refusal::Headers.into());
     }
-    headers::check_framing(request.headers())?;
+    check_request(request.headers()).map_err(|_| Refusal::Framing)?;
     if let Some(auth) = stranger {
         let response = Some(Box::new(problem::unauthorized(auth::challenge(auth))));
         return Err(Refused { refusal: Refusal::Credentials, response });
@@ -181,11 +184,10 @@ fn begin(
     if request.body().size_hint().lower() > limits.max_body_bytes {
         return Err(Refusal::TooLarge.into());
     }
-    let http1 = request.version() != Version::HTTP_2;
-    let websocket = http1
+    let websocket = request.version() == Version::HTTP_11
         && request.method() == Method::GET
         && request.body().is_end_stream()
-        && headers::wants_websocket(request.headers());
+        && hop::wants_websocket(request.headers());
     let to_client = websocket.then(|| hyper::upgrade::on(&mut request));
     activity.set_patience(idle(live));
     let outcome = Outcome::default();
@@ -214,7 +216,7 @@ async fn finish(passing: Passing) -> Result<Response<Reply>, Refusal> {
     })?;
 
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if switching && !(to_client.is_some() && headers::is_websocket(response.headers())) {
+    if switching && !(to_client.is_some() && hop::is_websocket(response.headers())) {
         return Err(Refusal::Broken);
     }
     let to_machine = switching.then(|| hyper::upgrade::on(&mut response));
@@ -261,9 +263,4 @@ fn rewrite(
     *request.version_mut() = Version::HTTP_11;
     request.extensions_mut().clear();
     request
-}
-
-fn to_origin(uri: &Uri) -> Uri {
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    Uri::from(path)
 }

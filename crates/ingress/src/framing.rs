@@ -1,5 +1,7 @@
 //! Where requests of HTTP/1.1 end (RFC 9112). Strict, and without I/O.
 
+use warren_http::is_token;
+
 use crate::limits::{MAX_HEAD, MAX_HEADERS};
 use crate::problem::Refusal;
 
@@ -80,11 +82,6 @@ fn number(value: &[u8]) -> Result<u64, Refusal> {
         return Err(Refusal::Framing);
     }
     str::from_utf8(value).ok().and_then(|text| text.parse().ok()).ok_or(Refusal::Framing)
-}
-
-/// RFC 9110 §5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// RFC 9110 §5.5.

@@ -5,32 +5,18 @@ use std::net::IpAddr;
 
 use bytes::{BufMut, BytesMut};
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE,
 };
+use warren_http::framing::settle_response;
+use warren_http::hop;
 
-use crate::problem::Refusal;
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// What no `Connection` header can take away: where a message ends, whom it is for, and what is put in here.
-const NEEDED: [HeaderName; 8] = [
-    HOST,
-    CONTENT_LENGTH,
-    TRANSFER_ENCODING,
-    FORWARDED,
-    X_FORWARDED_FOR,
-    X_FORWARDED_PROTO,
-    X_FORWARDED_HOST,
-    X_REAL_IP,
-];
 /// What a machine believes of us alone.
 const OURS: [HeaderName; 6] =
     [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_FORWARDED_PORT, X_REAL_IP, FORWARDED];
@@ -73,33 +59,6 @@ impl Origin {
     }
 }
 
-/// Refuses every request about whose end two servers could differ (RFC 9112 §6.3).
-pub(crate) fn check_framing(headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let length = lengths.next();
-    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
-    let encoding = encodings.next();
-    let clear = lengths.next().is_none()
-        && encodings.next().is_none()
-        && (length.is_none() || encoding.is_none())
-        && length.is_none_or(|value| !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit))
-        && encoding.is_none_or(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    if clear { Ok(()) } else { Err(Refusal::Framing) }
-}
-
-/// Whether the client wants to go on with WebSocket (RFC 6455 §4.1). No other upgrade is let through.
-pub(crate) fn wants_websocket(headers: &HeaderMap) -> bool {
-    let mut upgrades = headers.get_all(UPGRADE).iter();
-    upgrades.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
-        && upgrades.next().is_none()
-        && tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
-}
-
-/// Whether a response goes on with WebSocket.
-pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
-    headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
-}
-
 /// Makes a client's headers those of the request to the machine. `authorized` is set where the credentials were ours.
 pub(crate) fn rewrite_request(
     headers: &mut HeaderMap,
@@ -109,21 +68,17 @@ pub(crate) fn rewrite_request(
     authorized: bool,
 ) {
     // Asking for trailers is about one connection, and so is asked anew (RFC 9110 §10.1.4).
-    let trailers = headers.contains_key(TE) && tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    strip(headers);
-    for name in [&TE, &UPGRADE, &HTTP2_SETTINGS, &PROXY_AUTHORIZATION, &PROXY_AUTHENTICATE, &EXPECT] {
-        headers.remove(name);
-    }
+    let trailers =
+        headers.contains_key(TE) && hop::tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    hop::strip_request(headers, websocket);
+    headers.remove(EXPECT);
     strip_lookalikes(headers);
     headers.remove(X_FORWARDED_PORT);
     if authorized {
         headers.remove(AUTHORIZATION);
     }
     join_cookies(headers);
-    if websocket {
-        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    } else if trailers {
+    if trailers && !websocket {
         headers.insert(CONNECTION, HeaderValue::from_static("TE"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -138,35 +93,23 @@ pub(crate) fn rewrite_request(
     headers.insert(HOST, host);
 }
 
+/// Takes away of a request's trailers what a machine could take for ours.
+pub(crate) fn rewrite_trailers(trailers: &mut HeaderMap) {
+    for name in &OURS {
+        trailers.remove(name);
+    }
+    strip_lookalikes(trailers);
+}
+
 /// Takes away what is not for the client. `websocket` is set where the connection goes on as one.
 pub(crate) fn rewrite_response(headers: &mut HeaderMap, websocket: bool) {
-    strip(headers);
+    hop::strip(headers);
+    settle_response(headers);
     for name in [&TRANSFER_ENCODING, &UPGRADE, &TE] {
         headers.remove(name);
     }
     if websocket {
-        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    }
-}
-
-fn strip(headers: &mut HeaderMap) {
-    // Nearly every request either has none of it, or asks for nothing but keep-alive.
-    let plain = |value: &HeaderValue| {
-        let value = value.as_bytes();
-        value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
-    };
-    if !headers.get_all(CONNECTION).iter().all(plain) {
-        let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
-            .filter_map(|token| token.parse().ok())
-            .filter(|name| !NEEDED.contains(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-    }
-    for name in [&CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION] {
-        headers.remove(name);
+        hop::set_websocket(headers);
     }
 }
 
@@ -193,14 +136,6 @@ fn join_cookies(headers: &mut HeaderMap) {
     if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);
     }
-}
-
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(',').map(str::trim))
 }
 
 /// Where the site is over TLS.
@@ -237,22 +172,6 @@ mod tests {
             map.remove(name);
         }
         map
-    }
-
-    #[test]
-    fn a_body_whose_end_is_in_doubt_is_refused() {
-        for pairs in [
-            &[("content-length", "3"), ("content-length", "3")][..],
-            &[("content-length", "+3")],
-            &[("content-length", "")],
-            &[("transfer-encoding", "gzip, chunked")],
-            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
-            &[("transfer-encoding", "chunked"), ("content-length", "3")],
-        ] {
-            assert_eq!(check_framing(&headers(pairs)), Err(Refusal::Framing), "{pairs:?}");
-        }
-        assert_eq!(check_framing(&headers(&[("transfer-encoding", "Chunked")])), Ok(()));
-        assert_eq!(check_framing(&headers(&[("content-length", "3")])), Ok(()));
     }
 
     #[test]
@@ -303,16 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn only_websocket_is_an_upgrade() {
-        assert!(wants_websocket(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")])));
-        for pairs in [
-            &[("connection", "upgrade"), ("upgrade", "h2c")][..],
-            &[("connection", "upgrade"), ("upgrade", "h2c, websocket")],
-            &[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")],
-            &[("upgrade", "websocket")],
-        ] {
-            assert!(!wants_websocket(&headers(pairs)), "{pairs:?}");
-        }
+    fn an_upgrade_goes_on_where_it_is_one_to_websocket() {
         let upgrade = [("connection", "Upgrade"), ("upgrade", "websocket")];
         assert_eq!(rewritten(&upgrade, true, false), headers(&upgrade));
         assert_eq!(rewritten(&upgrade, false, false), headers(&[]));

@@ -54,6 +54,7 @@ mod table;
 mod tunnel;
 mod upstream;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::Ordering::Relaxed;
@@ -131,6 +132,15 @@ impl Ingress {
         self.shared.room.share_among(after.sites.values().map(|live| (live.site.network, &live.target)));
         self.shared.table.store(after.clone());
         Ok(Ending(before.close_all_but(&after)))
+    }
+
+    /// Answers these challenges of ACME, by token, and no others; what is published stays as it is. Where one is refused
+    /// nothing changes.
+    pub fn answer(&self, challenges: &BTreeMap<String, String>) -> Result<(), SnapshotError> {
+        let _applying = self.shared.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = self.shared.table.load().with_challenges(challenges)?;
+        self.shared.table.store(Arc::new(after));
+        Ok(())
     }
 
     /// Ends everything that is under way to the machines of a network. What is published there stays so.

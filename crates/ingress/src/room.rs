@@ -131,7 +131,7 @@ mod tests {
         ) -> BoxFuture<'static, io::Result<Box<dyn Upstream>>> {
             let (room, open) = (self.room(network).acquire_owned(), self.open.clone());
             Box::pin(async move {
-                let room = timeout(Duration::from_millis(200), room).await;
+                let room = timeout(Duration::from_secs(2), room).await;
                 let room = room.map_err(|_| io::Error::from(io::ErrorKind::ResourceBusy))?;
                 Ok(machine(to.port(), open, room.unwrap()))
             })

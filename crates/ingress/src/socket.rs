@@ -8,13 +8,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use warren_http::closing::Farewell;
 
 use crate::activity::Activity;
-
-/// What is read after the last answer, in bytes: closing a socket with something unread in it is a reset, and may
-/// overtake the answer.
-const FAREWELL: usize = 1 << 20;
 
 pub(crate) struct Socket {
     stream: TcpStream,
@@ -22,14 +18,9 @@ pub(crate) struct Socket {
     farewell: Farewell,
 }
 
-enum Farewell {
-    After(Duration),
-    Until(Pin<Box<Sleep>>, usize),
-}
-
 impl Socket {
     pub fn new(stream: TcpStream, activity: Arc<Activity>, farewell: Duration) -> Self {
-        Self { stream, activity, farewell: Farewell::After(farewell) }
+        Self { stream, activity, farewell: Farewell::new(farewell) }
     }
 }
 
@@ -68,25 +59,6 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        loop {
-            match &mut this.farewell {
-                Farewell::After(time) => {
-                    let time = *time;
-                    ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-                    this.farewell = Farewell::Until(Box::pin(tokio::time::sleep(time)), FAREWELL);
-                }
-                Farewell::Until(sleep, left) => {
-                    if sleep.as_mut().poll(cx).is_ready() {
-                        return Poll::Ready(Ok(()));
-                    }
-                    let mut scratch = [0; 4096];
-                    let mut buffer = ReadBuf::new(&mut scratch);
-                    match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer)) {
-                        Ok(()) if (1..*left).contains(&buffer.filled().len()) => *left -= buffer.filled().len(),
-                        _ => return Poll::Ready(Ok(())),
-                    }
-                }
-            }
-        }
+        this.farewell.poll(&mut this.stream, cx)
     }
 }

@@ -1,6 +1,6 @@
 //! What is published now, as requests look it up.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -48,12 +48,7 @@ impl Table {
         if snapshot.https_port == Some(0) {
             return Err(SnapshotError::NoHttpsPort);
         }
-        for token in snapshot.challenges.keys() {
-            let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-            if token.is_empty() || !token.bytes().all(valid) {
-                return Err(SnapshotError::Token(token.clone()));
-            }
-        }
+        let challenges = read_challenges(&snapshot.challenges)?;
         let states: HashMap<&str, &Arc<State>> = before
             .iter()
             .flat_map(|before| before.sites.values())
@@ -83,9 +78,18 @@ impl Table {
                 return Err(SnapshotError::DuplicateHost(site.host.clone()));
             }
         }
-        let challenge = |(token, answer): (&String, &String)| (token.as_str().into(), Bytes::from(answer.clone()));
-        let challenges = snapshot.challenges.iter().map(challenge).collect();
         Ok(Self { sites, certificates, tls: config, challenges, https_port: snapshot.https_port })
+    }
+
+    /// The same with these challenges and no others.
+    pub fn with_challenges(&self, challenges: &BTreeMap<String, String>) -> Result<Self, SnapshotError> {
+        Ok(Self {
+            sites: self.sites.clone(),
+            certificates: self.certificates.clone(),
+            tls: self.tls.clone(),
+            challenges: read_challenges(challenges)?,
+            https_port: self.https_port,
+        })
     }
 
     /// Ends what goes to targets that `after` does not have. It has ended when all of what is returned is empty.
@@ -101,6 +105,17 @@ impl Table {
 impl Live {
     pub fn counters(&self) -> SiteCounters {
         self.state.read(&self.site.id, &self.site.host)
+    }
+}
+
+fn read_challenges(challenges: &BTreeMap<String, String>) -> Result<HashMap<Box<str>, Bytes>, SnapshotError> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    match challenges.keys().find(|token| token.is_empty() || !token.bytes().all(valid)) {
+        Some(token) => Err(SnapshotError::Token(token.clone())),
+        None => {
+            let read = |(token, answer): (&String, &String)| (token.as_str().into(), Bytes::from(answer.clone()));
+            Ok(challenges.iter().map(read).collect())
+        }
     }
 }
 
@@ -170,6 +185,22 @@ mod tests {
         let [before, after] = [&second, &third].map(|table| &table.sites["b.example"]);
         assert!(!Arc::ptr_eq(&before.target, &after.target), "who was let in without is not let go on");
         assert!(Arc::ptr_eq(&before.state, &after.state));
+    }
+
+    #[test]
+    fn other_challenges_leave_everything_else_as_it_is() {
+        let (tls, limits) = (Tls::new().unwrap(), Limits::default());
+        let sites = vec![site("a.example")];
+        let snapshot = Snapshot { certificates: vec![certificate()], sites, ..Snapshot::default() };
+        let first = Table::build(&snapshot, &tls, &limits, None).unwrap();
+        let challenges = [("token".to_owned(), "answer".to_owned())].into();
+        let second = first.with_challenges(&challenges).unwrap();
+        assert_eq!(second.challenges["token"], "answer");
+        assert!(Arc::ptr_eq(&first.tls, &second.tls) && Arc::ptr_eq(&first.certificates, &second.certificates));
+        assert!(Arc::ptr_eq(&first.sites["a.example"], &second.sites["a.example"]));
+        assert!(second.with_challenges(&BTreeMap::new()).unwrap().challenges.is_empty());
+        let invalid = [("to/ken".to_owned(), "answer".to_owned())].into();
+        assert!(matches!(first.with_challenges(&invalid), Err(SnapshotError::Token(_))));
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -17,6 +17,8 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::timeout;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use warren_http::closing::LastWord;
+use warren_http::request::once_more;
 use warren_model::NetworkNumber;
 
 use crate::body::Sent;
@@ -250,8 +252,8 @@ impl Target {
                 Ok(stream) => stream,
                 Err(refusal) => return drop(told.send(Err(refusal))),
             };
-            let handshake =
-                http1::Builder::new().max_buf_size(MAX_HEAD).handshake::<_, Sent>(TokioIo::new(stream)).await;
+            let io = TokioIo::new(LastWord::new(stream));
+            let handshake = http1::Builder::new().max_buf_size(MAX_HEAD).handshake::<_, Sent>(io).await;
             match handshake {
                 Ok((sender, connection)) => {
                     if told.send(Ok(sender)).is_ok() {
@@ -306,18 +308,8 @@ async fn reach(
     Err(refusal)
 }
 
-/// The same request once more, where sending it twice does no harm (RFC 9110 §9.2.2): a server may close an idle
-/// connection while a request is on its way.
 fn repeatable(request: &Request<Sent>) -> Option<Request<Sent>> {
-    let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
-    if !safe || !matches!(request.body(), Sent::Empty) {
-        return None;
-    }
-    let mut again = Request::new(Sent::Empty);
-    *again.method_mut() = request.method().clone();
-    *again.uri_mut() = request.uri().clone();
-    *again.headers_mut() = request.headers().clone();
-    Some(again)
+    if matches!(request.body(), Sent::Empty) { once_more(request, Sent::Empty) } else { None }
 }
 
 #[cfg(test)]

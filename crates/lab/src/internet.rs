@@ -18,6 +18,8 @@ pub const NOT_GLOBAL: [&str; 6] =
     ["10.99.0.1", "172.16.9.9", "192.168.77.1", "100.64.3.3", "169.254.169.254", "fd00:ec2::254"];
 
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Whoever is connected gets its answer, on however busy a machine.
+const ANSWERS: Duration = Duration::from_secs(20);
 
 /// A namespace with an HTTP server on port 80 of all of its addresses, which answers with the caller's address.
 pub struct Internet {
@@ -60,12 +62,12 @@ impl Drop for Internet {
     }
 }
 
-/// Fetches from an [`Internet`], inside the namespace that the caller is in: the address it saw, or `None` when it did
-/// not answer within a second.
+/// Fetches from an [`Internet`], inside the namespace that the caller is in: the address it saw, or `None` when nobody
+/// took the connection within a second.
 pub fn fetch(address: &str) -> Option<IpAddr> {
     let address: IpAddr = address.parse().expect("an address");
     let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, 80), PATIENCE).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.set_read_timeout(Some(ANSWERS)).ok()?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
@@ -86,7 +88,7 @@ fn serve(listener: &TcpListener, stop: &AtomicBool) {
 
 fn answer(mut stream: TcpStream, from: SocketAddr) {
     let _ = stream.set_nonblocking(false);
-    let _ = stream.set_read_timeout(Some(PATIENCE));
+    let _ = stream.set_read_timeout(Some(ANSWERS));
     let Ok(reading) = stream.try_clone() else { return };
     let head = BufReader::new(reading).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
     let _ = head.count();

@@ -21,6 +21,7 @@ mod internet;
 pub mod laptop;
 mod namespace;
 pub mod outside;
+pub mod pebble;
 mod sweep;
 
 pub use internet::{Internet, NOT_GLOBAL, PUBLIC_V4, PUBLIC_V6, fetch};

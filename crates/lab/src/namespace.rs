@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 
 /// How long a port is waited for that was let go.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A network namespace, pinned at `/run/netns/{name}`.
 pub struct Namespace {
@@ -138,11 +138,11 @@ impl Drop for Running {
     }
 }
 
-/// Asks again for up to five seconds until the answer is yes.
+/// Asks again for up to half a minute until the answer is yes.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(5), "never: {what}");
+        assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

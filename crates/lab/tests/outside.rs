@@ -9,7 +9,7 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use warren_lab::outside::{Answer, Outside, RESOLVERS, SSH_ON_443, UDP_ECHO};
 use warren_lab::{Lab, Namespace};
 
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Says something to an address, and hears until the other end stops or a moment is over.
 fn say(host: &Namespace, to: &str, text: &str) -> String {

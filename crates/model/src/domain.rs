@@ -188,8 +188,9 @@ pub struct LimitOutOfRange {
     pub given: u64,
 }
 
-/// What one domain lets through.
+/// What a domain lets through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DomainLimits {
     /// From all clients together, over time.
     pub requests_per_second: u32,
@@ -210,6 +211,11 @@ impl Default for DomainLimits {
 }
 
 impl DomainLimits {
+    /// The burst that goes with a rate where none was asked for: two seconds' worth.
+    pub fn usual_burst(requests_per_second: u32) -> u32 {
+        requests_per_second.saturating_mul(2)
+    }
+
     /// Ranges: 1 to 1,000,000 requests per second, a burst of that to 2,000,000, 1 KiB to 64 GiB of body, 1 to 3,600
     /// seconds of rest, 1 to 8,192 under way.
     pub fn check(&self) -> Result<(), LimitOutOfRange> {
@@ -246,10 +252,21 @@ pub struct Domain {
     pub port: u16,
     pub auth: Option<DomainAuth>,
     pub limits: DomainLimits,
+    /// Whether the burst in `limits` was asked for. Records of before this was noted do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_asked_for: Option<bool>,
     pub proof: DomainProof,
     pub created_at: Timestamp,
     /// The key that mapped it.
     pub created_by: KeyId,
+}
+
+impl Domain {
+    /// Whether its burst follows its rate: nobody asked for another one.
+    pub fn burst_follows(&self) -> bool {
+        let DomainLimits { requests_per_second, burst, .. } = self.limits;
+        !self.burst_asked_for.unwrap_or(burst != DomainLimits::usual_burst(requests_per_second))
+    }
 }
 
 /// An account says that a name is its own, and proves it with a TXT record.
@@ -260,7 +277,6 @@ pub struct DomainClaim {
     /// 128 random bits in hex.
     pub code: String,
     /// A client of Freestyle's was told to make the record, and names it in its own way.
-    #[serde(default)]
     pub freestyle: bool,
     pub created_at: Timestamp,
     pub verified_at: Option<Timestamp>,
@@ -462,6 +478,7 @@ mod tests {
     fn limits_have_ranges_and_the_usual_ones_are_within() {
         let usual = DomainLimits::default();
         assert_eq!(usual.check(), Ok(()));
+        assert_eq!(usual.burst, DomainLimits::usual_burst(usual.requests_per_second));
         let limit = |limits: DomainLimits| limits.check().unwrap_err().limit;
         assert_eq!(limit(DomainLimits { requests_per_second: 0, ..usual }), "requests_per_second");
         assert_eq!(limit(DomainLimits { burst: usual.requests_per_second - 1, ..usual }), "burst");

@@ -104,7 +104,7 @@ codes! {
     TagNotOwned = "tag_not_owned", 403, "This key may not give that tag";
     VpnUnavailable = "vpn_unavailable", 503, "Operators cannot join networks now";
     InvalidPublicKey = "invalid_public_key", 422, "The public key is not valid";
-    PublicKeyInUse = "public_key_in_use", 409, "Another session has this public key";
+    PublicKeyInUse = "public_key_in_use", 409, "The public key is in use, or rests after use";
     SessionLimit = "session_limit", 409, "The account may not have more sessions";
     DomainInvalid = "domain_invalid", 422, "The host name cannot be published";
     DomainTaken = "domain_taken", 409, "The host name is mapped already";
@@ -185,6 +185,19 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
+/// An error with its causes, in one line. What a message has already said at its end is not said again.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |cause| cause.source()) {
+        let cause = cause.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +209,23 @@ mod tests {
             let row = format!("| `{code}` | {} | {} |", code.status(), code.title());
             assert!(page.contains(&row), "docs/api.md lacks: {row}");
         }
+    }
+
+    #[test]
+    fn a_chain_of_causes_is_one_line_without_repetition() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{said}")]
+        struct Layer {
+            said: &'static str,
+            source: Option<Box<Layer>>,
+        }
+        let layered = |said: &[&'static str]| {
+            said.iter().rev().fold(None, |source, said| Some(Box::new(Layer { said, source }))).unwrap()
+        };
+        let told = |said: &[&'static str]| chain(&*layered(said));
+        assert_eq!(told(&["it failed"]), "it failed");
+        assert_eq!(told(&["no disk", "no file", "denied"]), "no disk: no file: denied");
+        assert_eq!(told(&["no disk: denied", "denied", "by the kernel"]), "no disk: denied: by the kernel");
     }
 
     #[test]

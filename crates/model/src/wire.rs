@@ -28,8 +28,7 @@ mod session;
 
 pub use access::{CreateIdentity, CreateToken, Grant, GrantAccess, Identity, Token, UpdateIdentity};
 pub use domain::{
-    AskLimits, ClaimDomain, ClaimState, CreateDomain, Domain, DomainClaim, DomainLimits, RequireAuth, TxtRecord,
-    UpdateDomain,
+    AskLimits, ClaimDomain, ClaimState, CreateDomain, Domain, DomainClaim, RequireAuth, TxtRecord, UpdateDomain,
 };
 pub use policy::{
     AppliedPolicy, ApplyPolicy, BuiltinRule, ChangedNetwork, ChangedRule, Denial, Explain, Explanation, LiveFlow,

@@ -297,7 +297,7 @@ fn apply(world: &World, change: &Change) {
         };
         if let Some(network) = network {
             world.queue.push(Item::Network(network));
-            world.linked_networks_changed(network);
+            world.wake_linked_networks(network);
             world.sessions.changed();
         }
     } else if change.key.starts_with(schema::domains().as_str()) {

@@ -1,7 +1,7 @@
 //! The connection to the edge process.
 //!
 //! The edge outlives the daemon and the daemon outlives the edge: one that answers is taken over with all it has, and
-//! one that ended is started anew and handed everything again.
+//! one that ended is started anew and handed everything again. In between it is sent what has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, RwLock};
 use warren_edge::{
-    EdgeClient, EdgeStatus, FlowCounters, NetworkView, OpenFlow, SessionStatus, Sockets, SpawnConfig, TakenDenials,
-    TunnelReport, TunnelStatus, public_key,
+    EdgeClient, EdgeError, EdgeStatus, FlowCounters, NetworkChange, NetworkView, OpenFlow, RefusalCode, SessionStatus,
+    Sockets, SpawnConfig, TakenDenials, TunnelReport, TunnelStatus, public_key,
 };
 use warren_kernel::GatewaySockets;
 use warren_model::{NetworkNumber, SessionId};
@@ -27,75 +27,156 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(crate) struct EdgeLink {
     config: SpawnConfig,
     client: AsyncMutex<Option<Arc<EdgeClient>>>,
-    /// What the edge has, by network. Apart, so that a slow answer of the edge holds up nobody who only asks this.
-    held: Mutex<BTreeMap<NetworkNumber, Held>>,
+    /// Apart, so that a slow answer of the edge holds up nobody who only asks this. `None` while nobody knows what there
+    /// is, for want of a connection.
+    known: Mutex<Option<Known>>,
+    /// Whoever changes what the edge has, against whoever takes over what it says that it has.
+    order: RwLock<()>,
     /// Whoever sees to it that operators can come in: the port can be had once.
     listening: AsyncMutex<()>,
 }
 
+/// What the edge has.
+#[derive(Debug)]
+struct Known {
+    networks: BTreeMap<NetworkNumber, Held>,
+    /// Whether it has sockets for operators, without which nothing of theirs passes.
+    hears_operators: bool,
+}
+
 /// What the edge has of one network.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Held {
     pub generation: u64,
     /// Whether it has the device by which operators come in.
     pub device: bool,
     /// The operators whom it could not let in.
     pub refused: BTreeSet<SessionId>,
+    /// What this generation is, where it is known: then it is enough to send what has changed since.
+    view: Option<Arc<NetworkView>>,
 }
 
 impl Held {
     /// Whether it is this generation, with everybody inside: who was refused is tried again, and operators come by a
     /// device.
-    pub fn is_whole(&self, generation: u64, has_operators: bool) -> bool {
+    fn is_whole(&self, generation: u64, has_operators: bool) -> bool {
         self.generation == generation && self.refused.is_empty() && (self.device || !has_operators)
     }
 }
 
 impl EdgeLink {
     pub fn new(config: SpawnConfig) -> Self {
-        Self { config, client: AsyncMutex::default(), held: Mutex::default(), listening: AsyncMutex::default() }
+        Self {
+            config,
+            client: AsyncMutex::default(),
+            known: Mutex::default(),
+            order: RwLock::default(),
+            listening: AsyncMutex::default(),
+        }
     }
 
-    /// `None` when the edge has nothing of this network.
+    /// `None` when the edge has nothing of this network, or nobody knows whether it has.
     pub fn held(&self, network: NetworkNumber) -> Option<Held> {
-        lock(&self.held).get(&network).cloned()
+        lock(&self.known).as_ref()?.networks.get(&network).cloned()
+    }
+
+    /// Whether the edge has something of this network, as far as is known.
+    pub fn may_have(&self, network: NetworkNumber) -> bool {
+        lock(&self.known).as_ref().is_none_or(|known| known.networks.contains_key(&network))
+    }
+
+    /// Whether the edge has this view, and everybody of it is inside.
+    pub fn has_whole(&self, view: &Arc<NetworkView>) -> bool {
+        let mut known = lock(&self.known);
+        let held = known.as_mut().and_then(|known| known.networks.get_mut(&view.number));
+        let Some(held) = held.filter(|held| held.is_whole(view.generation, !view.operators.is_empty())) else {
+            return false;
+        };
+        held.view.get_or_insert_with(|| Arc::clone(view));
+        true
+    }
+
+    /// Of these operators of a network, those whose packets pass, if the edge has its view.
+    pub fn inside(&self, network: NetworkNumber, operators: BTreeSet<SessionId>) -> BTreeSet<SessionId> {
+        let known = lock(&self.known);
+        let Some(known) = known.as_ref().filter(|known| known.hears_operators) else { return BTreeSet::new() };
+        match known.networks.get(&network) {
+            Some(held) if held.refused.is_empty() => operators,
+            Some(held) => &operators - &held.refused,
+            None => BTreeSet::new(),
+        }
     }
 
     /// The device that the edge has is not the network's any more.
     pub fn lost_device(&self, network: NetworkNumber) {
-        if let Some(held) = lock(&self.held).get_mut(&network) {
+        if let Some(held) = lock(&self.known).as_mut().and_then(|known| known.networks.get_mut(&network)) {
             held.device = false;
         }
     }
 
+    /// Gives the edge a view, or only what has changed of it where it has the one before.
     pub async fn put(
         &self,
-        view: &NetworkView,
+        view: &Arc<NetworkView>,
         sockets: Option<GatewaySockets>,
         device: Option<OwnedFd>,
     ) -> Result<(), ReconcileError> {
         let client = self.client().await?;
+        let _turn = self.order.read().await;
         let has_device = device.is_some();
+        let before = match (&sockets, &device) {
+            (None, None) => self.held(view.number).and_then(|held| held.view),
+            _ => None,
+        };
+        let change = before.and_then(|before| NetworkChange::between(&before, view));
         let sockets = sockets.map(|sockets| {
             let GatewaySockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 } = sockets;
             Sockets { udp4, udp6, tcp4, tcp6, transparent4, transparent6, proxy4, proxy6 }
         });
-        let refused = client.put_network(view, sockets, device).await?;
+        let outcome = match &change {
+            Some(change) => match client.change_network(change).await {
+                Err(EdgeError::Refused(refusal)) if refusal.code == RefusalCode::Outdated => {
+                    tracing::warn!(network = %view.name, %refusal, "the edge is given all of it");
+                    client.put_network(view, None, None).await
+                }
+                outcome => outcome,
+            },
+            None => client.put_network(view, sockets, device).await,
+        };
+        if outcome.as_ref().is_err_and(EdgeError::is_broken) {
+            self.give_up(&client).await;
+        }
         // By now another edge may have taken this one's place, which knows nothing of it.
         let current = self.client.lock().await;
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &client)) {
-            let mut all = lock(&self.held);
-            let held = all.entry(view.number).or_default();
-            held.generation = view.generation;
-            held.device |= has_device;
-            held.refused = refused.into_iter().collect();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &client))
+            && let Some(known) = lock(&self.known).as_mut()
+        {
+            match &outcome {
+                Ok(refused) => {
+                    let held = known.networks.entry(view.number).or_default();
+                    held.generation = view.generation;
+                    held.device |= has_device;
+                    held.refused = refused.iter().copied().collect();
+                    held.view = Some(Arc::clone(view));
+                }
+                Err(EdgeError::Refused(refusal)) if refusal.code == RefusalCode::SocketsMissing => {
+                    known.networks.remove(&view.number);
+                }
+                // It may have some of what it was given.
+                Err(_) => known.networks.get_mut(&view.number).into_iter().for_each(|held| held.view = None),
+            }
         }
-        Ok(())
+        drop(current);
+        outcome.map(drop).map_err(ReconcileError::from)
     }
 
     pub async fn remove(&self, network: NetworkNumber) -> Result<(), ReconcileError> {
-        self.client().await?.remove_network(network).await?;
-        lock(&self.held).remove(&network);
+        let client = self.client().await?;
+        let _turn = self.order.read().await;
+        client.remove_network(network).await?;
+        if let Some(known) = lock(&self.known).as_mut() {
+            known.networks.remove(&network);
+        }
         Ok(())
     }
 
@@ -127,15 +208,20 @@ impl EdgeLink {
     /// Makes sure that operators can reach the edge where they should, and says in [`World`] whether they can.
     pub async fn listen(&self, world: &World) {
         let _turn = self.listening.lock().await;
-        let outcome = self.try_listen(world).await;
-        world.sessions.set_gateway(outcome);
+        let outcome = self.try_listen(&world.sessions.settings).await;
+        if let Ok((_, Begun::Now)) = &outcome {
+            // Who could not be let in at once is tried again.
+            world.enqueue_everything();
+        }
+        world.sessions.set_gateway(outcome.map(|(gateway, _)| gateway));
     }
 
-    async fn try_listen(&self, world: &World) -> Result<TunnelGateway, String> {
-        let TunnelSettings { listen, key } = world.sessions.settings.clone();
-        let public_key = public_key(&key);
+    async fn try_listen(&self, settings: &TunnelSettings) -> Result<(TunnelGateway, Begun), String> {
+        let TunnelSettings { listen, key } = settings;
+        let public_key = public_key(key);
         let client = self.client().await.map_err(|error| error.chain())?;
         let there = |tunnel: TunnelStatus| {
+            // What was asked for, in whatever of its addresses or ports it was had.
             let is_it = |address: &SocketAddr| {
                 address.ip() == listen.ip() && (listen.port() == 0 || address.port() == listen.port())
             };
@@ -144,17 +230,24 @@ impl EdgeLink {
         };
         let status = client.status().await.map_err(|error| error.to_string())?;
         if let Some(gateway) = status.tunnel.and_then(there) {
-            return Ok(gateway);
+            return Ok((gateway, Begun::Before));
         }
         let failed = |error: std::io::Error| format!("UDP port {listen} cannot be had: {error}");
-        let sockets = warren_kernel::tunnel_sockets(listen).map_err(failed)?;
-        client.listen(sockets, &key).await.map_err(|error| error.to_string())?;
+        let sockets = warren_kernel::tunnel_sockets(*listen).map_err(failed)?;
+        // What is put or removed between its status and this would be forgotten here.
+        let _alone = self.order.write().await;
+        if let Err(error) = client.listen(sockets, key).await {
+            // Those before are closed by then.
+            lock(&self.known).iter_mut().for_each(|known| known.hears_operators = false);
+            return Err(error.to_string());
+        }
         let status = client.status().await.map_err(|error| error.to_string())?;
         let gateway = status.tunnel.clone().and_then(there);
-        *lock(&self.held) = held(status);
-        // Who could not be let in at once is tried again.
-        world.enqueue_everything();
-        gateway.ok_or_else(|| "the edge does not listen".to_owned())
+        let current = self.client.lock().await;
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &client)) {
+            *lock(&self.known) = Some(known(status));
+        }
+        Ok((gateway.ok_or_else(|| "the edge does not listen".to_owned())?, Begun::Now))
     }
 
     /// How the edge is doing.
@@ -162,10 +255,14 @@ impl EdgeLink {
         Ok(self.client().await?.status().await?)
     }
 
-    /// Forgets the connection; the next question makes a new one, to a new edge if need be.
-    pub async fn disconnect(&self) {
-        *self.client.lock().await = None;
-        lock(&self.held).clear();
+    /// Forgets this connection, unless another has taken its place; the next question makes a new one, to a new edge if need
+    /// be.
+    async fn give_up(&self, client: &Arc<EdgeClient>) {
+        let mut current = self.client.lock().await;
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, client)) {
+            *current = None;
+            *lock(&self.known) = None;
+        }
     }
 
     pub(crate) async fn client(&self) -> Result<Arc<EdgeClient>, ReconcileError> {
@@ -180,20 +277,27 @@ impl EdgeLink {
         let client = Arc::new(client);
         let status = client.status().await?;
         tracing::info!(pid = client.pid(), networks = status.networks.len(), "the edge answers");
-        *lock(&self.held) = held(status);
+        *lock(&self.known) = Some(known(status));
         *current = Some(Arc::clone(&client));
         Ok(client)
     }
 }
 
-fn held(status: EdgeStatus) -> BTreeMap<NetworkNumber, Held> {
-    let EdgeStatus { networks, devices, refused, .. } = status;
+/// Whether the edge was given sockets for operators just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    Now,
+    Before,
+}
+
+fn known(status: EdgeStatus) -> Known {
+    let EdgeStatus { networks, devices, refused, tunnel, .. } = status;
     let of = |(number, generation)| (number, Held { generation, device: devices.contains(&number), ..Held::default() });
-    let mut all: BTreeMap<NetworkNumber, Held> = networks.into_iter().map(of).collect();
+    let mut networks: BTreeMap<NetworkNumber, Held> = networks.into_iter().map(of).collect();
     for (number, session) in refused {
-        all.entry(number).or_default().refused.insert(session);
+        networks.entry(number).or_default().refused.insert(session);
     }
-    all
+    Known { networks, hears_operators: tunnel.is_some() }
 }
 
 /// Connects, waits until the edge ends, and starts over.
@@ -211,39 +315,14 @@ pub(crate) async fn keep(world: Arc<World>) {
                 world.edge.listen(&world).await;
                 client.ended().await;
                 tracing::warn!("the edge ended; it is started anew");
+                world.edge.give_up(&client).await;
             }
             Err(error) => tracing::error!(error = %error.chain(), "the edge cannot be started"),
         }
-        world.edge.disconnect().await;
         tokio::time::sleep(PAUSE).await;
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use ulid::Ulid;
-    use warren_edge::{PublicStatus, QueryCounters};
-
-    #[test]
-    fn of_an_edge_that_is_taken_over_everything_that_is_not_whole_is_done_again() {
-        let [whole, wanting, without_device] = [1, 2, 3].map(|number| NetworkNumber::new(number).unwrap());
-        let session = SessionId::from_ulid(Ulid::from_parts(1, 1));
-        let status = EdgeStatus {
-            pid: 1,
-            version: String::new(),
-            networks: [whole, wanting, without_device].map(|number| (number, 7)).into(),
-            queries: QueryCounters::default(),
-            names: 0,
-            tunnel: None,
-            devices: [whole, wanting].into(),
-            refused: vec![(wanting, session)],
-            public: PublicStatus::default(),
-        };
-        let all = held(status);
-        assert!(all[&whole].is_whole(7, true) && all[&whole].is_whole(7, false));
-        assert!(!all[&whole].is_whole(8, false), "it has another generation");
-        assert!(!all[&wanting].is_whole(7, true), "who was refused is tried again");
-        assert!(all[&without_device].is_whole(7, false) && !all[&without_device].is_whole(7, true));
-    }
-}
+#[path = "edge_tests.rs"]
+mod tests;

@@ -1,10 +1,8 @@
 //! Why a step was not done.
 
-use std::error::Error as _;
-
 use warren_edge::EdgeError;
 use warren_kernel::KernelError;
-use warren_model::problem::Code;
+use warren_model::problem::{self, Code};
 use warren_model::record::Failure;
 use warren_runtime::agent::AgentError;
 use warren_runtime::disk::{DiskError, PoolError};
@@ -51,17 +49,7 @@ pub enum ReconcileError {
 impl ReconcileError {
     /// The message with every cause behind it.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let next = error.to_string();
-            if !text.ends_with(&next) {
-                text.push_str(": ");
-                text.push_str(&next);
-            }
-            cause = error.source();
-        }
-        text
+        problem::chain(self)
     }
 
     /// The stable code under which a machine's owner sees it.

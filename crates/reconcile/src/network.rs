@@ -1,9 +1,9 @@
 //! One network: observe, plan, execute.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use warren_edge::NetworkView;
 use warren_kernel::RulesState;
 use warren_model::record::{Network, NetworkProblem, Power};
 use warren_model::{MemberNumber, NetworkId, NetworkNumber};
@@ -13,7 +13,6 @@ use warren_store::{Range, TxnBuilder, TxnOutcome, Typed, schema};
 
 use crate::ReconcileError;
 use crate::crash;
-use crate::edge::Held;
 use crate::names;
 use crate::queue::Item;
 use crate::status;
@@ -51,7 +50,7 @@ pub(crate) async fn reconcile_locked(
     let observed = ObservedNetwork {
         router: known.router.clone(),
         published: is_published(world, network),
-        at_edge: world.edge.held(network.number).is_some(),
+        at_edge: world.edge.may_have(network.number),
     };
     let steps = plan(&desired, &observed);
     let (mut mended, mut unpublished) = (Vec::new(), None);
@@ -82,10 +81,12 @@ pub(crate) async fn reconcile_locked(
     }
     known.settled = !network.deleting;
     world.policies.is_enforced(network.id, version);
-    let refused = world.edge.held(network.number).unwrap_or_default().refused;
-    world.sessions.settled(network.id, &sessions - &refused);
+    // While a network waits for its machines to go, they publish it.
+    if !network.deleting || is_published(world, network) || !world.edge.may_have(network.number) {
+        world.sessions.settled(network.id, world.edge.inside(network.number, sessions));
+    }
     if !network.deleting {
-        world.has_published(network.id, world.derived(network).view.generation);
+        world.has_published(network.id, world.derived(network));
     }
     wake_machines_without_link(world, network, known);
     if network.deleting {
@@ -111,7 +112,6 @@ pub(crate) async fn publish(world: &World, network: &Network) -> Result<(), Reco
         match publish_once(world, network).await {
             Err(ReconcileError::Edge(error)) if error.is_broken() => {
                 tracing::warn!(network = %network.name, %error, "the edge is asked again");
-                world.edge.disconnect().await;
                 tokio::time::sleep(PUBLISH_PAUSE).await;
             }
             outcome => return outcome,
@@ -125,7 +125,7 @@ pub(crate) async fn publish(world: &World, network: &Network) -> Result<(), Reco
 async fn close_names(world: &World, network: &Network) {
     let Some(held) = world.edge.held(network.number) else { return };
     let closed = names::closed_view(&world.derived(network).view);
-    if held.generation == closed.generation || world.edge.put(&closed, None, None).await.is_ok() {
+    if held.generation == closed.generation || world.edge.put(&Arc::new(closed), None, None).await.is_ok() {
         return;
     }
     if let Err(error) = world.edge.remove(network.number).await {
@@ -134,11 +134,13 @@ async fn close_names(world: &World, network: &Network) {
 }
 
 async fn publish_once(world: &World, network: &Network) -> Result<(), ReconcileError> {
+    // Without a connection nobody knows what the edge has: sockets that it does not need would replace those in use.
+    world.edge.client().await?;
     let derived = world.derived(network);
-    let held = world.edge.held(network.number);
-    if has_whole(held.as_ref(), &derived.view) {
+    if world.edge.has_whole(&derived.view) {
         return Ok(());
     }
+    let held = world.edge.held(network.number);
     let has_device = held.as_ref().is_some_and(|held| held.device);
     let needs_device = !derived.view.operators.is_empty() && !has_device;
     let sockets = match held {
@@ -159,12 +161,7 @@ async fn publish_once(world: &World, network: &Network) -> Result<(), ReconcileE
 }
 
 pub(crate) fn is_published(world: &World, network: &Network) -> bool {
-    let derived = world.derived(network);
-    has_whole(world.edge.held(network.number).as_ref(), &derived.view)
-}
-
-fn has_whole(held: Option<&Held>, view: &NetworkView) -> bool {
-    held.is_some_and(|held| held.is_whole(view.generation, !view.operators.is_empty()))
+    world.edge.has_whole(&world.derived(network).view)
 }
 
 pub(crate) fn desired_of(world: &World, network: &Network) -> DesiredNetwork {
@@ -216,7 +213,7 @@ async fn execute(
     match step {
         NetworkStep::Create => {
             // The edge's sockets, if it has any, are in a namespace that is gone but for them.
-            if known.router.is_none() && world.edge.held(number).is_some() {
+            if known.router.is_none() && world.edge.may_have(number) {
                 world.edge.remove(number).await?;
             }
             let members = member_specs(desired.members.union(&desired.leaving));

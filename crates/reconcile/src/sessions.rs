@@ -13,9 +13,10 @@ use warren_model::record::{Machine, Network, Power};
 use warren_model::session::{Session, TunnelKey, WireGuardKey};
 use warren_model::{EventId, MachineId, NetworkId, SessionId, UlaPrefix};
 use warren_store::session::{Open, Why};
-use warren_store::{TxnBuilder, TxnOutcome, schema, session};
+use warren_store::{Store, TxnBuilder, TxnOutcome, Typed, schema, session};
 
 use crate::ReconcileError;
+use crate::desired::SharedDesired;
 use crate::world::{World, lock};
 
 /// How often the edge is asked which sessions were idle for too long, and how long a port that could not be had is left
@@ -94,20 +95,17 @@ impl World {
         lock(&self.sessions.gateway).clone()
     }
 
-    /// Waits until the session's packets pass; `false` when it is closed before.
+    /// Waits until the packets of a session that was written pass; `false` when it is closed before.
     pub async fn session_opened(&self, session: &Session) -> bool {
-        let mut open = self.sessions.open.subscribe();
-        let mut known = false;
-        loop {
-            let passes = open.borrow_and_update().get(&session.network).is_some_and(|all| all.contains(&session.id));
-            let there = self.desired.read().session(session.id).is_some();
-            if passes || (known && !there) {
-                return passes;
-            }
-            known |= there;
-            if open.changed().await.is_err() {
-                return false;
-            }
+        wait_open(&self.sessions.open, &self.desired, self.store.as_ref(), session).await
+    }
+
+    /// Whether the session's packets pass at this moment. The error says why not, for a person.
+    pub fn session_passes(&self, session: &Session) -> Result<(), String> {
+        self.tunnel_gateway()?;
+        match self.sessions.open.borrow().get(&session.network).is_some_and(|all| all.contains(&session.id)) {
+            true => Ok(()),
+            false => Err("the tunnel has not let it in yet, and tries again; the server's log says more".to_owned()),
         }
     }
 
@@ -131,6 +129,30 @@ impl World {
         match number {
             Some(number) => self.edge.sessions(number).await.unwrap_or_default(),
             None => Vec::new(),
+        }
+    }
+}
+
+/// See [`World::session_opened`].
+async fn wait_open(
+    open: &watch::Sender<BTreeMap<NetworkId, BTreeSet<SessionId>>>,
+    desired: &SharedDesired,
+    store: &dyn Store,
+    session: &Session,
+) -> bool {
+    let mut open = open.subscribe();
+    loop {
+        let passes = open.borrow_and_update().get(&session.network).is_some_and(|all| all.contains(&session.id));
+        if passes {
+            return true;
+        }
+        let there = desired.read().session(session.id).is_some();
+        // It came and went in one look at the store, or the watch of the store has not come this far.
+        if !there && matches!(store.read(&schema::session(session.id)).await, Ok(None)) {
+            return false;
+        }
+        if open.changed().await.is_err() {
+            return false;
         }
     }
 }
@@ -214,15 +236,21 @@ async fn ask(world: &World, open: &[Arc<Session>]) {
 }
 
 async fn close(world: &World, session: &Session, why: Why) {
-    if let Err(error) = try_close(world, session, &why).await {
+    let asked = || nobody_came(world, session);
+    if let Err(error) = try_close(world.store.as_ref(), session, &why, asked).await {
         tracing::warn!(session = %session.id, error = %error.chain(), "a session that is over will be closed later");
     }
 }
 
-async fn try_close(world: &World, session: &Session, why: &Why) -> Result<(), ReconcileError> {
-    let store = world.store.as_ref();
+/// `nobody_came`: whether it is certain that nobody came with its key, which is free then.
+async fn try_close<F: Future<Output = bool>>(
+    store: &dyn Store,
+    session: &Session,
+    why: &Why,
+    nobody_came: impl Fn() -> F,
+) -> Result<(), ReconcileError> {
     while let Some(open) = Open::read(store, session.id).await? {
-        let open = if open.is_unheard() && !nobody_came(world, session).await { open.maybe_heard() } else { open };
+        let open = if open.is_unheard() && !nobody_came().await { open.maybe_heard() } else { open };
         let now = Timestamp::now();
         let event = session::event(EventId::from_ulid(Ulid::generate()), session, why, now);
         let txn = open.close(TxnBuilder::new(), now)?.put(&schema::event(event.id), &event)?;
@@ -236,6 +264,14 @@ async fn try_close(world: &World, session: &Session, why: &Why) -> Result<(), Re
 
 /// Whether the edge says so, which still has what ended there.
 async fn nobody_came(world: &World, session: &Session) -> bool {
-    let statuses = world.session_statuses(session.network).await;
-    statuses.iter().any(|status| status.session == session.id && status.last_handshake.is_none())
+    is_unheard_of(&world.session_statuses(session.network).await, session.id)
 }
+
+/// Tunnels that say nothing of a session do not say that nobody came.
+fn is_unheard_of(statuses: &[SessionStatus], id: SessionId) -> bool {
+    statuses.iter().any(|status| status.session == id && status.last_handshake.is_none())
+}
+
+#[cfg(test)]
+#[path = "sessions_tests.rs"]
+mod tests;

@@ -42,6 +42,17 @@ pub(crate) struct Known {
     pub network: Option<Label>,
 }
 
+/// Whether the same can be said of them.
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { machine, ipv4, ipv6, group, network } = self;
+        let same =
+            |one: &Machine, other: &Machine| (one.id, &one.name, &one.ports) == (other.id, &other.name, &other.ports);
+        (Arc::ptr_eq(machine, &other.machine) || same(machine, &other.machine))
+            && (ipv4, ipv6, group, network) == (&other.ipv4, &other.ipv6, &other.group, &other.network)
+    }
+}
+
 impl Sight {
     /// `own` are the records of the network's members; `machine` finds any of the account's.
     pub fn of<'a>(
@@ -125,6 +136,22 @@ impl Sight {
         let first = at(Carrier::Tcp, PortRange { first: 0, last: 0 });
         let last = at(Carrier::Other, PortRange { first: u16::MAX, last: u16::MAX });
         self.rules.exceptions.range(first..=last).map(|exception| (exception.carrier, exception.ports))
+    }
+
+    /// Whether all that the network's machines are told is the same: the groups of operators are of no interest to them.
+    pub fn tells_the_same(&self, other: &Self) -> bool {
+        let rules = |sight: &Self| Arc::clone(&sight.rules);
+        let (one, another) = (rules(self), rules(other));
+        let alike = Arc::ptr_eq(&one, &another)
+            || (one.outside == another.outside
+                && one.names == another.names
+                && one.classes == another.classes
+                && one.exceptions == another.exceptions);
+        alike
+            && self.scoped == other.scoped
+            && self.pairs == other.pairs
+            && self.own == other.own
+            && self.linked == other.linked
     }
 
     fn at(&self, place: usize) -> Option<&Known> {

@@ -89,8 +89,8 @@ pub struct World {
     problems: Mutex<HashMap<NetworkId, NetworkProblem>>,
     derived: Mutex<HashMap<NetworkId, Arc<Derived>>>,
     facts_due: Mutex<HashSet<NetworkId>>,
-    /// The generations of the views whose machines were woken.
-    told: Mutex<HashMap<NetworkId, u64>>,
+    /// What the machines of networks were last woken for.
+    told: Mutex<HashMap<NetworkId, Arc<Derived>>>,
 }
 
 /// What is known of a machine on this host.
@@ -119,7 +119,7 @@ pub(crate) struct KnownNetwork {
 pub(crate) struct Derived {
     /// Of the network and of its account.
     versions: (u64, u64),
-    pub view: NetworkView,
+    pub view: Arc<NetworkView>,
     sight: Sight,
     /// By group, made when they are first asked for: there may be as many groups as members.
     facts: Mutex<HashMap<Group, Arc<str>>>,
@@ -235,21 +235,33 @@ impl World {
         due.for_each(|machine| self.queue.push(Item::Machine(machine.id)));
     }
 
-    /// Who is in a network has changed, which networks that policy links to it know as well.
-    pub(crate) fn linked_networks_changed(&self, network: NetworkId) {
+    /// Who is in a network has changed, which networks that policy links to it have in their rules.
+    pub(crate) fn wake_linked_networks(&self, network: NetworkId) {
         let network = self.desired.read().network(network);
         if let Some(network) = network
             && self.desired.read().policy(network.account).is_some()
         {
             self.enqueue_networks_of(network.account);
-            let desired = self.desired.read();
-            lock(&self.facts_due).extend(desired.networks_of(network.account).map(|network| network.id));
         }
     }
 
-    /// What this network's members can see is this now, whatever changed it: a member, the policy, or the time.
-    pub(crate) fn has_published(&self, network: NetworkId, generation: u64) {
-        if lock(&self.told).insert(network, generation) != Some(generation) {
+    /// The same of machines, of which others may be told.
+    pub(crate) fn linked_networks_changed(&self, network: NetworkId) {
+        self.wake_linked_networks(network);
+        let desired = self.desired.read();
+        let account = desired.network(network).map(|network| network.account);
+        if let Some(account) = account.filter(|account| desired.policy(*account).is_some()) {
+            lock(&self.facts_due).extend(desired.networks_of(account).map(|network| network.id));
+        }
+    }
+
+    /// What this network's members can see is this now, whatever changed it: a member, the policy, or the time. Nothing is
+    /// due where all of them are told the same, as when an operator came or went.
+    pub(crate) fn has_published(&self, network: NetworkId, derived: Arc<Derived>) {
+        let before = lock(&self.told).insert(network, Arc::clone(&derived));
+        let alike =
+            before.is_some_and(|before| Arc::ptr_eq(&before, &derived) || before.sight.tells_the_same(&derived.sight));
+        if !alike {
             lock(&self.facts_due).insert(network);
         }
     }
@@ -294,6 +306,8 @@ impl World {
         lock(&self.derived).remove(&id);
         lock(&self.told).remove(&id);
         self.policies.forget(id);
+        // Nothing of it passes any more.
+        self.sessions.settled(id, BTreeSet::new());
     }
 
     pub(crate) fn shown(&self, id: MachineId) -> Option<MachineStatus> {
@@ -330,7 +344,7 @@ impl World {
             Sight::of(network, ula, rules, &policy.directory, desired.members(network.id), |id| desired.machine(id));
         let operators = sessions::operators(network, ula, desired.sessions_in(network.id), |id| desired.machine(id));
         let view = names::network_view(network, ula, &sight, &policy, operators, &self.resolvers);
-        let derived = Arc::new(Derived { versions, view, sight, facts: Mutex::default() });
+        let derived = Arc::new(Derived { versions, view: Arc::new(view), sight, facts: Mutex::default() });
         lock(&self.derived).insert(network.id, Arc::clone(&derived));
         derived
     }

@@ -7,11 +7,12 @@ use std::collections::HashSet;
 
 use warren_model::domain::Domain;
 use warren_model::policy::HostName;
-use warren_model::{AccountId, MachineId};
+use warren_model::{AccountId, DomainId, MachineId};
 
 use crate::{Store, StoreError, TxnBuilder, Typed, Versioned, schema};
 
-/// How many names one read takes while those below a name are looked through.
+/// How many names one read takes while those below a name are looked through, and how many records one transaction of
+/// [`complete`] writes.
 const CHUNK: usize = 1000;
 
 /// Writes a domain, new or changed. Who takes one below the preview suffix writes [`schema::domain_label`] too.
@@ -20,6 +21,7 @@ const CHUNK: usize = 1000;
 /// When a record cannot be written.
 pub fn put(txn: TxnBuilder, domain: &Domain) -> Result<TxnBuilder, StoreError> {
     txn.put(&schema::domain(&domain.host), domain)?
+        .put(&schema::domain_id(domain.id), &domain.host)?
         .put(&schema::domain_tree(&domain.host), &domain.account)?
         .put(&schema::domain_of(domain.account, &domain.host), &())?
         .put(&schema::domain_at(domain.machine, &domain.host), &())
@@ -102,6 +104,7 @@ pub fn upwards(host: &HostName) -> impl Iterator<Item = HostName> + Send + use<>
 
 fn unlink(txn: TxnBuilder, domain: &Domain) -> TxnBuilder {
     txn.delete(&schema::domain(&domain.host))
+        .delete(&schema::domain_id(domain.id))
         .delete(&schema::domain_tree(&domain.host))
         .delete(&schema::domain_of(domain.account, &domain.host))
         .delete(&schema::domain_at(domain.machine, &domain.host))
@@ -119,6 +122,44 @@ pub async fn at<S: Store + ?Sized>(store: &S, machine: MachineId) -> Result<Vec<
         domains.extend(store.read(&schema::domain(&host)).await?.filter(|read| read.record.machine == machine));
     }
     Ok(domains)
+}
+
+/// The domain with this id.
+///
+/// # Errors
+/// When the store fails.
+pub async fn by_id<S: Store + ?Sized>(store: &S, id: DomainId) -> Result<Option<Versioned<Domain>>, StoreError> {
+    let Some(host) = store.read(&schema::domain_id(id)).await? else { return Ok(None) };
+    // Another one may have taken its name meanwhile.
+    Ok(store.read(&schema::domain(&host.record)).await?.filter(|read| read.record.id == id))
+}
+
+/// Writes what domains lack that are older than some kind of record by which they are found. Whoever opens a store calls
+/// this before anything is looked up in it.
+///
+/// # Errors
+/// When the store fails.
+pub async fn complete<S: Store + ?Sized>(store: &S) -> Result<(), StoreError> {
+    loop {
+        let (domains, _) = store.list_all(&schema::domains()).await?;
+        let (ids, _) = store.list_all(&schema::domain_ids()).await?;
+        let (trees, _) = store.list_all(&schema::domain_trees()).await?;
+        let keys = ids.iter().map(|read| &*read.key).chain(trees.iter().map(|read| &*read.key));
+        let keys: HashSet<&str> = keys.collect();
+        let is_whole = |Domain { id, host, .. }: &Domain| {
+            keys.contains(schema::domain_id(*id).as_str()) && keys.contains(schema::domain_tree(host).as_str())
+        };
+        let mut txn = TxnBuilder::new();
+        let mut older = domains.iter().filter(|read| !is_whole(&read.record)).take(CHUNK).peekable();
+        if older.peek().is_none() {
+            return Ok(());
+        }
+        for read in older {
+            txn = put(txn.unchanged(read), &read.record)?;
+        }
+        // What is changed meanwhile is read again.
+        txn.commit(store).await?;
+    }
 }
 
 #[cfg(test)]
@@ -139,8 +180,10 @@ mod tests {
 
     fn domain(name: &str) -> Domain {
         let ulid = |random| Ulid::from_parts(1, random);
+        // No two names here have the same.
+        let number = name.bytes().fold(0, |number, byte| number * 31 + u128::from(byte));
         Domain {
-            id: DomainId::from_ulid(ulid(1)),
+            id: DomainId::from_ulid(ulid(number)),
             account: AccountId::from_ulid(ulid(2)),
             host: host(name),
             network: NetworkId::from_ulid(ulid(3)),
@@ -148,6 +191,7 @@ mod tests {
             port: 8080,
             auth: None,
             limits: DomainLimits::default(),
+            burst_asked_for: None,
             proof: DomainProof::Suffix,
             created_at: Timestamp::UNIX_EPOCH,
             created_by: KeyId::from_ulid(ulid(5)),
@@ -240,6 +284,48 @@ mod tests {
         assert!(!is_done(&store, older).await, "the label would have no name");
         assert!(is_done(&store, removal(&store, "x.a.example.com").await).await);
         assert_eq!(store.count("").await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_domain_is_found_by_its_id_until_it_is_removed_or_has_lost_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let (one, other) = (domain("x.a.example.com"), domain("y.a.example.com"));
+        for domain in [&one, &other] {
+            put(TxnBuilder::new(), domain).unwrap().commit(&store).await.unwrap();
+        }
+        assert_eq!(by_id(&store, one.id).await.unwrap().unwrap().record, one);
+        assert_eq!(by_id(&store, other.id).await.unwrap().unwrap().record, other);
+        assert!(is_done(&store, removal(&store, "x.a.example.com").await).await);
+        assert_eq!(by_id(&store, one.id).await.unwrap(), None);
+        let heir = Domain { id: one.id, ..other.clone() };
+        TxnBuilder::new().put(&schema::domain(&heir.host), &heir).unwrap().commit(&store).await.unwrap();
+        assert_eq!(by_id(&store, other.id).await.unwrap(), None, "its name is another domain's");
+    }
+
+    #[tokio::test]
+    async fn domains_that_are_older_than_an_index_are_in_it_once_the_store_is_complete() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let names = ["x.a.example.com", "y.a.example.com", "z.a.example.com"];
+        for name in names {
+            put(TxnBuilder::new(), &domain(name)).unwrap().commit(&store).await.unwrap();
+        }
+        TxnBuilder::new()
+            .delete(&schema::domain_id(domain(names[0]).id))
+            .delete(&schema::domain_tree(&host(names[1])))
+            .commit(&store)
+            .await
+            .unwrap();
+        assert_eq!(by_id(&store, domain(names[0]).id).await.unwrap(), None);
+        complete(&store).await.unwrap();
+        for name in names {
+            assert_eq!(by_id(&store, domain(name).id).await.unwrap().unwrap().record, domain(name));
+        }
+        assert_eq!(store.count(schema::domains_below(&host("a.example.com")).as_str()).await.unwrap(), 3);
+        let before = store.revision().await.unwrap();
+        complete(&store).await.unwrap();
+        assert_eq!(store.revision().await.unwrap(), before, "there was nothing left to write");
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@
 //! | `session-for/{machine}/{id}` | empty: the session reaches this machine and nothing else |
 //! | `session-unheard/{id}` | empty, while nobody has come with the public key that was given for it |
 //! | `domain/{host}`, `domain-of/{account}/{host}`, `domain-at/{machine}/{host}` | [`Domain`], empty, empty |
+//! | `domain-id/{id}` | the host name of this domain |
 //! | `domain-tree/{host, the last label first}` | the account that has it |
 //! | `domain-label/{label below the preview suffix}` | the account that has every name at and below it |
 //! | `domain-claim/{account}/{host}` | [`DomainClaim`] |
@@ -43,7 +44,8 @@ use warren_model::record::{
 };
 use warren_model::session::{KeyHold, Session, WireGuardKey};
 use warren_model::{
-    AccountId, EventId, IdentityId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber, SessionId, TokenId,
+    AccountId, DomainId, EventId, IdentityId, KeyId, Label, MachineId, MemberNumber, NetworkId, NetworkNumber,
+    SessionId, TokenId,
 };
 
 /// A key and the type of the record behind it.
@@ -342,6 +344,15 @@ pub fn domains() -> Prefix<Domain> {
     Prefix::new("domain/".into())
 }
 
+/// Which host name the domain with this id has.
+pub fn domain_id(id: DomainId) -> Key<HostName> {
+    Key::new(format!("domain-id/{id}"))
+}
+
+pub fn domain_ids() -> Prefix<HostName> {
+    Prefix::new("domain-id/".into())
+}
+
 pub fn domain_of(account: AccountId, host: &HostName) -> Key<()> {
     Key::new(format!("domain-of/{account}/{host}"))
 }
@@ -358,6 +369,11 @@ pub fn domain_at(machine: MachineId, host: &HostName) -> Key<()> {
 /// Whose a host name is, in an order in which every name is followed by those below it.
 pub fn domain_tree(host: &HostName) -> Key<AccountId> {
     Key::new(tree(host))
+}
+
+/// Whose every domain is, of every account.
+pub fn domain_trees() -> Prefix<AccountId> {
+    Prefix::new("domain-tree/".into())
 }
 
 /// Every domain below a host name, and not the name itself.

@@ -153,6 +153,17 @@ impl Open {
     }
 }
 
+/// The ids of every session of an account, the oldest first.
+///
+/// # Errors
+/// When the store fails.
+pub async fn ids_of<S: Store + ?Sized>(store: &S, account: AccountId) -> Result<Vec<SessionId>, StoreError> {
+    let (marks, _) = store.list_all(&schema::sessions_of(account)).await?;
+    let mut ids: Vec<_> = marks.iter().filter_map(|mark| schema::session_in(&mark.key)).collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
 /// Every session in a network of an account.
 ///
 /// # Errors
@@ -319,6 +330,20 @@ mod tests {
         let open = Open::read(&store, session.id).await.unwrap().unwrap().maybe_heard();
         open.close(TxnBuilder::new(), Timestamp::UNIX_EPOCH).unwrap().commit(&store).await.unwrap();
         assert_eq!(keys(&store).await, [schema::session_key(&session.public_key).as_str()]);
+    }
+
+    #[tokio::test]
+    async fn sessions_of_an_account_are_listed_by_age_whatever_their_networks() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+        let account = session(1).account;
+        let network = |n| NetworkId::from_ulid(Ulid::from_parts(n, 3));
+        for (n, of) in [(3, network(1)), (1, network(2)), (2, network(1))] {
+            let one = Session { account, network: of, ..session(n) };
+            put(TxnBuilder::new(), &one, true).unwrap().commit(&store).await.unwrap();
+        }
+        put(TxnBuilder::new(), &session(4), true).unwrap().commit(&store).await.unwrap();
+        assert_eq!(ids_of(&store, account).await.unwrap(), [session(1).id, session(2).id, session(3).id]);
     }
 
     #[tokio::test]

@@ -365,13 +365,7 @@ fn public_key(path: &Path) -> Result<PublicKey, Failure> {
 
 /// The message with every cause behind it.
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    printable(&text)
+    printable(&warren_model::problem::chain(error))
 }
 
 #[cfg(test)]

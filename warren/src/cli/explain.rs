@@ -3,25 +3,26 @@
 use clap::Args;
 use warren_model::policy::Expect;
 use warren_model::wire::{Explain, Explanation, Reach};
-use warren_model::{Code, SessionId};
 
 use super::Context;
 use super::failure::Failure;
 use super::render::{printable, sheet, table};
-use crate::client::error::ClientError;
 use crate::client::route::Route;
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(after_help = "\
 FROM and TO are a machine, NETWORK/MACHINE, NETWORK/tag:TAG, net:NETWORK, an address or a CIDR; TO may also be the name of a
-host outside. The operators of `warren vpn` are NETWORK/tag:operator. Where they mean several, the verdict is allow only when every pair is allowed; the first that is not is shown.
+host outside. The operators of `warren vpn` are NETWORK/tag:operator, and one session is its id or name, session-…, held to what
+it was opened for. Where they mean several, the verdict is allow only when every pair is allowed; the first that is not is
+shown.
 
 Examples:
   warren explain worker db --port tcp/5432
   warren explain dev/tag:agent net:prod --port tcp/5432
   warren explain worker api.github.com --port tcp/443 --json | jq .missing_rule
   warren explain worker 169.254.169.254 --port tcp/80
-  warren explain dev/tag:operator worker --port tcp/8080")]
+  warren explain dev/tag:operator worker --port tcp/8080
+  warren explain session-7k2m9q4x worker --port tcp/8080")]
 pub struct ExplainArgs {
     /// Who sends
     pub from: String,
@@ -46,22 +47,8 @@ pub struct ReachArgs {
 
 pub async fn explain(context: &Context, args: ExplainArgs) -> Result<(), Failure> {
     let body = Explain { from: args.from, to: args.to, port: args.port };
-    let answer = context.client.post(&Route::new(&["explain"]), &body).await.map_err(|error| said(error, &body))?;
+    let answer = context.client.post(&Route::new(&["explain"]), &body).await?;
     context.output.object(answer, render_explanation)
-}
-
-/// A refusal, and what to write for a session: policy knows operators by their tag.
-fn said(error: ClientError, asked: &Explain) -> Failure {
-    let is_session = |name: &str| name.starts_with("session-") || name.parse::<SessionId>().is_ok();
-    match [&asked.from, &asked.to].into_iter().find(|name| is_session(name)) {
-        Some(name) if matches!(&error, ClientError::Refused(refusal) if refusal.code() == Code::NotFound.as_str()) => {
-            Failure::Usage(format!(
-                "{name:?} is an operator's session: write NETWORK/tag:operator, which means every operator in a network \
-                 (`warren vpn show {name}` says in which)"
-            ))
-        }
-        _ => error.into(),
-    }
 }
 
 pub async fn reach(context: &Context, args: ReachArgs) -> Result<(), Failure> {
@@ -158,17 +145,6 @@ mod tests {
         this rule under `allow` would allow it:
           - {"id":"dev-agent-to-prod-db","from":"dev/agent","to":"prod/db","ports":["tcp/5432"]}
         "#);
-    }
-
-    #[test]
-    fn whoever_asks_about_a_session_is_told_how_operators_are_written() {
-        let refused = |code| ClientError::from(warren_model::Problem::new(code, "there is no machine"));
-        let asked = |from: &str| Explain { from: from.into(), to: "worker".into(), port: "tcp/80".into() };
-        let failure = said(refused(Code::NotFound), &asked("session-7k2m9q4x"));
-        assert_eq!(failure.exit_status(), 2);
-        assert!(failure.to_string().contains("write NETWORK/tag:operator"), "{failure}");
-        assert_eq!(said(refused(Code::NotFound), &asked("agent")).exit_status(), 1);
-        assert_eq!(said(refused(Code::ServerBusy), &asked("session-7k2m9q4x")).exit_status(), 1);
     }
 
     #[test]

@@ -29,6 +29,14 @@ pub fn sheet(rows: &[(&str, String)]) -> String {
     trimmed(&shown.map(|(name, value)| format!("{name:width$}  {}\n", printable(value))).collect::<String>())
 }
 
+/// The first names of a list, and how many more there are.
+pub fn first_of(names: &[String]) -> String {
+    match names {
+        [first, second, third, _, ..] => format!("{first}, {second}, {third} and {} more", names.len() - 3),
+        few => few.join(", "),
+    }
+}
+
 /// `web 8080/http`
 pub fn port(port: &Port) -> String {
     format!("{} {}/{}", port.name, port.port, port.protocol.as_str())
@@ -104,6 +112,16 @@ fn trimmed(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_many_names_the_first_are_said_and_the_others_counted() {
+        let names =
+            |count: usize| ["a", "b", "c", "d", "e"][..count].iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            [1, 3, 4, 5].map(|count| first_of(&names(count))),
+            ["a", "a, b, c", "a, b, c and 1 more", "a, b, c and 2 more"]
+        );
+    }
 
     #[test]
     fn what_steers_a_terminal_or_turns_a_line_is_shown_and_not_sent() {

@@ -227,7 +227,7 @@ mod tests {
         let payload = Payload::Bytes(streamed(chunks));
         let route = Route::new(&["files"]);
         let sent = client.send(Method::PUT, &route, payload);
-        let answer = tokio::time::timeout(Duration::from_secs(10), sent).await.unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(30), sent).await.unwrap();
         let Err(ClientError::Refused(refusal)) = answer else { panic!("{answer:?}") };
         assert_eq!(refusal.code(), "path_not_found");
     }

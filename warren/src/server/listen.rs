@@ -110,7 +110,7 @@ mod tests {
         let count = client.read(&mut answer).await.unwrap();
         assert!(String::from_utf8_lossy(&answer[..count]).ends_with("here"));
         shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(5), task).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -49,6 +49,10 @@ impl Tunnels for LiveTunnels {
         }
     }
 
+    fn passes(&self, session: &Session) -> Result<(), String> {
+        self.world.session_passes(session)
+    }
+
     async fn closed(&self, session: SessionId) {
         self.world.session_closed(session).await;
     }

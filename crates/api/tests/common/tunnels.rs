@@ -20,6 +20,8 @@ pub struct FakeTunnels {
     pub stuck: AtomicBool,
     /// Nobody has come to any session.
     pub silent: AtomicBool,
+    /// Why no session passes, though it is open.
+    pub hindrance: Mutex<Option<String>>,
     /// They say nothing of any session.
     pub mute: AtomicBool,
     open: Mutex<BTreeMap<SessionId, NetworkId>>,
@@ -39,6 +41,7 @@ impl Default for FakeTunnels {
             failing: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             silent: AtomicBool::new(false),
+            hindrance: Mutex::default(),
             mute: AtomicBool::new(false),
             open: Mutex::default(),
             cut: Mutex::default(),
@@ -89,6 +92,10 @@ impl Tunnels for FakeTunnels {
         }
         self.open.lock().unwrap().insert(session.id, session.network);
         Ok(())
+    }
+
+    fn passes(&self, _: &Session) -> Result<(), String> {
+        self.hindrance.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
     async fn closed(&self, session: SessionId) {

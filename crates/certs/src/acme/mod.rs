@@ -14,13 +14,10 @@ mod order;
 mod transport;
 
 use async_trait::async_trait;
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use instant_acme::{ExternalAccountKey, NewAccount};
+use instant_acme::NewAccount;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use warren_model::policy::HostName;
-use zeroize::Zeroizing;
 
 pub use directory::{Directory, DirectoryError};
 pub use error::{AcmeError, Outlook, Problem, Step};
@@ -45,15 +42,6 @@ pub trait Challenges: Send + Sync {
     async fn withdraw(&self, token: &str);
 }
 
-/// What an account is made with. Making one agrees to the authority's terms of service (RFC 8555 §7.3).
-#[derive(Debug, Clone, Default)]
-pub struct NewAccountRequest {
-    /// An e-mail address that the authority may write to.
-    pub contact: Option<Email>,
-    /// For authorities that only serve customers (RFC 8555 §7.3.4).
-    pub external: Option<ExternalAccount>,
-}
-
 /// One plain e-mail address, as RFC 8555 §7.3 wants it: no list, no header fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Email(String);
@@ -76,31 +64,6 @@ impl std::str::FromStr for Email {
     }
 }
 
-/// The key that an authority gave to a customer (RFC 8555 §7.3.4).
-#[derive(Clone)]
-pub struct ExternalAccount {
-    key_id: String,
-    key: Zeroizing<Vec<u8>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the key for the external account is not base64url text; copy it as the authority shows it")]
-pub struct InvalidExternalKey;
-
-impl ExternalAccount {
-    /// The key is base64url text, as authorities hand it out.
-    pub fn new(key_id: &str, key: &str) -> Result<Self, InvalidExternalKey> {
-        let key = BASE64_URL_SAFE_NO_PAD.decode(key.trim().trim_end_matches('=')).map_err(|_| InvalidExternalKey)?;
-        if key.is_empty() { Err(InvalidExternalKey) } else { Ok(Self { key_id: key_id.to_owned(), key: key.into() }) }
-    }
-}
-
-impl std::fmt::Debug for ExternalAccount {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ExternalAccount").field("key_id", &self.key_id).finish_non_exhaustive()
-    }
-}
-
 /// What an account is opened with again. Holds its private key: to be stored where only its owner can read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -120,16 +83,15 @@ pub struct Account {
 }
 
 impl Account {
-    /// Registers a new account, with a key made here. Store its [`credentials`](Self::credentials).
-    pub async fn create(directory: &Directory, request: &NewAccountRequest) -> Result<Self, AcmeError> {
-        let contact = request.contact.as_ref().map(|email| format!("mailto:{}", email.0));
+    /// Registers a new account, with a key made here, and agrees to the authority's terms of service (RFC 8555 §7.3).
+    /// `contact` is where the authority may write to. Store its [`credentials`](Self::credentials).
+    pub async fn create(directory: &Directory, contact: Option<&Email>) -> Result<Self, AcmeError> {
+        let contact = contact.map(|email| format!("mailto:{}", email.0));
         let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
         let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
-        let external =
-            request.external.as_ref().map(|external| ExternalAccountKey::new(external.key_id.clone(), &external.key));
         let (inner, stored) = directory
             .builder()
-            .create(&new, directory.url().to_owned(), external.as_ref())
+            .create(&new, directory.url().to_owned(), None)
             .await
             .map_err(AcmeError::at(Step::Account))?;
         let key = PrivatePkcs8KeyDer::from(stored.private_key().secret_pkcs8_der());
@@ -205,16 +167,6 @@ mod tests {
         for text in ["ops", "@example.com", "ops@", "a@b.c,d@e.f", "a@b.c?subject=x", "a b@c.d", "a@b@c.d", "é@b.c"] {
             assert!(text.parse::<Email>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_key_for_an_external_account_is_base64url_and_not_shown() {
-        let external =
-            ExternalAccount::new("kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W").unwrap();
-        assert_eq!(format!("{external:?}"), "ExternalAccount { key_id: \"kid-1\", .. }");
-        assert!(ExternalAccount::new("kid-1", "AAAA==").is_ok());
-        assert!(ExternalAccount::new("kid-1", "").is_err());
-        assert!(ExternalAccount::new("kid-1", "not base64").is_err());
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(super) async fn renewal_window(account: &Account, certificate: &Certificate)
         return Ok(None);
     };
     let pause = SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
-    Ok(Some(Window { start, end, ask_again: Window::pause(pause), explanation: info.explanation_url }))
+    Ok(Some(Window { start, end, ask_again: Window::pause(pause) }))
 }
 
 async fn until<T>(

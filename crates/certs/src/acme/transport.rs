@@ -15,6 +15,7 @@ use hyper_util::rt::TokioExecutor;
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient, Problem};
 use jiff::{SignedDuration, Timestamp};
 use rustls::ClientConfig;
+use warren_model::problem::chain;
 
 /// To connect, TLS included in [`ANSWER_TIMEOUT`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -111,21 +112,11 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Timestamp> {
 
 fn unreachable(url: &str, error: &(dyn StdError + 'static)) -> Failure {
     let url = url.to_owned();
-    let mut reason = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if let Some(tls) = tls_error(cause)
-            && let rustls::Error::InvalidCertificate(_) = tls
-        {
-            return Failure::Untrusted { url, reason: tls.to_string() };
-        }
-        let text = cause.to_string();
-        if !reason.ends_with(&text) {
-            reason = format!("{reason}: {text}");
-        }
-        next = cause.source();
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    match causes.filter_map(tls_error).find(|tls| matches!(tls, rustls::Error::InvalidCertificate(_))) {
+        Some(tls) => Failure::Untrusted { url, reason: tls.to_string() },
+        None => Failure::Unreachable { url, reason: chain(error) },
     }
-    Failure::Unreachable { url, reason }
 }
 
 /// An I/O error does not count what it wraps as its source.

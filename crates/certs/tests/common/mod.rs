@@ -1,56 +1,22 @@
-//! What the tests against an authority share: names that resolve to this host, answers on the challenge port, and
-//! ACME servers. All of it is on loopback, on ports that were free, and ends with its value.
+//! What the tests against an authority share: answers on the challenge port, and an ACME server that says what a test
+//! writes. All of it is on loopback, on ports that were free, and ends with its value.
 #![allow(dead_code)]
 
-pub mod pebble;
 pub mod stub;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use hickory_proto::op::{Message, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{RData, Record, RecordType};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use warren_certs::acme::Challenges;
 use warren_model::policy::HostName;
 
 pub fn name(text: &str) -> HostName {
     text.parse().unwrap()
-}
-
-/// The certificate of an ACME server's own TLS, for 127.0.0.1, and the root that signed it, as files.
-pub struct ServerTls {
-    pub folder: TempDir,
-    pub chain: String,
-    pub key: String,
-}
-
-impl ServerTls {
-    pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &root).unwrap();
-        let tls = Self { chain: leaf.pem(), key: key.serialize_pem(), folder };
-        std::fs::write(tls.ca_file(), root.pem()).unwrap();
-        std::fs::write(tls.folder.path().join("chain.pem"), &tls.chain).unwrap();
-        std::fs::write(tls.folder.path().join("key.pem"), &tls.key).unwrap();
-        tls
-    }
-
-    pub fn ca_file(&self) -> std::path::PathBuf {
-        self.folder.path().join("ca.pem")
-    }
 }
 
 /// A task that ends with the value.
@@ -66,43 +32,6 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// A name server for which every name below `example.com` is this host, and nothing else exists.
-pub struct Names {
-    pub address: SocketAddr,
-    _task: Task,
-}
-
-impl Names {
-    pub async fn start() -> Self {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = socket.local_addr().unwrap();
-        let task = Task::spawn(async move {
-            let mut buffer = [0; 2048];
-            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-                if let Ok(query) = Message::from_vec(&buffer[..length]) {
-                    let _ = socket.send_to(&resolve(&query).to_vec().unwrap(), from).await;
-                }
-            }
-        });
-        Self { address, _task: task }
-    }
-}
-
-fn resolve(query: &Message) -> Message {
-    let mut said = Message::response(query.metadata.id, OpCode::Query);
-    for question in &query.queries {
-        said.add_query(question.clone());
-        let owner = question.name().clone();
-        let text = owner.to_ascii().to_lowercase();
-        if !text.trim_end_matches('.').ends_with(".example.com") {
-            said.metadata.response_code = ResponseCode::NXDomain;
-        } else if question.query_type() == RecordType::A {
-            said.add_answer(Record::from_rdata(owner, 1, RData::A(A(Ipv4Addr::LOCALHOST))));
-        }
-    }
-    said
 }
 
 /// A web server for challenges, as the edge will be one.

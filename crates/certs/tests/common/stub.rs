@@ -5,19 +5,20 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use warren_certs::acme::Directory;
+use warren_lab::pebble::ServerTls;
 
-use super::{ServerTls, Task};
+use super::Task;
 
 /// What is answered to a method and a path (without the query).
 type Script = dyn Fn(&str, &str) -> Option<Response<String>> + Send + Sync;
@@ -26,7 +27,7 @@ type Script = dyn Fn(&str, &str) -> Option<Response<String>> + Send + Sync;
 pub const HERE: &str = "https://here.invalid";
 
 pub struct Stub {
-    pub tls: ServerTls,
+    tls: ServerTls,
     port: u16,
     asked: Arc<Mutex<Vec<String>>>,
     _task: Task,
@@ -35,11 +36,11 @@ pub struct Stub {
 impl Stub {
     /// The directory, nonces and a new account are answered as they should be, unless the script does.
     pub async fn start(script: impl Fn(&str, &str) -> Option<Response<String>> + Send + Sync + 'static) -> Self {
-        let tls = ServerTls::new();
+        let tls = ServerTls::new(Ipv4Addr::LOCALHOST.into());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let chain = vec![CertificateDer::from_pem_slice(tls.chain.as_bytes()).unwrap()];
-        let key = PrivateKeyDer::from_pem_slice(tls.key.as_bytes()).unwrap();
+        let chain = vec![CertificateDer::from_pem_file(tls.chain_file()).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(tls.key_file()).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -125,25 +126,4 @@ fn usual(path: &str) -> Response<String> {
         "/new-account" => with(answer(201, "{}"), "location", &url("/account/1")),
         _ => answer(404, ""),
     }
-}
-
-/// One GET over TLS, trusting only the root of the server's TLS.
-pub async fn get(tls: &ServerTls, port: u16, path: &str) -> String {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(tls.ca_file()).unwrap()).unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-    let name = ServerName::IpAddress(Ipv4Addr::LOCALHOST.into());
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    let _task = Task::spawn(async move {
-        let _ = connection.await;
-    });
-    let request = Request::get(path).header("host", "127.0.0.1").body(Empty::<Bytes>::new()).unwrap();
-    let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-    String::from_utf8(body.to_vec()).unwrap()
 }

@@ -1,6 +1,7 @@
 //! The daemon's end: starts an edge or finds one, and tells it what to answer.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -24,12 +25,13 @@ use warren_model::policy::HostName;
 use warren_model::session::TunnelKey;
 use warren_model::{NetworkNumber, SessionId};
 
+use crate::change::NetworkChange;
 use crate::control::frame::{Channel, MAX_DESCRIPTORS, MAX_MESSAGE};
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, Reply, Request};
 use crate::denials::TakenDenials;
 use crate::flows::{FlowCounters, OpenFlow};
 use crate::operators::{SessionStatus, TunnelReport};
-use crate::public::{PublicCounters, PublicStatus};
+use crate::public::{PublicCounters, PublicGeneration, PublicStatus};
 use crate::view::{NetworkView, Sockets};
 
 /// How long the edge may take over one request.
@@ -303,6 +305,15 @@ impl EdgeClient {
         }
     }
 
+    /// Does the same as [`put_network`](Self::put_network) with the view that comes of the change, where the edge has the one
+    /// that it begins with; else it refuses ([`RefusalCode::Outdated`](crate::RefusalCode::Outdated)).
+    pub async fn change_network(&self, change: &NetworkChange) -> Result<Vec<SessionId>, EdgeError> {
+        match self.request(&Request::ChangeNetwork { change: Box::new(Cow::Borrowed(change)) }, Vec::new()).await? {
+            Reply::Put(refused) => Ok(refused),
+            other => Err(EdgeError::Unintelligible(format!("{other:?}"))),
+        }
+    }
+
     /// Serves operators of all networks on these sockets, at most one of each family, instead of those before.
     pub async fn listen(&self, sockets: Vec<UdpSocket>, key: &TunnelKey) -> Result<(), EdgeError> {
         let descriptors = sockets.into_iter().map(OwnedFd::from).collect();
@@ -360,8 +371,13 @@ impl EdgeClient {
 
     /// Publishes this and nothing else. When this returns, no request reaches what is not published any more, and nothing
     /// more comes from there.
-    pub async fn put_public(&self, generation: u64, snapshot: Snapshot) -> Result<(), EdgeError> {
+    pub async fn put_public(&self, generation: PublicGeneration, snapshot: Snapshot) -> Result<(), EdgeError> {
         self.done(&Request::PutPublic { generation, snapshot: Box::new(snapshot) }, Vec::new()).await
+    }
+
+    /// Answers these challenges of ACME, by token, and no others; what is published stays as it is.
+    pub async fn put_challenges(&self, generation: u64, challenges: BTreeMap<String, String>) -> Result<(), EdgeError> {
+        self.done(&Request::PutChallenges { generation, challenges }, Vec::new()).await
     }
 
     /// What happened to requests from outside since the edge started: to those of these hosts' sites that are published, or

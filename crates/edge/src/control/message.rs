@@ -10,15 +10,16 @@ use warren_model::policy::HostName;
 use warren_model::session::TunnelKey;
 use warren_model::{NetworkNumber, SessionId};
 
+use crate::change::NetworkChange;
 use crate::denials::TakenDenials;
 use crate::dns::stats::QueryCounters;
 use crate::flows::{FlowCounters, OpenFlow};
 use crate::operators::{SessionStatus, TunnelReport, TunnelStatus};
-use crate::public::{PublicCounters, PublicStatus};
+use crate::public::{PublicCounters, PublicGeneration, PublicStatus};
 use crate::view::NetworkView;
 
 /// Grows with every change that the other end has to know about.
-pub(crate) const PROTOCOL: u32 = 7;
+pub(crate) const PROTOCOL: u32 = 8;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -31,6 +32,9 @@ pub(crate) enum Request<'a> {
         view: Box<Cow<'a, NetworkView>>,
         sockets: bool,
         device: bool,
+    },
+    ChangeNetwork {
+        change: Box<Cow<'a, NetworkChange>>,
     },
     Listen {
         key: TunnelKey,
@@ -63,8 +67,13 @@ pub(crate) enum Request<'a> {
         network: NetworkNumber,
     },
     PutPublic {
-        generation: u64,
+        generation: PublicGeneration,
         snapshot: Box<Snapshot>,
+    },
+    /// Everything else that is published stays.
+    PutChallenges {
+        generation: u64,
+        challenges: BTreeMap<String, String>,
     },
     Public,
     /// Of the sites of these hosts, or of all.
@@ -141,6 +150,8 @@ pub enum RefusalCode {
     SocketsMissing,
     /// A socket is of the wrong kind or cannot be used.
     SocketsUnfit,
+    /// A change does not begin with the view that the edge has, which needs the whole of the next one.
+    Outdated,
     /// A name in the view is not inside `.internal`, or is given twice.
     InvalidName,
     /// What is to be published cannot be.
@@ -154,6 +165,7 @@ impl fmt::Display for RefusalCode {
             Self::Protocol => "protocol",
             Self::SocketsMissing => "sockets_missing",
             Self::SocketsUnfit => "sockets_unfit",
+            Self::Outdated => "outdated",
             Self::InvalidName => "invalid_name",
             Self::InvalidPublic => "invalid_public",
         })

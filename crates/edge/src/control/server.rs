@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use warren_ingress::Ending;
 use warren_model::NetworkNumber;
+use warren_model::problem::chain;
 
 use crate::control::frame::Channel;
 use crate::control::message::{EdgeStatus, PROTOCOL, Refusal, RefusalCode, Reply, Request};
@@ -109,10 +110,8 @@ async fn converse(edge: &Edge, mut channel: Channel) -> io::Result<()> {
         };
         let (reply, ended, ends) =
             handle().unwrap_or_else(|refusal| (Reply::Refused(refusal), Ended::default(), false));
-        // The answer means that the sockets are closed. One that takes its time keeps no other network waiting.
-        if tokio::time::timeout(ENDS_WITHIN, ended.wait()).await.is_err() {
-            tracing::warn!("what was told to end is still ending");
-        }
+        // The answer means that the sockets are closed.
+        ended.wait().await;
         channel.send(&serde_json::to_vec(&reply)?, &[]).await?;
         if ends {
             edge.shutdown.notify_one();
@@ -129,11 +128,17 @@ struct Ended {
 }
 
 impl Ended {
+    /// What takes its time keeps no other network waiting.
     async fn wait(self) {
-        if let Some(mut tasks) = self.tasks {
-            tasks.shutdown().await;
+        let all = async {
+            if let Some(mut tasks) = self.tasks {
+                tasks.shutdown().await;
+            }
+            self.connections.ended().await;
+        };
+        if tokio::time::timeout(ENDS_WITHIN, all).await.is_err() {
+            tracing::warn!("what was told to end is still ending");
         }
-        self.connections.ended().await;
     }
 }
 
@@ -156,6 +161,15 @@ impl Edge {
                     Ok(refused) => Reply::Put(refused),
                     Err(error) => Reply::Refused(unfit(&error)),
                 }
+            }
+            Request::ChangeNetwork { change } => {
+                let network = self.networks().get(&change.number).map(|running| running.network.clone());
+                let network = network.filter(|network| network.generation() == change.from).ok_or_else(|| {
+                    let message = format!("of network {} there is another view here, or none", change.number);
+                    Refusal::new(RefusalCode::Outdated, message)
+                })?;
+                network.change(&change);
+                Reply::Put(self.operators.change(change.number, &change.operators, &change.ended))
             }
             Request::Listen { key } => {
                 let sockets = descriptors.into_iter().map(UdpSocket::from).collect();
@@ -198,6 +212,10 @@ impl Edge {
                 tracing::info!(names = snapshot.sites.len(), "published");
                 Reply::Done
             }
+            Request::PutChallenges { generation, challenges } => {
+                self.public.answer(generation, &challenges).map_err(|error| unpublished(&error))?;
+                Reply::Done
+            }
             Request::Public => Reply::Public(self.public.status()),
             Request::PublicCounters { hosts } => Reply::PublicCounters(self.public.counters(hosts.as_deref())),
             Request::Shutdown => Reply::Done,
@@ -223,7 +241,7 @@ impl Edge {
         EdgeStatus {
             pid: pid(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            networks: running().map(|(number, network)| (number, network.zone.load().generation)).collect(),
+            networks: running().map(|(number, network)| (number, network.generation())).collect(),
             queries: self.shared.stats.read(),
             names: running().map(|(_, network)| network.names.count() as u64).sum(),
             tunnel: self.operators.status(),
@@ -295,11 +313,6 @@ fn unpublished(error: &PublicError) -> Refusal {
     Refusal::new(code, chain(error))
 }
 
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 fn pid() -> i32 {
     nix::unistd::getpid().as_raw()
 }
@@ -307,14 +320,17 @@ fn pid() -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change::NetworkChange;
     use crate::flows::FlowKey;
     use crate::names::Ledger;
-    use crate::view::tests::network_view;
+    use crate::public::PublicGeneration;
+    use crate::view::tests::{member, network_view, rule, view_with};
+    use std::borrow::Cow;
     use std::net::{Ipv4Addr, TcpListener};
     use ulid::Ulid;
     use warren_ingress::Kind;
     use warren_model::MachineId;
-    use warren_model::policy::Application;
+    use warren_model::policy::{Application, Group, HostName};
 
     fn edge(networks: BTreeMap<NetworkNumber, Running>, shared: Arc<Shared>) -> Edge {
         Edge {
@@ -339,6 +355,108 @@ mod tests {
         edge.public.occupy(Duration::from_millis(300));
         listen(Vec::new()).wait().await;
         TcpListener::bind(at).expect("the port is free again");
+        tokio::task::spawn_blocking(move || drop(edge)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_does_not_end_keeps_no_answer_waiting_for_ever() {
+        // Nobody drives it, so that nothing of it ever ends.
+        let stuck = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn_on(std::future::pending(), stuck.handle());
+        let ended = Ended { tasks: Some(tasks), connections: Ending::default() };
+        tokio::time::timeout(Duration::from_secs(60), ended.wait()).await.expect("it waits for ever");
+        stuck.shutdown_background();
+    }
+
+    #[tokio::test]
+    async fn a_change_that_begins_with_another_view_is_refused_and_one_that_fits_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = Shared::new(Ledger::open(directory.path(), "names").unwrap());
+        let view = |generation, members: &[u32]| NetworkView {
+            generation,
+            members: members.iter().map(|number| member(*number, "who")).collect(),
+            ..network_view()
+        };
+        let (one, two, three) = (view(1, &[2]), view(2, &[2, 3]), view(3, &[3]));
+        let network = Network::new(&one, shared.clone()).unwrap();
+        let running = Running { network: network.clone(), tasks: JoinSet::new() };
+        let edge = edge([(one.number, running)].into(), shared);
+        let change = |before: &NetworkView, after: &NetworkView| {
+            let change = NetworkChange::between(before, after).unwrap();
+            let request = Request::ChangeNetwork { change: Box::new(Cow::Owned(change)) };
+            edge.handle(request, Vec::new()).map(drop).map_err(|refusal| refusal.code)
+        };
+        let there = || {
+            let outside = network.outside.load();
+            let mut there: Vec<_> = outside.machines().collect();
+            there.sort();
+            (edge.status().networks[&one.number], there, network.names.count())
+        };
+        assert_eq!(change(&two, &three), Err(RefusalCode::Outdated));
+        assert_eq!(there().0, 1);
+        assert_eq!(change(&one, &two), Ok(()));
+        assert_eq!(there(), (2, vec![two.members[0].id, two.members[1].id], 0));
+        // Who joined is given addresses for names, and who left has none.
+        let name: HostName = "a.example.com".parse().unwrap();
+        assert!(two.members.iter().all(|member| network.names.assign(member.id, &name, false).is_ok()));
+        assert_eq!(there().2, 2);
+        assert_eq!(change(&one, &two), Err(RefusalCode::Outdated), "not twice");
+        assert_eq!(change(&two, &three), Ok(()));
+        assert_eq!(there(), (3, vec![two.members[1].id], 1));
+        let elsewhere = |view: &NetworkView| NetworkView { number: NetworkNumber::new(9).unwrap(), ..view.clone() };
+        assert_eq!(change(&elsewhere(&one), &elsewhere(&two)), Err(RefusalCode::Outdated), "of an unknown network");
+        tokio::task::spawn_blocking(move || drop(edge)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_leaves_by_a_change_loses_its_connections_and_nobody_else_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = Shared::new(Ledger::open(directory.path(), "names").unwrap());
+        let mut before = view_with(vec![rule("all", "*.example.com", &["tcp/443"])]);
+        let other = before.members[1].clone();
+        before.groups.insert(other.ipv4.into(), Group(7));
+        let after = NetworkView {
+            members: vec![other.clone()],
+            groups: [(other.ipv4.into(), Group(7))].into(),
+            generation: before.generation + 1,
+            ..before.clone()
+        };
+        let network = Network::new(&before, shared).unwrap();
+        let open = [&before.members[0], &other].map(|member| {
+            let key = FlowKey {
+                member: member.id,
+                source: member.ipv4.into(),
+                host: "a.example.com".parse().unwrap(),
+                port: 443,
+                rule: "all".parse().unwrap(),
+                application: Application::Tls,
+            };
+            network.flows.open(key, &network.outside)
+        });
+        assert_eq!(open.each_ref().map(|flow| flow.revoked.is_cancelled()), [false, false]);
+        network.change(&NetworkChange::between(&before, &after).unwrap());
+        assert_eq!(open.each_ref().map(|flow| flow.revoked.is_cancelled()), [true, false]);
+    }
+
+    #[tokio::test]
+    async fn other_challenges_are_another_generation_and_nothing_else_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let edge = edge(BTreeMap::new(), Shared::new(Ledger::open(directory.path(), "names").unwrap()));
+        let at = || edge.public.status().generation;
+        let challenges = || [("token".to_owned(), "answer".to_owned())].into();
+        let answer = |generation, challenges| {
+            edge.handle(Request::PutChallenges { generation, challenges }, Vec::new()).map(drop).map_err(|no| no.code)
+        };
+        assert_eq!(answer(5, challenges()), Ok(()));
+        assert_eq!(at(), None, "nothing is published");
+        let generation = PublicGeneration { content: 1, challenges: 2 };
+        edge.handle(Request::PutPublic { generation, snapshot: Box::default() }, Vec::new()).unwrap();
+        assert_eq!(at(), Some(generation));
+        assert_eq!(answer(5, challenges()), Ok(()));
+        assert_eq!(at(), Some(PublicGeneration { content: 1, challenges: 5 }));
+        assert_eq!(answer(6, [("to/ken".to_owned(), String::new())].into()), Err(RefusalCode::InvalidPublic));
+        assert_eq!(at(), Some(PublicGeneration { content: 1, challenges: 5 }));
         tokio::task::spawn_blocking(move || drop(edge)).await.unwrap();
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::{Ipv4Net, Ipv6Net};
 use warren_model::policy::Group;
 
+use crate::change::NetworkChange;
 use crate::dns::wire;
 use crate::view::{NOBODY, NetworkView};
 
@@ -45,68 +46,93 @@ pub enum Entry {
 /// A name with a scope is there for some askers only. A name between exists for everybody: it is one of those that every
 /// member's own name has, and says nothing of who else is below it.
 #[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct Zone {
+    /// Of the first view that has these names.
     pub generation: u64,
     pub cidr: Ipv4Net,
     pub cidr6: Ipv6Net,
     pub forward: Arc<[SocketAddr]>,
+    index: Arc<Index>,
+    /// Who sees which scopes; `None` where every name is there for everybody.
+    sight: Option<Sight>,
+}
+
+#[derive(Debug)]
+#[cfg_attr(test, derive(PartialEq))]
+struct Index {
     hosts: HashMap<Arc<[u8]>, Host>,
     /// Names with a host below them; they may have no record of their own.
     between: HashSet<Arc<[u8]>>,
     by_ipv4: HashMap<Ipv4Addr, Arc<[u8]>>,
     by_ipv6: HashMap<Ipv6Addr, Arc<[u8]>>,
-    /// Who sees which scopes; `None` where every name is there for everybody.
-    sight: Option<Sight>,
 }
 
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(PartialEq))]
 struct Host {
     addresses: Addresses,
     scope: Option<Group>,
 }
 
 #[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 struct Sight {
     /// The gateway's own addresses, which only somebody on the host can have, see everything.
     gateways: [IpAddr; 2],
     groups: HashMap<IpAddr, Group>,
-    scopes: HashMap<Group, BTreeSet<Group>>,
+    scopes: Arc<HashMap<Group, BTreeSet<Group>>>,
 }
 
 impl Zone {
     pub fn build(view: &NetworkView) -> Result<Self, ZoneError> {
-        let mut zone = Self {
-            generation: view.generation,
-            cidr: view.cidr.net(),
-            cidr6: view.cidr6.trunc(),
-            forward: view.forward.as_slice().into(),
+        let mut index = Index {
             hosts: HashMap::with_capacity(view.names.len() + 1),
             between: HashSet::new(),
             by_ipv4: HashMap::with_capacity(view.names.len() + 1),
             by_ipv6: HashMap::with_capacity(view.names.len() + 1),
-            sight: view.names.iter().any(|record| record.scope.is_some()).then(|| Sight::of(view)),
         };
         let gateway = Addresses { ipv4: Some(view.gateway4), ipv6: view.gateway6 };
-        zone.add(GATEWAY, Host { addresses: gateway, scope: None });
+        index.add(GATEWAY, Host { addresses: gateway, scope: None });
         for record in &view.names {
             let name = key(&record.name)?;
             if *name == *GATEWAY {
                 continue;
             }
-            if zone.hosts.contains_key(&*name) {
+            if index.hosts.contains_key(&*name) {
                 return Err(ZoneError::Twice(record.name.clone()));
             }
             let addresses = Addresses { ipv4: record.ipv4, ipv6: record.ipv6 };
-            zone.add(&name, Host { addresses, scope: record.scope });
+            index.add(&name, Host { addresses, scope: record.scope });
         }
-        Ok(zone)
+        Ok(Self {
+            generation: view.generation,
+            cidr: view.cidr.net(),
+            cidr6: view.cidr6.trunc(),
+            forward: view.forward.as_slice().into(),
+            index: Arc::new(index),
+            sight: view.names.iter().any(|record| record.scope.is_some()).then(|| Sight::of(view)),
+        })
+    }
+
+    /// The same names after a change of who is in the network; `None` where everybody sees what they saw.
+    pub fn changed(&self, change: &NetworkChange) -> Option<Self> {
+        let sight = self.sight.as_ref().filter(|_| !change.groups.is_empty())?;
+        let mut groups = sight.groups.clone();
+        for (address, group) in &change.groups {
+            match group {
+                Some(group) => groups.insert(*address, *group),
+                None => groups.remove(address),
+            };
+        }
+        Some(Self { sight: Some(Sight { groups, ..sight.clone() }), ..self.clone() })
     }
 
     /// Looks up a name inside `.internal`, in wire form and lower case, for who has this address.
     pub fn lookup(&self, name: &[u8], asker: IpAddr) -> Entry {
-        match self.hosts.get(name) {
+        match self.index.hosts.get(name) {
             Some(host) if self.is_there(host, asker) => Entry::Host(host.addresses),
-            _ if name == INTERNAL || self.between.contains(name) => Entry::Between,
+            _ if name == INTERNAL || self.index.between.contains(name) => Entry::Between,
             _ => Entry::Missing,
         }
     }
@@ -114,10 +140,11 @@ impl Zone {
     /// The name, in wire form, of who has this address, for who has the other.
     pub fn name_of(&self, address: IpAddr, asker: IpAddr) -> Option<&[u8]> {
         let name = match address {
-            IpAddr::V4(address) => self.by_ipv4.get(&address),
-            IpAddr::V6(address) => self.by_ipv6.get(&address),
+            IpAddr::V4(address) => self.index.by_ipv4.get(&address),
+            IpAddr::V6(address) => self.index.by_ipv6.get(&address),
         }?;
-        let is_there = self.sight.is_none() || self.hosts.get(name).is_some_and(|host| self.is_there(host, asker));
+        let is_there =
+            self.sight.is_none() || self.index.hosts.get(name).is_some_and(|host| self.is_there(host, asker));
         is_there.then_some(name)
     }
 
@@ -131,7 +158,9 @@ impl Zone {
             _ => true,
         }
     }
+}
 
+impl Index {
     fn add(&mut self, name: &[u8], host: Host) {
         let name: Arc<[u8]> = name.into();
         self.between.extend(parents(&name).map(Arc::from));
@@ -149,7 +178,7 @@ impl Sight {
         Self {
             gateways: [view.gateway4.into(), view.gateway6.into()],
             groups: view.groups.iter().map(|(address, group)| (*address, *group)).collect(),
-            scopes: view.sight.iter().map(|(group, scopes)| (*group, scopes.clone())).collect(),
+            scopes: Arc::new(view.sight.iter().map(|(group, scopes)| (*group, scopes.clone())).collect()),
         }
     }
 

@@ -119,6 +119,19 @@ impl Names {
         }
     }
 
+    /// Takes over what the ledger has for a member that is new here.
+    pub fn join(&self, member: MemberId) {
+        let now = Instant::now();
+        self.state().members.entry(member).or_insert_with(|| Member::new(self.ledger.claim(member), now));
+    }
+
+    /// Forgets a member that is gone for good.
+    pub fn leave(&self, member: MemberId) {
+        if self.state().members.remove(&member).is_some() {
+            self.ledger.forget(member);
+        }
+    }
+
     /// Forgets every member.
     pub fn clear(&self) {
         let range6 = self.state().range6;

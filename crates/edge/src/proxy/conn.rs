@@ -9,14 +9,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use warren_http::closing::Farewell;
 
 use crate::proxy::copy::{Side, reset};
 use crate::proxy::gate::Passage;
-
-/// What is read after the last answer so that it arrives, in bytes: closing a socket with something unread in it is a
-/// reset, and may overtake the answer.
-const FAREWELL: usize = 1 << 20;
 
 /// What the sockets of one session share.
 #[derive(Debug, Default)]
@@ -35,26 +31,20 @@ pub(crate) struct Conn {
     shared: Arc<Shared>,
     /// Counts the bytes: on the server's side.
     passage: Option<Arc<dyn Passage>>,
-    farewell: Farewell,
-}
-
-enum Farewell {
-    /// The socket is closed at once.
-    None,
-    After(Duration),
-    Until(Pin<Box<Sleep>>, usize),
+    /// On the client's side; the server's is closed at once.
+    farewell: Option<Farewell>,
 }
 
 impl Conn {
     /// The client's side.
     pub fn client(side: Side, shared: Arc<Shared>, farewell: Duration) -> Self {
         let Side { stream, ahead } = side;
-        Self { stream: Some(stream), ahead, shared, passage: None, farewell: Farewell::After(farewell) }
+        Self { stream: Some(stream), ahead, shared, passage: None, farewell: Some(Farewell::new(farewell)) }
     }
 
     /// The server's side.
     pub fn server(stream: TcpStream, shared: Arc<Shared>, passage: Arc<dyn Passage>) -> Self {
-        Self { stream: Some(stream), ahead: Vec::new(), shared, passage: Some(passage), farewell: Farewell::None }
+        Self { stream: Some(stream), ahead: Vec::new(), shared, passage: Some(passage), farewell: None }
     }
 
     /// The socket, and what was read from it and not taken yet, with `read` in front.
@@ -132,27 +122,9 @@ impl AsyncWrite for Conn {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        loop {
-            match &mut this.farewell {
-                Farewell::None => return this.stream()?.poll_shutdown(cx),
-                Farewell::After(time) => {
-                    let time = *time;
-                    ready!(this.stream()?.poll_shutdown(cx))?;
-                    this.farewell = Farewell::Until(Box::pin(tokio::time::sleep(time)), FAREWELL);
-                }
-                Farewell::Until(sleep, left) => {
-                    if sleep.as_mut().poll(cx).is_ready() {
-                        return Poll::Ready(Ok(()));
-                    }
-                    let mut scratch = [0; 4096];
-                    let mut buffer = ReadBuf::new(&mut scratch);
-                    let Some(stream) = this.stream.as_mut() else { return Poll::Ready(Ok(())) };
-                    match ready!(Pin::new(stream).poll_read(cx, &mut buffer)) {
-                        Ok(()) if (1..*left).contains(&buffer.filled().len()) => *left -= buffer.filled().len(),
-                        _ => return Poll::Ready(Ok(())),
-                    }
-                }
-            }
+        match (&mut this.farewell, &mut this.stream) {
+            (Some(farewell), Some(stream)) => farewell.poll(stream, cx),
+            _ => this.stream()?.poll_shutdown(cx),
         }
     }
 }

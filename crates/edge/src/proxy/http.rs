@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::header::{HOST, HeaderValue};
-use http::uri::{PathAndQuery, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::uri::Scheme;
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -19,6 +19,10 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use warren_http::closing::LastWord;
+use warren_http::framing::{Framing, check_request};
+use warren_http::hop;
+use warren_http::request::to_origin;
 use warren_model::Code;
 use warren_model::denial::Layer;
 use warren_model::policy::Application;
@@ -112,14 +116,20 @@ pub(crate) async fn carry_websocket<G: Gate>(
     server: OnUpgrade,
     upstream: Upstream,
 ) {
-    let (Some(mut client), Some(mut server)) = (into_side(client).await, into_side(server).await) else { return };
+    let (Some(mut client), Some(mut server)) = (into_side(client).await, server_side(server).await) else { return };
     both_ways(&mut client, &mut server, &*upstream.passage, proxy.limits.idle, None).await;
 }
 
-/// The socket under a connection on which HTTP ended.
+/// The socket under a client's connection on which HTTP ended.
 pub(crate) async fn into_side(upgrade: OnUpgrade) -> Option<Side> {
     let parts = upgrade.await.ok().map(Upgraded::downcast::<TokioIo<Conn>>)?.ok()?;
     parts.io.into_inner().into_side(&parts.read_buf)
+}
+
+/// The same of a server's.
+async fn server_side(upgrade: OnUpgrade) -> Option<Side> {
+    let parts = upgrade.await.ok().map(Upgraded::downcast::<TokioIo<LastWord<Conn>>>)?.ok()?;
+    parts.io.into_inner().into_inner().into_side(&parts.read_buf)
 }
 
 struct Session<G> {
@@ -246,13 +256,12 @@ impl<G: Gate> Session<G> {
         way: &Way<G>,
         mut request: Request<Incoming>,
     ) -> Result<Response<Body>, Box<Response<Body>>> {
-        let invalid = |error: headers::Framing| {
-            Box::new(problem::failed(Code::ProxyRequestInvalid, format!("Refused: {error}.")))
-        };
-        headers::check_framing(request.headers()).map_err(invalid)?;
-        let websocket = headers::wants_websocket(request.headers());
+        let invalid =
+            |error: Framing| Box::new(problem::failed(Code::ProxyRequestInvalid, format!("Refused: {error}.")));
+        check_request(request.headers()).map_err(invalid)?;
+        let websocket = request.version() == Version::HTTP_11 && hop::wants_websocket(request.headers());
         let client = websocket.then(|| hyper::upgrade::on(&mut request));
-        headers::strip_request(request.headers_mut(), websocket);
+        hop::strip_request(request.headers_mut(), websocket);
         if request.uri().authority().is_some() {
             request.headers_mut().insert(HOST, host_of(way));
         }
@@ -263,7 +272,7 @@ impl<G: Gate> Session<G> {
         let sent = Upstream::send(&mut held, way, request, &self.shared, &self.cut).await;
         let mut response = sent.map_err(|no_way| Box::new(no_way.into_response()))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let (Some(client), true, Some(upstream)) = (client, headers::is_websocket(response.headers()), held.take())
+            let (Some(client), true, Some(upstream)) = (client, hop::is_websocket(response.headers()), held.take())
             else {
                 let detail = format!("{} switched to a protocol that was not asked for.", way.host);
                 return Err(Box::new(problem::failed(Code::UpstreamFailed, detail)));
@@ -343,15 +352,4 @@ fn host_of<G>(way: &Way<G>) -> HeaderValue {
 /// The address that a URI's host is, if it is one.
 fn address(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
-}
-
-/// The target without the server: `/path?query`, or `*` (RFC 9112 §3.2).
-fn to_origin(uri: &Uri) -> Uri {
-    // An absolute form may end with its authority or go on with a fragment, and a request line needs a path
-    // (RFC 9112 §3.2.1); an empty one equals "/" here but is written as nothing.
-    let path = match uri.path_and_query() {
-        Some(path) if path != "/" => path.clone(),
-        _ => PathAndQuery::from_static("/"),
-    };
-    Uri::from(path)
 }

@@ -20,8 +20,8 @@
 //! | `gate` | what the proxies ask, and their limits |
 //! | `listen` | accepting connections |
 //! | `carry` | checking what is spoken |
-//! | `tls`, `sniff`, `authority`, `headers` | reading what clients say; no I/O |
-//! | `http`, `upstream`, `conn`, `problem` | HTTP/1.1 on both sides |
+//! | `tls`, `sniff`, `authority` | reading what clients say; no I/O |
+//! | `http`, `upstream`, `conn`, `headers`, `problem` | HTTP/1.1 on both sides |
 //! | `way`, `dial` | from an allowed name to a connected socket |
 //! | `copy` | carrying bytes |
 
@@ -31,7 +31,7 @@ mod conn;
 mod copy;
 mod dial;
 pub(crate) mod gate;
-pub(crate) mod headers;
+mod headers;
 mod http;
 mod listen;
 mod network;

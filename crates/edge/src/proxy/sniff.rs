@@ -1,5 +1,7 @@
 //! What the first bytes of a connection are, where a rule lets anything through. No I/O.
 
+use warren_http::is_token;
+
 /// How every connection of HTTP/2 begins that knows beforehand that the server speaks it (RFC 9113 §3.4).
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest request line that is waited for, in bytes; what goes on longer is left to the HTTP parser.
@@ -93,11 +95,6 @@ fn http(bytes: &[u8]) -> First {
 pub(crate) fn without_empty_lines(bytes: &[u8]) -> &[u8] {
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
     &bytes[start..]
-}
-
-/// A character of a method (RFC 9110 §5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use http_body_util::{Either, Empty};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use warren_http::closing::LastWord;
+use warren_http::request::once_more;
 use warren_model::policy::HostName;
 
 use crate::proxy::conn::{Conn, Shared};
@@ -37,7 +39,7 @@ impl Upstream {
     /// Connects. When the connection is revoked, `cut` is cancelled.
     pub async fn reach<G: Gate>(way: &Way<G>, shared: Arc<Shared>, cut: CancellationToken) -> Result<Self, NoWay> {
         let Connected { stream, passage } = way.connect(Ahead::Nothing).await?;
-        let io = TokioIo::new(Conn::server(stream, shared.clone(), passage.clone()));
+        let io = TokioIo::new(LastWord::new(Conn::server(stream, shared.clone(), passage.clone())));
         let handshake = http1::Builder::new()
             .preserve_header_case(true)
             .max_headers(MAX_HEADERS)
@@ -91,17 +93,6 @@ impl Upstream {
     }
 }
 
-/// The same request once more, where sending it twice does no harm (RFC 9110 §9.2.2): a server may close an idle
-/// connection while a request is on its way.
 fn repeatable(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
-    let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
-    if !safe || !request.body().is_end_stream() {
-        return None;
-    }
-    let mut again = Request::new(Either::Right(Empty::new()));
-    *again.method_mut() = request.method().clone();
-    *again.uri_mut() = request.uri().clone();
-    *again.headers_mut() = request.headers().clone();
-    *again.extensions_mut() = request.extensions().clone();
-    Some(again)
+    if request.body().is_end_stream() { once_more(request, Either::Right(Empty::new())) } else { None }
 }

@@ -36,12 +36,22 @@ use dial::Dialers;
 #[serde(deny_unknown_fields)]
 pub struct PublicStatus {
     /// Of what is published; `None` before anything was.
-    pub generation: Option<u64>,
+    pub generation: Option<PublicGeneration>,
     pub listening: BTreeMap<Kind, Vec<SocketAddr>>,
     /// The networks whose machines can be reached.
     pub dialers: BTreeMap<NetworkNumber, PoolStatus>,
     /// How many more sockets to machines are taken, of all networks together.
     pub room: usize,
+}
+
+/// Tells two things that were published from each other. Chosen by the daemon; the edge only repeats it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicGeneration {
+    /// Of everything but the challenges of ACME.
+    pub content: u64,
+    /// Of these, which come and go with every order of a certificate.
+    pub challenges: u64,
 }
 
 /// What happened to requests from outside since the edge started, with the sites that were asked for.
@@ -75,7 +85,7 @@ pub(crate) struct Public {
 
 #[derive(Default)]
 struct State {
-    generation: Option<u64>,
+    generation: Option<PublicGeneration>,
     listening: BTreeMap<Kind, Listening>,
 }
 
@@ -103,11 +113,21 @@ impl Public {
 
     /// Publishes this and nothing else. Returns what is open to places that are not published any more, which is about to
     /// end.
-    pub fn put(&self, generation: u64, snapshot: &Snapshot) -> Result<Ending, PublicError> {
+    pub fn put(&self, generation: PublicGeneration, snapshot: &Snapshot) -> Result<Ending, PublicError> {
         let mut state = self.state();
         let ending = self.ingress.apply(snapshot)?;
         state.generation = Some(generation);
         Ok(ending)
+    }
+
+    /// Answers these challenges and no others.
+    pub fn answer(&self, generation: u64, challenges: &BTreeMap<String, String>) -> Result<(), PublicError> {
+        let mut state = self.state();
+        self.ingress.answer(challenges)?;
+        if let Some(there) = &mut state.generation {
+            there.challenges = generation;
+        }
+        Ok(())
     }
 
     /// Serves these listeners instead of those of the kind before; none to serve none. Returns those before, which are

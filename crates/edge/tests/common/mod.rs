@@ -198,7 +198,7 @@ pub fn try_udp(server: SocketAddr, message: &Message, time: Duration) -> std::io
 }
 
 pub fn udp(server: SocketAddr, name: &str, record_type: RecordType) -> Message {
-    try_udp(server, &question(name, record_type), Duration::from_secs(6)).unwrap()
+    try_udp(server, &question(name, record_type), Duration::from_secs(20)).unwrap()
 }
 
 pub fn tcp_exchange(stream: &mut TcpStream, message: &Message) -> std::io::Result<Message> {
@@ -259,6 +259,6 @@ fn ip(arguments: &[&str]) {
 }
 
 pub fn dig(arguments: &[&str]) -> String {
-    let output = Command::new("dig").args(["+tries=1", "+time=3"]).args(arguments).output().unwrap();
+    let output = Command::new("dig").args(["+tries=1", "+time=20"]).args(arguments).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }

@@ -8,4 +8,5 @@ mod plain;
 mod smuggling;
 mod snapshots;
 mod tls;
+mod uploads;
 mod websocket;

@@ -82,6 +82,25 @@ async fn a_machine_learns_who_asked_from_us_alone() {
 }
 
 #[tokio::test]
+async fn a_url_without_a_path_is_a_request_for_the_root() {
+    let machine = Machine::named("a").await;
+    let lab = Lab::one(&machine).await;
+    for (target, expected) in [
+        ("http://a.example", "/"),
+        ("https://a.example?y=1", "/?y=1"),
+        ("http://a.example/#part", "/"),
+        ("http://a.example#part", "/"),
+        ("a.example:80", "/"),
+    ] {
+        let mut raw = lab.raw("a.example").await;
+        raw.send(&format!("GET {target} HTTP/1.1\r\nHost: a.example\r\n\r\n")).await;
+        assert_eq!(raw.answer().await.status, 200, "{target}");
+        let got = machine.got().pop().unwrap();
+        assert_eq!(got.line, format!("GET {expected} HTTP/1.1"), "{target}");
+    }
+}
+
+#[tokio::test]
 async fn an_event_arrives_before_the_response_ends() {
     let machine = Machine::raw(|mut stream| async move {
         head(&mut stream).await;
@@ -170,6 +189,65 @@ async fn trailers_are_kept_both_ways() {
     let response = two.send_request(request).await.unwrap();
     let collected = response.into_body().collect().await.unwrap();
     assert_eq!(collected.trailers().unwrap()["x-sum"], "two");
+}
+
+#[tokio::test]
+async fn trailers_say_nothing_that_only_we_may_say() {
+    let machine = Machine::named("a").await;
+    let lab = Lab::one(&machine).await;
+    let names = "x-in, x-forwarded-for, X_Forwarded_For, forwarded, x-real-ip";
+    let mut raw = lab.raw("a.example").await;
+    raw.send(&format!(
+        "POST / HTTP/1.1\r\nHost: a.example\r\nTrailer: {names}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\
+         x-in: 1\r\nX-Forwarded-For: 10.0.0.1\r\nX_Forwarded_For: 10.0.0.1\r\nForwarded: for=10.0.0.1\r\n\
+         X-Real-IP: 10.0.0.1\r\n\r\n"
+    ))
+    .await;
+    assert_eq!(raw.answer().await.status, 200);
+    let mut two = lab.http2("a.example").await;
+    let (sender, stream) = channel_body();
+    let mut trailers = HeaderMap::new();
+    for name in names.split(", ") {
+        trailers.insert(http::HeaderName::try_from(name).unwrap(), "10.0.0.1".parse().unwrap());
+    }
+    sender.send(Frame::trailers(trailers)).unwrap();
+    drop(sender);
+    let request = Request::post("https://a.example/").header("trailer", names).body(stream).unwrap();
+    assert_eq!(two.send_request(request).await.unwrap().status(), 200);
+    for got in machine.got() {
+        assert_eq!(got.trailers.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["x-in"]);
+    }
+}
+
+#[tokio::test]
+async fn a_response_has_one_end_for_every_client() {
+    let machine = Machine::raw(|mut stream| async move {
+        while let asked @ [_, ..] = &head(&mut stream).await[..] {
+            let answer: &[u8] = match asked {
+                [b'G', b'E', b'T', b' ', b'/', b'1', ..] => {
+                    b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n8\r\nthewhole\r\n0\r\n\r\n"
+                }
+                [b'G', b'E', b'T', b' ', b'/', b'2', ..] => b"Content-Length: 8, 8\r\n\r\nthewhole",
+                _ => b"Content-Length: 8\r\nContent-Length: 8\r\n\r\nthewhole",
+            };
+            stream.write_all(&[b"HTTP/1.1 200 OK\r\n", answer].concat()).await.unwrap();
+        }
+    })
+    .await;
+    let lab = Lab::one(&machine).await;
+    for path in ["/1", "/2", "/3"] {
+        let mut raw = lab.raw("a.example").await;
+        raw.send(&format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")).await;
+        let all = raw.rest().await;
+        let lengths: Vec<_> = all.lines().filter_map(|line| line.strip_prefix("content-length: ")).collect();
+        assert!(lengths.is_empty() && path == "/1" || lengths == ["8"], "{path}: {all}");
+        assert!(all.contains("thewhole"), "{path}: {all}");
+        let mut two = lab.http2("a.example").await;
+        let response = two.send_request(get(&format!("https://a.example{path}"))).await.unwrap();
+        let lengths: Vec<_> = response.headers().get_all("content-length").iter().cloned().collect();
+        assert!(lengths.is_empty() && path == "/1" || lengths == ["8"], "{path}: {lengths:?}");
+        assert_eq!(text(response).await, "thewhole", "{path}");
+    }
 }
 
 #[tokio::test]

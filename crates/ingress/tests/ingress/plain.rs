@@ -73,4 +73,6 @@ async fn a_host_that_is_none_is_refused() {
     let mut raw = lab.raw_plain().await;
     raw.send("CONNECT a.example:22 HTTP/1.1\r\nHost: a.example:22\r\n\r\n").await;
     assert_eq!(raw.answer().await.code(), "method_not_allowed");
+    raw.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    assert_eq!(raw.answer().await.body, "a", "what follows is read as HTTP");
 }

@@ -13,8 +13,8 @@ use warren_model::NetworkNumber;
 
 use crate::lab::{Lab, Machine, certificate, eventually, get, head, site};
 
-/// Long for a cut.
-const CUT: Duration = Duration::from_secs(1);
+/// Long for a cut, and less than unused connections are kept.
+const CUT: Duration = Duration::from_secs(15);
 
 /// Begins a response and goes on for ever; speaks WebSocket at `/socket`; says nothing at `/silent`.
 async fn endless() -> Machine {

@@ -101,6 +101,7 @@ async fn a_handshake_that_does_not_end_is_ended() {
     let began = Instant::now();
     let mut stream = TcpStream::connect(lab.https).await.unwrap();
     assert_eq!(stream.read(&mut [0; 16]).await.unwrap_or(0), 0);
-    assert!(began.elapsed() >= Duration::from_millis(290) && began.elapsed() < Duration::from_secs(5));
-    assert_eq!(lab.ingress.totals().handshakes_failed, 1);
+    // By default it has 10 s.
+    assert!((Duration::from_millis(290)..Duration::from_secs(9)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    eventually("it is counted", || lab.ingress.totals().handshakes_failed == 1).await;
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Reference;
-use crate::domain::{DomainCertificate, DomainProof, DomainTraffic};
+use crate::domain::{DomainCertificate, DomainLimits, DomainProof, DomainTraffic};
 
 #[cfg(feature = "openapi")]
 use utoipa::ToSchema;
@@ -26,28 +26,15 @@ shape! {
         /// Why the account was allowed to take the name.
         pub proof: DomainProof,
         pub certificate: DomainCertificate,
+        /// Why nobody reaches it for now, and what to do; absent while it is served.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub hindrance: Option<String>,
         /// Since the edge started.
         pub traffic: DomainTraffic,
         #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
         pub created_at: Timestamp,
         /// The key that mapped it.
         pub created_by: String,
-    }
-}
-
-shape! {
-    /// What a domain lets through.
-    pub struct DomainLimits {
-        /// From all clients together, over time.
-        pub requests_per_second: u32,
-        /// At once, before the rate counts.
-        pub burst: u32,
-        /// Bytes of a request's body.
-        pub max_body_bytes: u64,
-        /// How long a connection may rest with nothing going either way, in seconds.
-        pub idle_seconds: u32,
-        /// Requests and upgraded connections under way.
-        pub concurrent: u32,
     }
 }
 
@@ -79,7 +66,7 @@ shape! {
         #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1_000_000))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub requests_per_second: Option<u32>,
-        /// `requests_per_second` to 2,000,000; twice that when absent.
+        /// `requests_per_second` to 2,000,000; when absent, what was asked for before, or twice that.
         #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 2_000_000))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub burst: Option<u32>,

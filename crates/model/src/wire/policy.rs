@@ -223,7 +223,7 @@ shape! {
     /// A question about the policy in force.
     #[serde(deny_unknown_fields)]
     pub struct Explain {
-        /// `machine`, `network/machine`, `network/tag:T`, `net:N`, an address or a CIDR.
+        /// `machine`, `network/machine`, `network/tag:T`, `net:N`, a session by its id or name, an address or a CIDR.
         pub from: String,
         /// The same, or the name of a host outside.
         pub to: String,

@@ -83,6 +83,9 @@ shape! {
         pub opened_by: String,
         /// The name of that key, or its id where it has none.
         pub operator: String,
+        /// Why nothing of it passes for now; absent while it passes. What keeps it out is tried again by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub hindrance: Option<String>,
         /// What the tunnel says of it; null while it says nothing.
         pub status: Option<SessionStatus>,
     }

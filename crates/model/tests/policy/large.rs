@@ -56,8 +56,8 @@ fn ten_thousand_rules_between_a_thousand_machines_compile_at_once() {
     println!("compiled {} rules for {} members in {took:?}", policy.allow.len(), directory.members.len());
     assert_eq!(rules.exceptions.len(), 10_000);
     assert_eq!(rules.groups.len(), 2000);
-    // Tenfold room: without optimization, and beside other tests.
-    assert!(took.as_millis() < 5_000, "{took:?}");
+    // Much room: without optimization, and beside other tests.
+    assert!(took.as_secs() < 60, "{took:?}");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn ranges_that_are_cut_into_too_many_pieces_are_refused() {
     let before = Instant::now();
     let error = compile(&policy, &directory, &label("dev"), now()).unwrap_err();
     assert!(matches!(error, CompileError::TooMany { .. }), "{error}");
-    assert!(before.elapsed().as_secs() < 20);
+    assert!(before.elapsed().as_secs() < 60);
 }
 
 #[test]

@@ -235,7 +235,7 @@ fn time_grows_with_the_length_of_the_text_and_no_faster() {
         let _ = read(&text);
         // A millionth of a second a byte would be slow; a square of the length would be hours.
         let took = before.elapsed();
-        assert!(took.as_secs() < 10, "{:?}: {took:?}", &text[..10]);
+        assert!(took.as_secs() < 60, "{:?}: {took:?}", &text[..10]);
     }
 }
 

@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 use tokio::time::{Instant, timeout};
-use warren_edge::{EdgeClient, PoolStatus, PublicStatus};
+use warren_edge::{EdgeClient, PoolStatus, PublicGeneration, PublicStatus};
 use warren_ingress::Kind;
 use warren_model::NetworkId;
 use warren_model::domain::{Domain, DomainProof};
@@ -15,9 +18,9 @@ use warren_model::policy::HostName;
 use warren_model::record::Network;
 
 use super::certificates::orders::Holder;
-use super::snapshot::{self, Published};
+use super::snapshot::{self, Content, Published};
 use super::{PublicListeners, Served};
-use crate::world::{World, blocking, lock};
+use crate::world::{KnownNetwork, World, blocking, lock};
 use crate::{ReconcileError, crash};
 
 /// How often the edge is asked whether it has all that it should have and how the sockets to machines are used, and how
@@ -35,7 +38,7 @@ const MOST_SOCKETS: usize = 1024;
 
 /// What the edge was found to have, or was given.
 struct Brought {
-    generation: Option<u64>,
+    generation: Option<PublicGeneration>,
     published: Vec<Published>,
     /// Everything is there, so that nothing has to be done before something changes.
     whole: bool,
@@ -129,22 +132,33 @@ async fn bring(world: &World) -> Result<Brought, ReconcileError> {
 
     // Not the port that was had: where HTTPS is wanted and is not there, nothing is served without it.
     let https = public.settings.https.map(|wanted| https_port(world).unwrap_or(wanted.port().max(1)));
-    let sites = published.iter().map(|one| one.site.clone()).collect();
-    let snapshot = snapshot::of(sites, held, challenges, https);
-    let mut generation = Some(snapshot::generation(&snapshot));
-    if status.generation.is_none() && snapshot == warren_ingress::Snapshot::default() {
-        generation = None;
-    }
+    let content = Content { published: published.clone(), certificates: held, https_port: https };
+    let is_empty = content.is_empty() && challenges.is_empty();
+    let (wanted, snapshot) = {
+        let mut last = lock(&public.last);
+        let (content, generation) = last.follow(content, snapshot::generation);
+        let wanted =
+            PublicGeneration { content: generation, challenges: snapshot::generation_of_challenges(&challenges) };
+        // An edge that has nothing is not given nothing.
+        let is_due = match status.generation {
+            Some(there) => there.content != wanted.content,
+            None => !is_empty,
+        };
+        (wanted, is_due.then(|| content.snapshot(challenges.clone())))
+    };
+    let generation = (status.generation.is_some() || snapshot.is_some()).then_some(wanted);
     if public.is_on() {
         // Before what was counted of names that are public no more is gone.
         public.metrics.count(&client.public_counters(None).await?);
     }
-    if let Some(wanted) = generation.filter(|_| generation != status.generation) {
+    if let Some(snapshot) = snapshot {
         let names = snapshot.sites.len();
         crash::point("before", "public-", "put");
         client.put_public(wanted, snapshot).await?;
         crash::point("after", "public-", "put");
         tracing::info!(names, "what is public was handed to the edge");
+    } else if generation != status.generation {
+        client.put_challenges(wanted.challenges, challenges).await?;
     }
     let reached = published.iter().filter(|one| !out_of_reach.contains(&one.domain.network));
     let domains = reached.map(|one| (one.domain.host.clone(), Arc::clone(&one.domain))).collect();
@@ -231,10 +245,26 @@ async fn fit_dialers(
     for number in status.dialers.keys().filter(|number| !networks.contains_key(number)) {
         client.remove_dialers(*number).await?;
     }
+    let out_of_reach = fit_pools(status, networks.into_values(), |network, more| {
+        let (network, known) = (Arc::clone(network), world.known_network(network.id));
+        fit_pool(world, client, network, known, more).boxed()
+    })
+    .await?;
+    let ids = out_of_reach.keys().copied().collect();
+    *lock(&world.public.trouble) = out_of_reach;
+    Ok(ids)
+}
+
+/// Adds what is lacking, by `fit`. Answers which networks cannot be reached yet, and why.
+async fn fit_pools<'a>(
+    status: &PublicStatus,
+    networks: impl Iterator<Item = &'a Arc<Network>>,
+    fit: impl Fn(&Arc<Network>, usize) -> BoxFuture<'a, Result<(), ReconcileError>>,
+) -> Result<BTreeMap<NetworkId, String>, ReconcileError> {
     let mut out_of_reach = BTreeMap::new();
     let mut room = status.room;
-    for (number, network) in networks {
-        let there = status.dialers.get(&number).copied().unwrap_or_default();
+    for network in networks {
+        let there = status.dialers.get(&network.number).copied().unwrap_or_default();
         let more = wanted(there).saturating_sub(there.sockets);
         if more > share(there, room) {
             if there.sockets == 0 {
@@ -244,7 +274,7 @@ async fn fit_dialers(
             continue;
         }
         room -= more;
-        if let Err(error) = fit_pool(world, client, network, more).await {
+        if let Err(error) = fit(network, more).await {
             // What is wrong with one network keeps no other waiting.
             if matches!(&error, ReconcileError::Edge(error) if error.is_broken()) {
                 return Err(error);
@@ -261,33 +291,36 @@ async fn fit_dialers(
             }
         }
     }
-    let ids = out_of_reach.keys().copied().collect();
-    *lock(&world.public.trouble) = out_of_reach;
-    Ok(ids)
+    Ok(out_of_reach)
 }
 
 async fn fit_pool(
     world: &World,
     client: &EdgeClient,
-    network: &Arc<Network>,
+    network: Arc<Network>,
+    known: Arc<AsyncMutex<KnownNetwork>>,
     more: usize,
 ) -> Result<(), ReconcileError> {
     if more == 0 {
         return Ok(());
     }
     // Held until the edge has them: sockets of a namespace that has just been replaced lead nowhere.
-    let known = world.known_network(network.id);
-    let known = tokio::time::timeout(BUSY_FOR, known.lock()).await;
-    let known = known.map_err(|_| ReconcileError::NetworkMissing(network.id))?;
-    if known.router.is_none() {
-        return Err(ReconcileError::NetworkMissing(network.id));
-    }
-    let (kernel, spec) = (world.kernel.clone(), world.network_spec(network));
+    let _there = there(&known, network.id).await?;
+    let (kernel, spec) = (world.kernel.clone(), world.network_spec(&network));
     crash::point("before", "public-", "dialers");
     let sockets = blocking(move || kernel.dialers(&spec, more)).await?;
     client.add_dialers(network.number, sockets).await?;
     crash::point("after", "public-", "dialers");
     Ok(())
+}
+
+/// The lock of a network that is on this host and that nobody is changing for longer than the others can wait.
+async fn there(
+    known: &AsyncMutex<KnownNetwork>,
+    id: NetworkId,
+) -> Result<MutexGuard<'_, KnownNetwork>, ReconcileError> {
+    let known = timeout(BUSY_FOR, known.lock()).await.map_err(|_| ReconcileError::NetworkMissing(id))?;
+    if known.router.is_none() { Err(ReconcileError::NetworkMissing(id)) } else { Ok(known) }
 }
 
 /// Twice as many as before, where three quarters were in use at once.
@@ -303,7 +336,55 @@ fn share(there: PoolStatus, room: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use warren_model::NetworkNumber;
+    use warren_model::record::Egress;
+
     use super::*;
+    use crate::samples;
+
+    fn network(number: u16) -> Arc<Network> {
+        let id = NetworkId::from_ulid(ulid::Ulid::from_parts(number.into(), 1));
+        let number = NetworkNumber::new(number).unwrap();
+        Arc::new(Network { id, number, ..samples::network(Egress::Deny) })
+    }
+
+    #[tokio::test]
+    async fn a_network_that_is_being_changed_keeps_no_other_waiting() {
+        let [busy, free] = [network(1), network(2)];
+        let known = AsyncMutex::<KnownNetwork>::default();
+        let _worker = known.lock().await;
+        let (known, fitted) = (&known, &std::sync::Mutex::new(Vec::new()));
+        let status = PublicStatus { room: 4096, ..PublicStatus::default() };
+        let fit = |network: &Arc<Network>, more| {
+            let (id, is_busy) = (network.id, *network == busy);
+            let fit = async move {
+                if is_busy {
+                    drop(there(known, id).await?);
+                }
+                lock(fitted).push((id, more));
+                Ok(())
+            };
+            fit.boxed()
+        };
+        let fitting = fit_pools(&status, [&busy, &free].into_iter(), fit);
+        let out_of_reach = timeout(Duration::from_secs(60), fitting).await.expect("it waits for ever").unwrap();
+        assert_eq!(*lock(fitted), [(free.id, FIRST_SOCKETS)]);
+        assert_eq!(out_of_reach.keys().collect::<Vec<_>>(), [&busy.id]);
+        assert!(out_of_reach[&busy.id].contains("still being made"), "{out_of_reach:?}");
+    }
+
+    #[tokio::test]
+    async fn an_edge_that_is_gone_is_asked_for_no_other_network() {
+        let [one, other] = [network(1), network(2)];
+        let status = PublicStatus { room: 4096, ..PublicStatus::default() };
+        let asked = &std::sync::Mutex::new(0);
+        let fit = |_: &Arc<Network>, _| {
+            *lock(asked) += 1;
+            async { Err(ReconcileError::Edge(warren_edge::EdgeError::Closed)) }.boxed()
+        };
+        assert!(fit_pools(&status, [&one, &other].into_iter(), fit).await.is_err());
+        assert_eq!(*lock(asked), 1);
+    }
 
     #[test]
     fn a_pool_that_grows_leaves_room_to_networks_that_have_none() {

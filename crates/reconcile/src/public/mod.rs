@@ -3,7 +3,7 @@
 //! ```text
 //! domain records ─┐                          ┌─ listeners (once)
 //! machine records ┼─ snapshot (pure) ─ keep ─┼─ pools of sockets, for networks with a domain
-//! certificates ───┘                          └─ the snapshot, when its hash differs
+//! certificates ───┘                          └─ the snapshot, when its hash differs; challenges by themselves
 //!       └─ own files, the server's own authority, or orders by ACME
 //! ```
 //!
@@ -83,6 +83,8 @@ pub(crate) struct Public {
     listeners: Mutex<Result<PublicListeners, String>>,
     /// What the edge serves; `None` before it is known.
     served: watch::Sender<Option<Served>>,
+    /// What was to be served when it was last looked at.
+    last: Mutex<snapshot::Last>,
     /// Answers to an authority that verifies a name, by token.
     challenges: Mutex<BTreeMap<String, String>>,
     /// Why machines of a network cannot be reached.
@@ -108,6 +110,7 @@ impl Public {
             metrics: PublicMetrics::default(),
             listeners: Mutex::new(Err("the public listeners have not been opened yet".to_owned())),
             served: watch::Sender::new(None),
+            last: Mutex::default(),
             challenges: Mutex::default(),
             trouble: Mutex::default(),
             late: Mutex::default(),

@@ -46,20 +46,65 @@ pub(super) fn published<'a>(
         .collect()
 }
 
-pub(super) fn of(
-    sites: Vec<Site>,
-    certificates: Vec<Certificate>,
-    challenges: BTreeMap<String, String>,
-    https_port: Option<u16>,
-) -> Snapshot {
-    Snapshot { sites, certificates, challenges, https_port }
+/// All that is to be published but the challenges of ACME, as parts that are shared with whoever made them.
+#[derive(Default)]
+pub(super) struct Content {
+    pub published: Vec<Published>,
+    pub certificates: Vec<Arc<Certificate>>,
+    pub https_port: Option<u16>,
+}
+
+/// What was to be published the last time, and its generation.
+#[derive(Default)]
+pub(super) struct Last(Option<(Content, u64)>);
+
+impl Content {
+    pub fn is_empty(&self) -> bool {
+        self.published.is_empty() && self.certificates.is_empty() && self.https_port.is_none()
+    }
+
+    pub fn snapshot(&self, challenges: BTreeMap<String, String>) -> Snapshot {
+        Snapshot {
+            sites: self.published.iter().map(|one| one.site.clone()).collect(),
+            certificates: self.certificates.iter().map(|one| Certificate::clone(one)).collect(),
+            challenges,
+            https_port: self.https_port,
+        }
+    }
+
+    /// Whether nothing was made anew. A certificate that says the same as another one may be another.
+    fn is(&self, other: &Self) -> bool {
+        let mut certificates = self.certificates.iter().zip(&other.certificates);
+        self.certificates.len() == other.certificates.len()
+            && certificates.all(|(one, other)| Arc::ptr_eq(one, other))
+            && (&self.published, self.https_port) == (&other.published, other.https_port)
+    }
+}
+
+impl Last {
+    /// The generation of what is to be published now, which `write` finds out. It is not asked where nothing has changed.
+    pub fn follow(&mut self, content: Content, write: impl FnOnce(&Content) -> u64) -> (&Content, u64) {
+        let generation = match self.0.take() {
+            Some((last, generation)) if last.is(&content) => generation,
+            _ => write(&content),
+        };
+        let (content, generation) = self.0.insert((content, generation));
+        (content, *generation)
+    }
 }
 
 /// The same for the same content, so that a daemon that comes back can tell whether the edge already has it.
-pub(super) fn generation(snapshot: &Snapshot) -> u64 {
+pub(super) fn generation(content: &Content) -> u64 {
     let mut hasher = DefaultHasher::new();
     // Everything in a snapshot can be written as JSON, and in one way only.
-    serde_json::to_vec(snapshot).unwrap_or_default().hash(&mut hasher);
+    serde_json::to_vec(&content.snapshot(BTreeMap::new())).unwrap_or_default().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Likewise.
+pub(super) fn generation_of_challenges(challenges: &BTreeMap<String, String>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    challenges.hash(&mut hasher);
     hasher.finish()
 }
 
@@ -101,7 +146,7 @@ mod tests {
     use jiff::Timestamp;
     use ulid::Ulid;
     use warren_model::domain::DomainProof;
-    use warren_model::record::Egress;
+    use warren_model::record::{DeclaredPort, Egress};
     use warren_model::{AccountId, DomainId, KeyId};
 
     use super::*;
@@ -117,6 +162,7 @@ mod tests {
             port,
             auth: None,
             limits: DomainLimits::default(),
+            burst_asked_for: None,
             proof: DomainProof::Suffix,
             created_at: Timestamp::UNIX_EPOCH,
             created_by: KeyId::from_ulid(Ulid::from_parts(1, 8)),
@@ -194,13 +240,51 @@ mod tests {
         assert!(user == "ann" && password.matches(b"correct horse"));
     }
 
+    /// One site, with a certificate.
+    fn content(port: u16, certificate: &Arc<Certificate>, https_port: u16) -> Content {
+        let machine = samples::machine(20, "web", Power::On);
+        let ports = vec![DeclaredPort { port, ..machine.ports[0].clone() }];
+        let machine = Arc::new(Machine { ports, ..machine });
+        let network = Arc::new(samples::network(Egress::Deny));
+        let domains = [Arc::new(domain(&machine, port))];
+        let published = published(domains.iter(), |_| Some(machine.clone()), |_| Some(network.clone()));
+        assert_eq!(published.len(), 1);
+        Content { published, certificates: vec![certificate.clone()], https_port: Some(https_port) }
+    }
+
+    fn certificate() -> Arc<Certificate> {
+        Arc::new(Certificate { chain_pem: "chain".to_owned(), key_pem: "key".to_owned() })
+    }
+
     #[test]
     fn the_same_content_has_the_same_generation() {
-        let machine = samples::machine(20, "web", Power::On);
-        let sites = sites(domain(&machine, 8080), Some(machine), Some(samples::network(Egress::Deny)));
-        let with = |sites: Vec<Site>, port| generation(&of(sites, Vec::new(), BTreeMap::new(), port));
-        assert_eq!(with(sites.clone(), Some(443)), with(sites.clone(), Some(443)));
-        assert_ne!(with(sites.clone(), Some(443)), with(sites, Some(8443)));
-        assert_ne!(with(Vec::new(), Some(443)), with(Vec::new(), None));
+        let generation = |port, https_port| generation(&content(port, &certificate(), https_port));
+        assert_eq!(generation(8080, 443), generation(8080, 443));
+        assert_ne!(generation(8080, 443), generation(8080, 8443));
+        assert_ne!(generation(8080, 443), generation(8081, 443));
+        let of = |challenges: &[(&str, &str)]| {
+            let owned = challenges.iter().map(|(token, answer)| ((*token).to_owned(), (*answer).to_owned()));
+            generation_of_challenges(&owned.collect())
+        };
+        assert_eq!(of(&[("a", "b")]), of(&[("a", "b")]));
+        assert_ne!(of(&[("a", "b")]), of(&[("a", "c")]));
+        assert_ne!(of(&[("a", "b")]), of(&[]));
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_written_again_and_what_did_is() {
+        let (one, other) = (certificate(), certificate());
+        let mut last = Last::default();
+        assert_eq!(last.follow(content(8080, &one, 443), |_| 1).1, 1);
+        assert_eq!(last.follow(content(8080, &one, 443), |_| panic!("nothing has changed")).1, 1);
+        for (generation, now) in [
+            (2, content(8081, &one, 443)),
+            (3, content(8081, &one, 8443)),
+            (4, content(8081, &other, 8443)),
+            (5, Content { certificates: Vec::new(), ..content(8081, &other, 8443) }),
+            (6, Content::default()),
+        ] {
+            assert_eq!(last.follow(now, |_| generation).1, generation);
+        }
     }
 }

@@ -361,7 +361,7 @@ async fn choose_storage(directory: &Path, preference: PoolPreference) -> Result<
         Ok(()) => Ok(Storage::Loop),
         Err(error @ PoolError::HostDiskFull { .. }) => Err(error),
         Err(error) => {
-            let reason = crate::helper::chain(&error);
+            let reason = warren_model::problem::chain(&error);
             tracing::warn!(pool = %directory.display(), reason, "no btrfs can be had: disks are overlays without limits");
             for leftover in [Layout::loop_file(directory), Layout::loop_file(directory).with_extension("new")] {
                 files::absent_is_fine(std::fs::remove_file(&leftover))

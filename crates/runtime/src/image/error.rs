@@ -2,11 +2,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use warren_model::access::AccessError;
+use warren_model::problem::chain;
 use warren_model::{Code, ImageName};
 
 use super::pull::PullError;
 use crate::files::is_full;
-use crate::helper::{HelperError, chain};
+use crate::helper::HelperError;
 
 /// Why something could not be done with an image.
 #[derive(Debug, thiserror::Error)]

@@ -88,7 +88,7 @@ fn unpack(
 pub(super) fn translate(error: ExtractError, root: &std::path::Path) -> ImageError {
     match error {
         ExtractError::Target(source) => ImageError::io("cannot unpack into", root)(source),
-        other => ImageError::invalid(crate::helper::chain(&other)),
+        other => ImageError::invalid(warren_model::problem::chain(&other)),
     }
 }
 

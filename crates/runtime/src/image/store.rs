@@ -65,7 +65,7 @@ impl ImageStore {
             match &outcome {
                 Ok(info) => tracing::info!(image = %name, bytes = info.size, "the image is ready"),
                 Err(error) => {
-                    tracing::error!(image = %name, error = crate::helper::chain(error), "the image was not built")
+                    tracing::error!(image = %name, error = warren_model::problem::chain(error), "the image was not built")
                 }
             }
             builds.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);

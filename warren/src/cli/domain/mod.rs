@@ -16,7 +16,7 @@ use warren_model::wire::{AskLimits, CreateDomain, Domain, Page, RequireAuth, Upd
 
 use super::failure::Failure;
 use super::output::{note, read};
-use super::render::{bytes, printable, sheet, table, time};
+use super::render::{bytes, first_of, printable, sheet, table, time};
 use super::{Context, values};
 use crate::client::route::Route;
 use crate::client::{Payload, read_all};
@@ -118,7 +118,14 @@ Examples:
         host: String,
     },
     /// List everything that the account has public
-    #[command(after_help = "Examples:\n  warren domain ls\n  warren domain ls --json | jq -r '.items[].url'")]
+    #[command(after_help = "\
+What nobody reaches, because the server does not listen or the edge does not serve it, is said below the table; with --json in
+`hindrance`.
+
+Examples:
+  warren domain ls
+  warren domain ls --json | jq -r '.items[].url'
+  warren domain ls --json | jq '.items[] | select(.hindrance) | {host, hindrance}'")]
     Ls {
         /// Show at most so many
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -168,7 +175,7 @@ pub struct LimitArgs {
     /// Requests a second from all clients together, 1 to 1000000 [default: 500]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     requests_per_second: Option<u32>,
-    /// Requests at once before that counts, from the rate to 2000000 [default: twice the rate]
+    /// Requests at once before that counts, from the rate to 2000000 [default: what was given before, or twice the rate]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
     burst: Option<u32>,
     /// The largest body of a request, such as 64k, 10M or 2G; 1k to 64G [default: 100M]
@@ -277,7 +284,9 @@ pub async fn run(context: &Context, command: DomainCommand) -> Result<(), Failur
 
 fn certificate(domain: &Domain) -> String {
     let until = domain.certificate.not_after.map(|end| format!(" until {}", time(end))).unwrap_or_default();
-    let detail = domain.certificate.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
+    // What keeps the domain from being served is said of the domain.
+    let detail = domain.certificate.detail.as_ref().filter(|detail| domain.hindrance.as_ref() != Some(*detail));
+    let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
     printable(&format!("{}{until}{detail}", domain.certificate.state))
 }
 
@@ -291,6 +300,7 @@ fn render_domain(domain: &Domain) -> String {
         ("to", format!("{}:{} in network {}", domain.machine.name, domain.port, domain.network.name)),
         ("auth", domain.auth.clone().unwrap_or_else(|| "none: everybody may ask".to_owned())),
         ("certificate", certificate(domain)),
+        ("served", domain.hindrance.as_ref().map(|reason| format!("no: {reason}")).unwrap_or_default()),
         (
             "limits",
             format!(
@@ -320,17 +330,22 @@ fn refused(domain: &Domain) -> String {
     }
 }
 
-/// What keeps domains of a list from being served, once for each reason.
+/// What keeps domains of a list from being served as they should, once for each reason.
 fn wrong(page: &Page<Value>) -> Result<String, Failure> {
-    let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let (mut unserved, mut reasons) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<_, Vec<_>>::new());
     for item in &page.items {
         let domain: Domain = read(item.clone())?;
-        if let Some(reason) = domain.certificate.detail {
+        if let Some(reason) = domain.hindrance {
+            unserved.entry(reason).or_default().push(domain.host);
+        } else if let Some(reason) = domain.certificate.detail {
             reasons.entry(reason).or_default().push(domain.host);
         }
     }
-    let lines = reasons.into_iter().map(|(reason, hosts)| printable(&format!("{}: {reason}", hosts.join(", "))));
-    Ok(lines.collect::<Vec<_>>().join("\n"))
+    let unserved =
+        unserved.iter().map(|(reason, hosts)| format!("warning: nobody reaches {}: {reason}", first_of(hosts)));
+    let reasons = reasons.iter().map(|(reason, hosts)| format!("{}: {reason}", hosts.join(", ")));
+    let lines: Vec<_> = unserved.chain(reasons).map(|line| printable(&line)).collect();
+    Ok(lines.join("\n"))
 }
 
 fn render_domains(domains: &[Domain]) -> String {
@@ -404,11 +419,30 @@ mod tests {
     #[test]
     fn what_is_wrong_with_several_domains_is_said_once() {
         let mut pending = domain();
-        pending.certificate.detail = Some("this server publishes nothing".into());
+        pending.certificate.detail = Some("it waits for its turn".into());
         let other = Domain { host: "b.example".into(), ..pending.clone() };
         let items = [domain(), pending, other].map(|domain| serde_json::to_value(domain).unwrap()).to_vec();
         let said = wrong(&Page { items, next: None }).unwrap();
-        assert_eq!(said, "app.example.com, b.example: this server publishes nothing");
+        assert_eq!(said, "app.example.com, b.example: it waits for its turn");
+    }
+
+    #[test]
+    fn domains_that_nobody_reaches_are_a_warning_with_what_to_do() {
+        let mut unserved = domain();
+        unserved.hindrance = Some("this server publishes nothing: start it with --https-listen".into());
+        unserved.certificate.detail = unserved.hindrance.clone();
+        let shown = render_domain(&unserved);
+        assert_eq!(shown.matches("publishes nothing").count(), 1, "{shown}");
+        assert!(
+            shown.contains("served       no: this server publishes nothing: start it with --https-listen"),
+            "{shown}"
+        );
+        let page = |hosts: &[&str]| {
+            let named = hosts.iter().map(|host| Domain { host: (*host).to_owned(), ..unserved.clone() });
+            Page { items: named.map(|domain| serde_json::to_value(domain).unwrap()).collect(), next: None }
+        };
+        let why = "this server publishes nothing: start it with --https-listen";
+        assert_eq!(wrong(&page(&["a.b", "c.d"])).unwrap(), format!("warning: nobody reaches a.b, c.d: {why}"));
     }
 
     #[test]

@@ -159,9 +159,7 @@ mod tests {
         fs::create_dir(&elsewhere).unwrap();
         // Stands for `wg-quick`: writes down what it is asked to do, and what is in the file.
         let (program, told) = (parent.path().join("quick"), parent.path().join("told"));
-        fs::write(&program, format!("#!/bin/sh\n(echo $1; cat \"$2\") >> {}\n", told.display())).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let quick = Quick::at(program);
+        let quick = Quick::written(program, &format!("#!/bin/sh\n(echo $1; cat \"$2\") >> {}\n", told.display()));
         let (client, asked, _directory) = server("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
         // A link that is there; the other one is not.
         for (session, link) in [("ses_01", "lo"), ("ses_02", "wg-gone")] {

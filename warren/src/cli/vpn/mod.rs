@@ -12,6 +12,7 @@ mod quick;
 mod routes;
 mod up;
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,13 +21,13 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use warren_model::Code;
 use warren_model::session::WireGuardKey;
-use warren_model::wire::{OpenSession, OpenSessionOnly, OpenedSession, Session, SessionOnly};
+use warren_model::wire::{OpenSession, OpenSessionOnly, OpenedSession, Page, Session, SessionOnly};
 
 use super::Context;
 use super::failure::Failure;
 use super::machine::several;
 use super::output::{note, read};
-use super::render::{bytes, maybe_time, printable, sheet, table, time};
+use super::render::{bytes, first_of, maybe_time, printable, sheet, table, time};
 use super::values;
 use crate::client::Client;
 use crate::client::error::ClientError;
@@ -65,7 +66,8 @@ last started there; what policy refuses is among `warren denials`.
 Examples:
   warren vpn ls
   warren vpn ls agents
-  warren vpn ls --json | jq '.items[] | select(.reachable)'")]
+  warren vpn ls --json | jq '.items[] | select(.reachable)'
+  warren vpn ls --json | jq '.items[] | select(.hindrance) | {name, hindrance}'")]
     Ls {
         /// A network's name or id [default: every one]
         network: Option<String>,
@@ -178,7 +180,12 @@ pub async fn run(context: &Context, command: VpnCommand) -> Result<(), Failure> 
                 None => Route::new(&["sessions"]),
             };
             let page = client.list(&route, limit.map(|limit| limit as usize)).await?;
-            output.list(page, "No sessions are open; `warren vpn up` opens one.", render)
+            let out = if output.json { String::new() } else { left_out(&page)? };
+            output.list(page, "No sessions are open; `warren vpn up` opens one.", render)?;
+            if !out.is_empty() {
+                note(&out);
+            }
+            Ok(())
         }
         VpnCommand::Show { session } => {
             let answer = client.get(&Route::new(&["sessions", &session])).await?;
@@ -255,6 +262,21 @@ fn yes(is: bool) -> String {
     if is { "yes" } else { "no" }.to_owned()
 }
 
+/// What keeps sessions of a list from passing anything, once for each reason.
+fn left_out(page: &Page<Value>) -> Result<String, Failure> {
+    let mut reasons = BTreeMap::<_, Vec<_>>::new();
+    for item in &page.items {
+        let session: Session = read(item.clone())?;
+        if let Some(reason) = session.hindrance {
+            reasons.entry(reason).or_default().push(session.name);
+        }
+    }
+    let line = |(reason, names): (&String, &Vec<String>)| {
+        printable(&format!("warning: nothing of {} passes: {reason}", first_of(names)))
+    };
+    Ok(reasons.iter().map(line).collect::<Vec<_>>().join("\n"))
+}
+
 fn render(sessions: &[Session]) -> String {
     let row = |session: &Session| {
         let status = session.status.as_ref();
@@ -309,9 +331,10 @@ fn show(session: &Session) -> String {
         ("idle", format!("ends after {} s without data", session.idle_seconds)),
         (
             "from",
-            match status {
-                None => "the tunnel says nothing".to_owned(),
-                Some(status) => {
+            match (&session.hindrance, status) {
+                (Some(reason), _) => format!("nothing passes: {reason}"),
+                (None, None) => "the tunnel says nothing".to_owned(),
+                (None, Some(status)) => {
                     status.endpoint.map_or_else(|| "not heard from yet".to_owned(), |from| from.to_string())
                 }
             },
@@ -379,6 +402,7 @@ mod tests {
             idle_seconds: 1800,
             opened_by: "key_01".into(),
             operator: "anna".into(),
+            hindrance: None,
             status: Some(SessionStatus {
                 endpoint: Some("198.51.100.7:40000".parse().unwrap()),
                 traffic: Counters { sent_bytes: 2048, received_bytes: 1, ..Counters::default() },
@@ -426,6 +450,17 @@ mod tests {
         idle        ends after 1800 s without data
         from        the tunnel says nothing
         ");
+        let out = ["session-01", "session-02"].map(|name| Session {
+            name: name.into(),
+            hindrance: Some("UDP port 0.0.0.0:51820 cannot be had".into()),
+            ..one.clone()
+        });
+        assert!(show(&out[0]).contains("from        nothing passes: UDP port 0.0.0.0:51820 cannot be had\n"));
+        let items = [&one, &out[0], &out[1]].map(|session| serde_json::to_value(session).unwrap()).to_vec();
+        assert_eq!(
+            left_out(&Page { items, next: None }).unwrap(),
+            "warning: nothing of session-01, session-02 passes: UDP port 0.0.0.0:51820 cannot be had"
+        );
         insta::assert_snapshot!(render(&[one, other]), @r"
         SESSION  NAME        NETWORK  OPERATOR  ADDRESS    REACHES      FROM                LAST DATA                SENT  RECEIVED  REFUSED  REACHABLE  UNTIL
         ses_01   session-01  agents   anna      10.0.5.10  everything   198.51.100.7:40000  2026-11-20 09:31:00Z  2.0 KiB       1 B        5  no         2026-11-20 10:30:00Z

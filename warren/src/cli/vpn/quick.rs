@@ -40,8 +40,13 @@ impl Quick {
         find_program("wg-quick").map(Self).ok_or_else(|| Failure::Said("wg-quick is not installed".to_owned()))
     }
 
+    /// A program that stands for it. Written by another process: what this one starts meanwhile would have the file open,
+    /// too, and what is open to be written is not run (ETXTBSY, execve(2)).
     #[cfg(test)]
-    pub fn at(program: PathBuf) -> Self {
+    pub fn written(program: PathBuf, text: &str) -> Self {
+        let mut write = std::process::Command::new("sh");
+        write.args(["-c", "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"", "sh", text]).arg(&program);
+        assert!(write.status().unwrap().success());
         Self(program)
     }
 
@@ -277,12 +282,8 @@ mod tests {
     /// Stands for `wg-quick`: writes down what is in the files that it gets, and fails.
     #[cfg(target_os = "linux")]
     fn failing(directory: &Path) -> Quick {
-        use std::os::unix::fs::PermissionsExt as _;
-        let program = directory.join("quick");
         let text = format!("#!/bin/sh\ncat \"$2\" >> {}\necho no way >&2\nexit 3\n", directory.join("ran").display());
-        fs::write(&program, text).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        Quick::at(program)
+        Quick::written(directory.join("quick"), &text)
     }
 
     #[cfg(target_os = "linux")]

@@ -70,8 +70,8 @@ pub(crate) async fn make(
     let info = publishing(api)?;
     let host = value.host.as_deref().map(host_name).transpose()?;
     let auth = value.auth.as_ref().map(auth).transpose()?.flatten();
-    let limits = limits(DomainLimits::default(), value.limits)?;
-    let asked = Asked { host, auth, limits, undeclared, value };
+    let allowance = Allowance::usual().with(value.limits)?;
+    let asked = Asked { host, auth, allowance, undeclared, value };
     let created = idempotency.create(api, caller, bytes, |now| draft(api, caller, &info, &asked, now)).await?;
     match created {
         Created::Now { thing, .. } => {
@@ -90,7 +90,7 @@ pub(crate) async fn make(
 struct Asked<'a> {
     host: Option<HostName>,
     auth: Option<DomainAuth>,
-    limits: DomainLimits,
+    allowance: Allowance,
     undeclared: Undeclared,
     value: &'a wire::CreateDomain,
 }
@@ -130,7 +130,8 @@ async fn draft(
         machine: declared.id,
         port,
         auth: asked.auth.clone(),
-        limits: asked.limits,
+        limits: asked.allowance.limits,
+        burst_asked_for: Some(asked.allowance.burst_asked_for),
         proof: room.proof,
         created_at: now,
         created_by: caller.must_be_key()?,
@@ -166,7 +167,10 @@ pub(crate) async fn update(
         let now = Timestamp::now();
         let read = find(&api, caller.account, &given).await?;
         let mut domain = read.record.clone();
-        domain.limits = limits(domain.limits, value.limits)?;
+        if value.limits.is_some() {
+            let Allowance { limits, burst_asked_for } = Allowance::of(&domain).with(value.limits)?;
+            (domain.limits, domain.burst_asked_for) = (limits, Some(burst_asked_for));
+        }
         domain.auth = auth.clone().unwrap_or(domain.auth);
         let named = value.machine.clone().unwrap_or_else(|| domain.machine.to_string());
         let machine = resolve::machine(&api, &caller, &named).await?;
@@ -344,24 +348,46 @@ fn auth(asked: &RequireAuth) -> Answer<Option<DomainAuth>> {
     auth.map(Some).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
-fn limits(before: DomainLimits, asked: Option<AskLimits>) -> Answer<DomainLimits> {
-    let Some(asked) = asked else { return Ok(before) };
-    let requests_per_second = asked.requests_per_second.unwrap_or(before.requests_per_second);
-    // A burst that was not asked for follows the rate.
-    let burst = match (asked.burst, asked.requests_per_second) {
-        (Some(burst), _) => burst,
-        (None, Some(rate)) => rate.saturating_mul(2),
-        (None, None) => before.burst,
-    };
-    let limits = DomainLimits {
-        requests_per_second,
-        burst,
-        max_body_bytes: asked.max_body_bytes.unwrap_or(before.max_body_bytes),
-        idle_seconds: asked.idle_seconds.unwrap_or(before.idle_seconds),
-        concurrent: asked.concurrent.unwrap_or(before.concurrent),
-    };
-    limits.check().map_err(|error| ApiError::new(Code::LimitOutOfRange, error.to_string()))?;
-    Ok(limits)
+/// What a domain lets through, and what of that was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Allowance {
+    limits: DomainLimits,
+    burst_asked_for: bool,
+}
+
+impl Allowance {
+    fn usual() -> Self {
+        Self { limits: DomainLimits::default(), burst_asked_for: false }
+    }
+
+    fn of(domain: &Domain) -> Self {
+        Self { limits: domain.limits, burst_asked_for: !domain.burst_follows() }
+    }
+
+    /// With what is asked for now. A burst that nobody ever asked for follows the rate.
+    fn with(self, asked: Option<AskLimits>) -> Answer<Self> {
+        let Some(asked) = asked else { return Ok(self) };
+        let Self { limits: before, burst_asked_for } = self;
+        let requests_per_second = asked.requests_per_second.unwrap_or(before.requests_per_second);
+        let burst = match (asked.burst, burst_asked_for) {
+            (Some(burst), _) => burst,
+            (None, true) => before.burst,
+            (None, false) => DomainLimits::usual_burst(requests_per_second),
+        };
+        let limits = DomainLimits {
+            requests_per_second,
+            burst,
+            max_body_bytes: asked.max_body_bytes.unwrap_or(before.max_body_bytes),
+            idle_seconds: asked.idle_seconds.unwrap_or(before.idle_seconds),
+            concurrent: asked.concurrent.unwrap_or(before.concurrent),
+        };
+        limits.check().map_err(|error| {
+            let stays =
+                if asked.burst.is_none() && error.limit == "burst" { "; name one that fits the new rate" } else { "" };
+            ApiError::new(Code::LimitOutOfRange, format!("{error}{stays}"))
+        })?;
+        Ok(Self { limits, burst_asked_for: burst_asked_for || asked.burst.is_some() })
+    }
 }
 
 /// What the audit log says of a domain: no secret, and no hash of one.

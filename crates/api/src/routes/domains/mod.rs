@@ -13,7 +13,7 @@ use http::header;
 use warren_model::domain::{self, Domain, DomainCertificate, DomainStatus};
 use warren_model::policy::HostName;
 use warren_model::{AccountId, Code, DomainId, wire};
-use warren_store::{Typed, Versioned, schema};
+use warren_store::{Typed, Versioned, domain as records, schema};
 
 use super::ListQuery;
 use crate::caller::Caller;
@@ -78,7 +78,7 @@ pub(crate) async fn authority(State(api): State<Shared>) -> Answer<Response> {
 /// A domain of the account, by its id or host name.
 pub(crate) async fn find(api: &Api, account: AccountId, given: &str) -> Answer<Versioned<Domain>> {
     let found = match (given.parse::<DomainId>(), given.parse::<HostName>()) {
-        (Ok(id), _) => of(api, account).await?.into_iter().find(|read| read.record.id == id),
+        (Ok(id), _) => records::by_id(&*api.store, id).await?,
         (_, Ok(host)) => api.store.read(&schema::domain(&host)).await?,
         _ => None,
     };
@@ -122,7 +122,12 @@ async fn views(api: &Api, domains: Vec<Domain>) -> Answer<Vec<wire::Domain>> {
             let name = api.store.read(&schema::network(domain.network)).await?.map(|read| read.record.name.to_string());
             unknown.insert(name.unwrap_or_default());
         }
-        let status = known.remove(&domain.host).unwrap_or_else(|| unknown_to_the_edge(&info));
+        let status = known.remove(&domain.host);
+        let hindrance = hindrance(&info, status.as_ref());
+        let DomainStatus { certificate, traffic } = status.unwrap_or_else(|| DomainStatus {
+            certificate: DomainCertificate { detail: hindrance.clone(), ..DomainCertificate::default() },
+            ..DomainStatus::default()
+        });
         views.push(wire::Domain {
             id: domain.id.to_string(),
             url: info.url(&domain.host),
@@ -136,16 +141,11 @@ async fn views(api: &Api, domains: Vec<Domain>) -> Answer<Vec<wire::Domain>> {
             },
             port: domain.port,
             auth: domain.auth.as_ref().map(|auth| auth.as_str().to_owned()),
-            limits: wire::DomainLimits {
-                requests_per_second: domain.limits.requests_per_second,
-                burst: domain.limits.burst,
-                max_body_bytes: domain.limits.max_body_bytes,
-                idle_seconds: domain.limits.idle_seconds,
-                concurrent: domain.limits.concurrent,
-            },
+            limits: domain.limits,
             proof: domain.proof,
-            certificate: status.certificate,
-            traffic: status.traffic,
+            certificate,
+            hindrance,
+            traffic,
             created_at: domain.created_at,
             created_by: domain.created_by.to_string(),
             host: domain.host.to_string(),
@@ -154,13 +154,13 @@ async fn views(api: &Api, domains: Vec<Domain>) -> Answer<Vec<wire::Domain>> {
     Ok(views)
 }
 
-fn unknown_to_the_edge(info: &PublicInfo) -> DomainStatus {
-    let detail = match info.can_publish() {
-        true => "the edge does not know it yet".to_owned(),
-        false => no_listener(info),
-    };
-    let certificate = DomainCertificate { detail: Some(detail), ..DomainCertificate::default() };
-    DomainStatus { certificate, ..DomainStatus::default() }
+/// Why nobody reaches a domain of which the edge says this.
+fn hindrance(info: &PublicInfo, status: Option<&DomainStatus>) -> Option<String> {
+    match (info.can_publish(), status) {
+        (false, _) => Some(no_listener(info)),
+        (true, None) => Some("the edge does not know it yet".to_owned()),
+        (true, Some(_)) => None,
+    }
 }
 
 const NO_LISTENER: &str = "this server publishes nothing: start it with --https-listen ADDR:PORT, such as 0.0.0.0:443, or \
@@ -174,7 +174,10 @@ pub(crate) fn publishing(api: &Api) -> Answer<PublicInfo> {
 
 fn no_listener(info: &PublicInfo) -> String {
     match &info.hindrance {
-        Some(reason) => format!("this server publishes nothing for now: {reason}"),
+        Some(reason) => format!(
+            "this server publishes nothing for now: {reason}; it tries again by itself: free a port that is taken, or start \
+             it with another --https-listen or --http-listen"
+        ),
         None => NO_LISTENER.to_owned(),
     }
 }

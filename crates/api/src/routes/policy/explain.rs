@@ -10,6 +10,7 @@ use warren_model::policy::{
 };
 use warren_model::wire;
 
+use super::operator::{self, Operator};
 use super::pieces::{self, Piece, View};
 use super::places::{self, Goal, Meant};
 use super::{Limit, TooLong, apart, change, scene};
@@ -22,7 +23,7 @@ use crate::state::Shared;
 /// Ask what the policy in force says about a flow
 ///
 /// Where `from`, `to` or `port` mean several, the verdict is `allow` only when every one is allowed, and the answer is
-/// about the first that is not.
+/// about the first that is not. An operator's session is also held to what it was opened for.
 #[utoipa::path(post, path = "/v1/explain", operation_id = "explain", tag = "policy",
     request_body = wire::Explain, responses((status = 200, body = wire::Explanation)))]
 pub(crate) async fn explain(
@@ -31,18 +32,29 @@ pub(crate) async fn explain(
     JsonBody { value, .. }: JsonBody<wire::Explain>,
 ) -> Answer<Json<wire::Explanation>> {
     let ports: Ports = value.port.parse().map_err(|error| ApiError::invalid(format!("port: {error}")))?;
-    let (edition, Census { directory, .. }) = scene(&api, &caller).await?;
-    let senders = places::senders(&value.from, &directory)?;
-    let (goals, nobody) = places::goals(&value.to, &directory, &edition.policy)?;
+    let (edition, census) = scene(&api, &caller).await?;
+    let sender = operator::named(&api, &caller, "from", &value.from, &census).await?;
+    let receiver = operator::named(&api, &caller, "to", &value.to, &census).await?;
+    let Census { mut directory, .. } = census;
+    let senders = match &sender {
+        Some(operator) => Meant { members: vec![operator.member.clone()], made_up: false },
+        None => places::senders(&value.from, &directory)?,
+    };
+    let (goals, nobody) = match &receiver {
+        Some(operator) => (vec![Goal::Member(operator.member.clone())], false),
+        None => places::goals(&value.to, &directory, &edition.policy)?,
+    };
+    // Behind the others, so that nobody else is meant by what the question says of them.
+    directory.members.extend([&sender, &receiver].into_iter().flatten().map(|operator| operator.member.clone()));
     let now = Timestamp::now();
     let made_up = senders.made_up || nobody;
-    let question = Question { directory: Arc::new(directory), senders, goals, ports };
+    let question = Question { directory: Arc::new(directory), senders, goals, ports, sender, receiver };
     let mut explanation = apart({
         let edition = edition.clone();
         move || question.answer(&edition.policy, now)
     })
     .await??
-    .ok_or_else(|| ApiError::invalid("from and to are the same machine: what it sends to itself crosses no network"))?;
+    .ok_or_else(|| ApiError::invalid("from and to are the same: what it sends to itself crosses no network"))?;
     if made_up {
         explanation.reason.push_str("; no such machine is there yet");
     }
@@ -55,6 +67,9 @@ struct Question {
     senders: Meant,
     goals: Vec<Goal>,
     ports: Ports,
+    /// The session that sends, and the one that is sent to.
+    sender: Option<Operator>,
+    receiver: Option<Operator>,
 }
 
 /// A flow with what was said about it.
@@ -63,6 +78,8 @@ struct Judged<'a> {
     to: &'a Goal,
     piece: Piece,
     verdict: Verdict,
+    /// Policy would let it pass, and a session does not.
+    withheld: bool,
 }
 
 impl Question {
@@ -94,9 +111,14 @@ impl Question {
                 for to in others.into_iter().filter(|goal| !any || is_met(goal)) {
                     for piece in pieces::within(pieces::pieces(view.toward(to.destination())), self.ports) {
                         limit.check()?;
-                        let verdict = view.judge(to.destination(), &piece);
+                        let mut verdict = view.judge(to.destination(), &piece);
+                        let withheld = self.withheld(from, to, &piece).filter(|_| verdict.allowed);
+                        let is_withheld = withheld.is_some();
+                        if let Some(reason) = withheld {
+                            verdict = Verdict { allowed: false, rule: None, reason };
+                        }
                         let denied = !verdict.allowed;
-                        let judged = Judged { from, to, piece, verdict };
+                        let judged = Judged { from, to, piece, verdict, withheld: is_withheld };
                         if denied {
                             return Ok(Some(self.explain(&judged, policy, now)));
                         }
@@ -108,11 +130,18 @@ impl Question {
         Ok(first.map(|judged| self.explain(&judged, policy, now)))
     }
 
+    /// Why a session at one of the ends lets nothing pass.
+    fn withheld(&self, from: &Member, to: &Goal, piece: &Piece) -> Option<String> {
+        let by_sender = self.sender.as_ref().and_then(|session| session.keeps_from(to, piece, &self.directory));
+        by_sender.or_else(|| self.receiver.as_ref()?.keeps_out(from, &self.directory))
+    }
+
     fn explain(&self, judged: &Judged, policy: &Policy, now: Timestamp) -> wire::Explanation {
-        let Judged { from, to, piece, verdict } = judged;
+        let Judged { from, to, piece, verdict, withheld } = judged;
         let flow = Flow { from, to: to.destination(), protocol: piece.protocol, port: piece.port() };
-        let missing_rule = suggest(&flow).filter(|_| !verdict.allowed && verdict.rule.is_none());
-        let near_misses = match verdict.allowed {
+        // No rule helps where it is not policy that refuses.
+        let missing_rule = suggest(&flow).filter(|_| !verdict.allowed && verdict.rule.is_none() && !withheld);
+        let near_misses = match verdict.allowed || *withheld {
             true => Vec::new(),
             false => near_misses(policy, &self.directory, &flow, now),
         };

@@ -5,7 +5,7 @@
 //! | `apply` | putting a policy in force, rolling back, running tests |
 //! | `enforce` | whether the host can enforce it, and its operator permits it |
 //! | `history` | versions, and how they differ |
-//! | `explain`, `places` | one question about one flow, and who is meant by it |
+//! | `explain`, `places`, `operator` | one question about one flow, who is meant by it, and how far a session goes |
 //! | `reach` | the whole matrix |
 //! | `pieces`, `change` | all ports at once; all members at once |
 //! | `builtin` | the rules that no policy holds |
@@ -33,6 +33,7 @@ mod change;
 pub(crate) mod enforce;
 pub(crate) mod explain;
 pub(crate) mod history;
+mod operator;
 mod pieces;
 mod places;
 pub(crate) mod reach;

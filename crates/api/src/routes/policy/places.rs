@@ -74,13 +74,14 @@ pub(super) fn goals(given: &str, directory: &Directory, policy: &Policy) -> Answ
     }
 }
 
-fn bounded(field: &str, given: &str) -> Answer<()> {
+/// Refuses what nothing can be called.
+pub(super) fn bounded(field: &str, given: &str) -> Answer<()> {
     if (1..=LONGEST).contains(&given.len()) {
         return Ok(());
     }
     Err(ApiError::invalid(format!(
-        "{field} has 1 to {LONGEST} characters: write MACHINE, NETWORK/MACHINE, NETWORK/tag:TAG, net:NETWORK, an address or \
-         a CIDR"
+        "{field} has 1 to {LONGEST} characters: write MACHINE, NETWORK/MACHINE, NETWORK/tag:TAG, net:NETWORK, a session, \
+         an address or a CIDR"
     )))
 }
 

@@ -13,9 +13,9 @@ use axum::extract::State;
 use axum::response::Response;
 use http::StatusCode;
 use jiff::Timestamp;
-use warren_model::session::Session;
+use warren_model::session::{self, Session};
 use warren_model::{SessionId, wire};
-use warren_store::{Typed, Versioned, schema};
+use warren_store::{Typed, Versioned, schema, session as records};
 
 use self::endpoint::AskedHost;
 use self::view::Views;
@@ -33,9 +33,6 @@ pub(crate) mod endpoint;
 pub(crate) mod heard;
 pub(crate) mod open;
 mod view;
-
-/// How many records one read takes while an account's sessions are looked for.
-const CHUNK: usize = 1000;
 
 /// Open a session
 ///
@@ -97,9 +94,20 @@ pub(crate) async fn list(
 ) -> Answer<Json<wire::Page<wire::Session>>> {
     let paging = Paging::parse("sessions", caller.account, query.limit, query.cursor.as_deref())?;
     let now = Timestamp::now();
-    let live = |session: &Session| session.account == caller.account && now < session.expires_at;
-    // One more tells whether there is another page, without telling of other accounts.
-    let mut found = find_all(&api, paging.after.clone(), paging.limit + 1, live).await?;
+    let ids = records::ids_of(&*api.store, caller.account).await?;
+    let left = ids.into_iter().filter(|id| match &paging.after {
+        Some(after) => schema::session(*id).as_str() > after.as_str(),
+        None => true,
+    });
+    // One more tells whether there is another page.
+    let mut found = Vec::new();
+    for id in left {
+        let read = api.store.read(&schema::session(id)).await?;
+        found.extend(read.filter(|read| now < read.record.expires_at));
+        if found.len() > paging.limit {
+            break;
+        }
+    }
     let more = found.len() > paging.limit;
     found.truncate(paging.limit);
     let next = found.last().filter(|_| more).map(|last| paging.next(&last.key));
@@ -142,11 +150,11 @@ pub(crate) async fn find(api: &Api, caller: &Caller, given: &str) -> Answer<Vers
         let found = api.store.read(&schema::session(id)).await?;
         return found.filter(|read| read.record.account == caller.account).ok_or_else(|| none(given));
     }
-    if !given.starts_with("session-") {
-        return Err(none(given));
+    let ids = records::ids_of(&*api.store, caller.account).await?;
+    let mut found = Vec::new();
+    for id in ids.into_iter().filter(|id| session::name(*id).as_str() == given) {
+        found.extend(api.store.read(&schema::session(id)).await?);
     }
-    let named = |session: &Session| session.account == caller.account && session.name().as_str() == given;
-    let mut found = find_all(api, None, 2, named).await?;
     match found.len() {
         0 | 1 => found.pop().ok_or_else(|| none(given)),
         _ => Err(ApiError::invalid(format!("several sessions are named {given}: use the id of the one you mean"))),
@@ -155,23 +163,4 @@ pub(crate) async fn find(api: &Api, caller: &Caller, given: &str) -> Answer<Vers
 
 fn none(given: &str) -> ApiError {
     ApiError::not_found("session", given, "/v1/sessions")
-}
-
-/// The first so many sessions that fit, the oldest first.
-async fn find_all(
-    api: &Api,
-    mut after: Option<String>,
-    limit: usize,
-    fits: impl Fn(&Session) -> bool,
-) -> Answer<Vec<Versioned<Session>>> {
-    let mut found = Vec::new();
-    loop {
-        let (page, more) = api.store.list_page(&schema::sessions(), after, CHUNK).await?;
-        after = page.last().map(|last| last.key.clone());
-        let room = limit - found.len();
-        found.extend(page.into_iter().filter(|read| fits(&read.record)).take(room));
-        if !more || found.len() == limit {
-            return Ok(found);
-        }
-    }
 }

@@ -11,8 +11,8 @@ use warren_model::client_config::ClientConfig;
 use warren_model::keypair::{self, PrivateKey};
 use warren_model::record::{ApiKey, EventKind, Machine, Network, Power};
 use warren_model::session::{
-    DEFAULT_IDLE_SECONDS, DEFAULT_TTL_SECONDS, KeyHold, MAX_SESSIONS, MAX_TTL_SECONDS, Session, SessionScope,
-    WireGuardKey,
+    DEFAULT_IDLE_SECONDS, DEFAULT_TTL_SECONDS, KEY_REST_DAYS, KeyHold, MAX_SESSIONS, MAX_TTL_SECONDS, Session,
+    SessionScope, WireGuardKey,
 };
 use warren_model::{Code, SessionId, wire};
 use warren_store::{TxnBuilder, Typed, Versioned, schema, session as records};
@@ -244,7 +244,10 @@ async fn free_key(
     // Whose it is stays unsaid: it may be another account's, whose operator's program may go on calling with it.
     Err(ApiError::new(
         Code::PublicKeyInUse,
-        "this public key is in use: make another key pair, or close the session that has it",
+        format!(
+            "a session has this public key, or it rests for {KEY_REST_DAYS} days after one of another account's: make another \
+             key pair, or close the session that has it"
+        ),
     ))
 }
 

@@ -57,6 +57,7 @@ impl Views {
             idle_seconds: session.idle_seconds,
             opened_by: session.opened_by.to_string(),
             operator,
+            hindrance: if self.silent { None } else { api.tunnels.passes(session).err() },
             status: statuses.get(&session.id).map(status),
         }))
     }

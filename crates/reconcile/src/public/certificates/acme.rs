@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
 use warren_certs::Certificate;
-use warren_certs::acme::{Account, AcmeError, Challenges, NewAccountRequest, Outlook};
+use warren_certs::acme::{Account, AcmeError, Challenges, Outlook};
 use warren_certs::renewal::{self, Window};
 use warren_model::AccountId;
 use warren_model::policy::HostName;
@@ -77,7 +77,8 @@ pub(crate) async fn keep(world: Arc<World>) {
         }
         for job in due {
             let (world, office) = (Arc::clone(&world), Arc::clone(&office));
-            jobs.spawn(async move { office.carry_out_whole(&world, job).await });
+            let broken = job.broken();
+            jobs.spawn(async move { whole(broken, office.carry_out(&world, job)).await });
         }
         tokio::select! {
             Some(done) = jobs.join_next(), if !jobs.is_empty() => {
@@ -227,6 +228,24 @@ fn set_back(error: &OrderError, failures: u32, host: &HostName, now: Timestamp) 
     Setback { failures, problem: error.to_string(), not_before }
 }
 
+impl Job {
+    /// How it ends where something panics.
+    pub(super) fn broken(&self) -> Outcome {
+        match self {
+            Self::Order(host, _) => Outcome::Ordered(host.clone(), Err(OrderError::Panicked)),
+            Self::AskWhen(host, _) => Outcome::Asked(host.clone(), None),
+        }
+    }
+}
+
+/// A panic costs this attempt, and neither the name nor its account a place.
+pub(super) async fn whole(broken: Outcome, work: impl Future<Output = Outcome>) -> Outcome {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("an order of a certificate panicked");
+        broken
+    })
+}
+
 /// Who deals with the authority.
 struct Office {
     settings: AcmeSettings,
@@ -235,19 +254,6 @@ struct Office {
 }
 
 impl Office {
-    /// A panic costs this attempt, and neither the name nor its account a place.
-    async fn carry_out_whole(&self, world: &World, job: Job) -> Outcome {
-        let broken = match &job {
-            Job::Order(host, _) => Outcome::Ordered(host.clone(), Err(OrderError::Panicked)),
-            Job::AskWhen(host, _) => Outcome::Asked(host.clone(), None),
-        };
-        let done = AssertUnwindSafe(self.carry_out(world, job)).catch_unwind().await;
-        done.unwrap_or_else(|_| {
-            tracing::error!("an order of a certificate panicked");
-            broken
-        })
-    }
-
     async fn carry_out(&self, world: &World, job: Job) -> Outcome {
         match job {
             Job::Order(host, before) => {
@@ -313,8 +319,7 @@ impl Office {
     }
 
     async fn register(&self) -> Result<Account, OrderError> {
-        let request = NewAccountRequest { contact: self.settings.email.clone(), external: None };
-        let account = Account::create(&self.settings.directory, &request).await?;
+        let account = Account::create(&self.settings.directory, self.settings.email.as_ref()).await?;
         // Before it is used: an account whose key is lost is of no use to anybody.
         self.folder.keep_account(account.credentials()).map_err(|error| OrderError::Kept(error.to_string()))?;
         tracing::info!(directory = self.settings.directory.url(), "an account was made at the authority");

@@ -221,7 +221,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let files = Files::new(directory.path().join("public"));
         assert!(files.authority().unwrap().is_none());
-        let authority = Authority::create("test", &[], at(0)).unwrap();
+        let authority = Authority::create("test", at(0)).unwrap();
         files.keep_authority(&authority).unwrap();
         assert_eq!(files.authority().unwrap().unwrap().root_pem(), authority.root_pem());
 
@@ -254,7 +254,7 @@ mod tests {
     fn half_an_authority_is_none_or_told_and_never_replaced_in_silence() {
         let directory = tempfile::tempdir().unwrap();
         let files = Files::new(directory.path().to_owned());
-        files.keep_authority(&Authority::create("test", &[], at(0)).unwrap()).unwrap();
+        files.keep_authority(&Authority::create("test", at(0)).unwrap()).unwrap();
         fs::write(directory.path().join("authority.key"), "spoiled").unwrap();
         assert!(matches!(files.authority(), Err(FilesError::Unusable { .. })));
         fs::remove_file(directory.path().join("authority.key")).unwrap();
@@ -267,7 +267,7 @@ mod tests {
     fn what_expired_goes_with_its_name_and_nothing_else_does() {
         let directory = tempfile::tempdir().unwrap();
         let files = Files::new(directory.path().to_owned());
-        let authority = Authority::create("test", &[], at(0)).unwrap();
+        let authority = Authority::create("test", at(0)).unwrap();
         let folder = files.internal();
         let hosts: Vec<HostName> = ["a.example", "b.example", "c.example"].map(|host| host.parse().unwrap()).into();
         for (host, hours) in hosts.iter().zip([1, 1, 1000]) {
@@ -284,7 +284,7 @@ mod tests {
         let files = Files::new(directory.path().to_owned());
         let now = Timestamp::now();
         let after = |hours: i64| now + SignedDuration::from_hours(hours);
-        let authority = Authority::create("test", &[], now).unwrap();
+        let authority = Authority::create("test", now).unwrap();
         let folder = files.acme("https://ca.example/dir");
         let hosts: Vec<HostName> = ["a.example", "b.example"].map(|host| host.parse().unwrap()).into();
         for host in &hosts {

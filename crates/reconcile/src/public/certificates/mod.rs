@@ -75,7 +75,7 @@ struct Own {
 #[derive(Clone)]
 struct Held {
     certificate: Arc<Certificate>,
-    given: Given,
+    given: Arc<Given>,
 }
 
 /// What is known of one name's certificate.
@@ -111,7 +111,7 @@ impl Held {
         let given =
             Given { chain_pem: certificate.chain_pem().to_owned(), key_pem: certificate.key_pem().expose().to_owned() };
         match given.check() {
-            Ok(()) => Ok(Self { certificate: Arc::new(certificate), given }),
+            Ok(()) => Ok(Self { certificate: Arc::new(certificate), given: Arc::new(given) }),
             Err(error) => {
                 let cause = std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
                 Err(format!("{error}{cause}"))
@@ -146,7 +146,7 @@ impl Certificates {
 
     /// What the edge needs for these names as of now. Makes what can be made here, and notes what has to be ordered. Reads
     /// and writes files.
-    pub fn prepare(&self, hosts: &BTreeMap<HostName, Holder>, now: Timestamp) -> Vec<Given> {
+    pub fn prepare(&self, hosts: &BTreeMap<HostName, Holder>, now: Timestamp) -> Vec<Arc<Given>> {
         if !self.https {
             return Vec::new();
         }
@@ -157,7 +157,7 @@ impl Certificates {
     }
 
     /// What concerns no single name.
-    fn prepare_all(&self, hosts: &BTreeMap<HostName, Holder>, now: Timestamp) -> Vec<Given> {
+    fn prepare_all(&self, hosts: &BTreeMap<HostName, Holder>, now: Timestamp) -> Vec<Arc<Given>> {
         let mut state = lock(&self.state);
         self.read_own(&mut state.own, now);
         match &self.acme {
@@ -175,7 +175,7 @@ impl Certificates {
         state.names.retain(|host, _| hosts.contains_key(host));
         let accounts: BTreeSet<AccountId> = hosts.values().map(|holder| holder.account).collect();
         state.turns.retain(|account, _| accounts.contains(account));
-        state.own.held.iter().map(|held| held.given.clone()).collect()
+        state.own.held.iter().map(|held| Arc::clone(&held.given)).collect()
     }
 
     /// Removes what no name needs, in the folder that is used and in those that were.
@@ -187,7 +187,7 @@ impl Certificates {
         }
     }
 
-    fn prepare_one(&self, state: &mut State, host: &HostName, now: Timestamp) -> Option<Given> {
+    fn prepare_one(&self, state: &mut State, host: &HostName, now: Timestamp) -> Option<Arc<Given>> {
         let source = self.source(&state.own, host);
         if source == Source::Own {
             state.names.remove(host);
@@ -214,7 +214,7 @@ impl Certificates {
             }
             Source::Nowhere => *name = Name { problem: state.own.problem.clone(), ..Name::default() },
         }
-        name.held.as_ref().map(|held| held.given.clone())
+        name.held.as_ref().map(|held| Arc::clone(&held.given))
     }
 
     /// What is known of a name's certificate, for whoever mapped it.
@@ -288,13 +288,13 @@ impl Certificates {
         }
         let had = match self.files.authority() {
             Ok(Some(authority)) => Ok(authority),
-            Ok(None) => Authority::create(&self.authority_name, &[], now).map_err(|error| error.to_string()).and_then(
-                |authority| {
+            Ok(None) => {
+                Authority::create(&self.authority_name, now).map_err(|error| error.to_string()).and_then(|authority| {
                     self.files.keep_authority(&authority).map_err(|error| error.to_string())?;
                     tracing::info!("an authority for public names was made");
                     Ok(authority)
-                },
-            ),
+                })
+            }
             Err(error) => Err(error.to_string()),
         };
         match had {

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use warren_certs::acme::Directory;
 
-use super::acme::{Job, OrderError, Outcome};
+use super::acme::{Job, OrderError, Outcome, whole};
 use super::*;
 use crate::public::AcmeSettings;
 
@@ -34,7 +34,7 @@ fn host(name: &str) -> HostName {
 
 /// Writes a certificate of somebody's for these names.
 fn write_own(directory: &Path, names: &[&str]) -> OwnFiles {
-    let authority = Authority::create("another", &[], at(0)).unwrap();
+    let authority = Authority::create("another", at(0)).unwrap();
     let files = OwnFiles { certificate: directory.join("chain.pem"), key: directory.join("key.pem") };
     let made = authority.issue(&host(names[0]), LEAF_LIFETIME, at(0)).unwrap();
     std::fs::write(&files.certificate, made.chain_pem()).unwrap();
@@ -157,7 +157,7 @@ fn names_are_ordered_once_some_at_a_time_and_again_after_a_pause() {
     assert_eq!(ordered(&certificates.jobs(at(0), 2)), ["a.example", "b.example"]);
     assert_eq!(ordered(&certificates.jobs(at(0), 2)), ["c.example"], "the others are under way");
 
-    let authority = Authority::create("test", &[], at(0)).unwrap();
+    let authority = Authority::create("test", at(0)).unwrap();
     let issued = authority.issue(&host("a.example"), LEAF_LIFETIME, at(0)).unwrap();
     certificates.settle(Outcome::Ordered(host("a.example"), Ok(issued)), at(0));
     let failed = || Err(OrderError::Kept("no answer".to_owned()));
@@ -186,7 +186,7 @@ fn fails(certificates: &Certificates, name: &str, now: Timestamp) {
 }
 
 fn succeeds(certificates: &Certificates, name: &str, now: Timestamp) {
-    let issued = Authority::create("test", &[], now).unwrap().issue(&host(name), LEAF_LIFETIME, now).unwrap();
+    let issued = Authority::create("test", now).unwrap().issue(&host(name), LEAF_LIFETIME, now).unwrap();
     let folder = certificates.acme.as_ref().unwrap();
     folder.keep(&host(name), &issued).unwrap();
     // Files have the time of the tests.
@@ -326,6 +326,32 @@ fn the_key_of_a_name_that_is_public_no_more_goes_after_a_week_whatever_the_sourc
     assert!(file.exists());
     later.prepare(&one, after(300 + 8 * 24));
     assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn an_order_that_panics_costs_the_name_a_pause_and_nobody_a_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::new(&with_acme(directory.path()));
+    let one = hosts(["a.example"]);
+    certificates.prepare(&one, at(0));
+    // As often as would take all places.
+    for (turn, second) in (0..20).map(|turn| (turn, turn * 7 * DAY)) {
+        certificates.prepare(&one, at(second));
+        let jobs = certificates.jobs(at(second), 9);
+        assert_eq!(ordered(&jobs), ["a.example"], "{turn}");
+        let outcome = whole(jobs[0].broken(), async { panic!("on purpose") }).await;
+        certificates.settle(outcome, at(second));
+        let status = certificates.status(&host("a.example"), at(second));
+        assert_eq!(status.state, CertificateState::Failed);
+        assert!(status.detail.unwrap().contains("on the host"));
+        assert_eq!(ordered(&certificates.jobs(at(second), 9)), [] as [&str; 0], "not at once");
+    }
+    succeeds(&certificates, "a.example", at(141 * DAY));
+    let asks = certificates.jobs(at(141 * DAY), 9);
+    assert_eq!(ordered(&asks), ["asks"]);
+    certificates.settle(whole(asks[0].broken(), async { panic!("on purpose") }).await, at(141 * DAY));
+    assert_eq!(certificates.status(&host("a.example"), at(141 * DAY)).state, CertificateState::Valid);
+    assert_eq!(ordered(&certificates.jobs(at(143 * DAY), 9)), ["asks"], "again, later");
 }
 
 #[test]

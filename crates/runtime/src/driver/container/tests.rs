@@ -31,8 +31,13 @@ impl Lab {
         let agent_directory = test.directory.path().join("agent");
         std::fs::create_dir(&agent_directory).unwrap();
         let program = agent_directory.join("init");
-        std::fs::write(&program, init_program()).unwrap();
-        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        // By another process: what this one starts meanwhile would have the file open, too, and what is open to be
+        // written is not run (ETXTBSY, execve(2)).
+        let mut write = std::process::Command::new("sh");
+        write.args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"]).arg(&program);
+        let mut writing = write.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut writing.stdin.take().unwrap(), init_program()).unwrap();
+        assert!(writing.wait().unwrap().success());
         // The machine's root reaches the directory by a path that others may pass through.
         std::fs::set_permissions(test.directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
         let config = config(installation);
@@ -118,7 +123,7 @@ fn init_program() -> &'static [u8] {
 
 async fn report(spec: &MachineSpec) -> BTreeMap<String, String> {
     let path = spec.root.join("report");
-    for _ in 0..500 {
+    for _ in 0..1500 {
         if let Ok(text) = std::fs::read_to_string(&path) {
             let pairs = text.lines().filter_map(|line| line.split_once('='));
             return pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -153,8 +158,8 @@ async fn a_machine_is_created_started_seen_and_stopped() {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(status.contains(&format!("Uid:\t{UID_BASE}\t{UID_BASE}")), "{status}");
         let start = Instant::now();
-        lab.driver.stop(spec.id, Duration::from_secs(20)).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(10));
+        lab.driver.stop(spec.id, Duration::from_secs(60)).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(50));
         assert_eq!(exits.recv().await, Some(spec.id));
         assert!(lab.driver.observe().await.unwrap().is_empty());
         assert!(lab.driver.network_namespace(spec.id).is_err());
