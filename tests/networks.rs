@@ -117,6 +117,8 @@ fn facts_tell_a_machine_of_its_neighbours() {
     assert!(eventually(Duration::from_secs(30), || told().contains("web: http://10.0.1.11:8080")), "{}", told());
     server.ok(&["machine", "rm", "b"]);
     assert!(eventually(Duration::from_secs(30), || !told().contains("b.vm.internal")), "{}", told());
+    server.ok(&["network", "rename", "default", "home"]);
+    assert!(eventually(Duration::from_secs(30), || told().contains("Network home")), "{}", told());
     assert_eq!(server.exec("a", "hostname").trim(), "a");
     assert!(server.exec("a", "cat /etc/resolv.conf").contains("nameserver 10.0.0.1"));
 }

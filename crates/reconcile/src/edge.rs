@@ -229,14 +229,22 @@ impl EdgeLink {
             (tunnel.public_key == public_key).then_some(TunnelGateway { public_key, listening })
         };
         let status = client.status().await.map_err(|error| error.to_string())?;
-        if let Some(gateway) = status.tunnel.and_then(there) {
-            return Ok((gateway, Begun::Before));
-        }
-        let failed = |error: std::io::Error| format!("UDP port {listen} cannot be had: {error}");
-        let sockets = warren_kernel::tunnel_sockets(*listen).map_err(failed)?;
+        let listening = status.tunnel.and_then(there);
+        // It may have begun to without anybody hearing of it.
+        let is_known = lock(&self.known).as_ref().is_some_and(|known| known.hears_operators);
+        let sockets = match listening {
+            Some(gateway) if is_known => return Ok((gateway, Begun::Before)),
+            Some(_) => None,
+            None => {
+                let failed = |error: std::io::Error| format!("UDP port {listen} cannot be had: {error}");
+                Some(warren_kernel::tunnel_sockets(*listen).map_err(failed)?)
+            }
+        };
         // What is put or removed between its status and this would be forgotten here.
         let _alone = self.order.write().await;
-        if let Err(error) = client.listen(sockets, key).await {
+        if let Some(sockets) = sockets
+            && let Err(error) = client.listen(sockets, key).await
+        {
             // Those before are closed by then.
             lock(&self.known).iter_mut().for_each(|known| known.hears_operators = false);
             return Err(error.to_string());
@@ -283,7 +291,7 @@ impl EdgeLink {
     }
 }
 
-/// Whether the edge was given sockets for operators just now.
+/// Whether it is known only now that the edge has sockets for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Begun {
     Now,
@@ -317,7 +325,10 @@ pub(crate) async fn keep(world: Arc<World>) {
                 tracing::warn!("the edge ended; it is started anew");
                 world.edge.give_up(&client).await;
             }
-            Err(error) => tracing::error!(error = %error.chain(), "the edge cannot be started"),
+            Err(error) => {
+                tracing::error!(error = %error.chain(), "the edge cannot be started");
+                world.sessions.set_gateway(Err(error.chain()));
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }

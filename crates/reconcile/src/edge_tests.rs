@@ -196,6 +196,19 @@ async fn what_the_edge_says_after_it_began_to_listen_takes_the_place_of_what_was
 }
 
 #[tokio::test]
+async fn an_edge_that_began_to_listen_without_anybody_hearing_of_it_is_asked_what_it_has() {
+    let settings = TunnelSettings { listen: "127.0.0.1:0".parse().unwrap(), key: TunnelKey::from_bytes([7; 32]) };
+    let edge = FakeEdge::start(status(&[(1, 7)]));
+    let link = edge.link();
+    link.client().await.unwrap();
+    let listening = EdgeStatus { tunnel: tunnel(&settings.key, "127.0.0.1:1234"), ..status(&[(1, 7)]) };
+    edge.script().status = serde_json::to_value(listening).unwrap();
+    assert_eq!(link.try_listen(&settings).await.unwrap().1, Begun::Now);
+    assert_eq!(link.inside(number(1), [session(1)].into()), [session(1)].into());
+    assert_eq!(link.try_listen(&settings).await.unwrap().1, Begun::Before);
+}
+
+#[tokio::test]
 async fn one_more_operator_costs_what_one_does_however_many_there_are() {
     let edge = FakeEdge::start(status(&[(1, 7)]));
     let link = edge.link();

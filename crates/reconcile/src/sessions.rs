@@ -103,7 +103,9 @@ impl World {
     /// Whether the session's packets pass at this moment. The error says why not, for a person.
     pub fn session_passes(&self, session: &Session) -> Result<(), String> {
         self.tunnel_gateway()?;
-        match self.sessions.open.borrow().get(&session.network).is_some_and(|all| all.contains(&session.id)) {
+        let number = self.desired.read().network(session.network).map(|network| network.number);
+        let has_edge = number.is_some_and(|number| !self.edge.inside(number, [session.id].into()).is_empty());
+        match has_edge && is_in(&self.sessions.open.borrow(), session) {
             true => Ok(()),
             false => Err("the tunnel has not let it in yet, and tries again; the server's log says more".to_owned()),
         }
@@ -133,6 +135,10 @@ impl World {
     }
 }
 
+fn is_in(open: &BTreeMap<NetworkId, BTreeSet<SessionId>>, session: &Session) -> bool {
+    open.get(&session.network).is_some_and(|all| all.contains(&session.id))
+}
+
 /// See [`World::session_opened`].
 async fn wait_open(
     open: &watch::Sender<BTreeMap<NetworkId, BTreeSet<SessionId>>>,
@@ -142,8 +148,7 @@ async fn wait_open(
 ) -> bool {
     let mut open = open.subscribe();
     loop {
-        let passes = open.borrow_and_update().get(&session.network).is_some_and(|all| all.contains(&session.id));
-        if passes {
+        if is_in(&open.borrow_and_update(), session) {
             return true;
         }
         let there = desired.read().session(session.id).is_some();

@@ -138,7 +138,8 @@ impl Sight {
         self.rules.exceptions.range(first..=last).map(|exception| (exception.carrier, exception.ports))
     }
 
-    /// Whether all that the network's machines are told is the same: the groups of operators are of no interest to them.
+    /// Whether all that the network's machines are told of others is the same: the groups of operators are of no interest to
+    /// them.
     pub fn tells_the_same(&self, other: &Self) -> bool {
         let rules = |sight: &Self| Arc::clone(&sight.rules);
         let (one, another) = (rules(self), rules(other));

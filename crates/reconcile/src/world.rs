@@ -125,6 +125,13 @@ pub(crate) struct Derived {
     facts: Mutex<HashMap<Group, Arc<str>>>,
 }
 
+impl Derived {
+    /// Whether all that the network's machines are told is the same.
+    fn tells_the_same(&self, other: &Self) -> bool {
+        self.view.name == other.view.name && self.sight.tells_the_same(&other.sight)
+    }
+}
+
 impl World {
     pub(crate) async fn load(parts: Parts) -> Result<(Self, Box<dyn Watch>), ReconcileError> {
         let (desired, changes) = desired::load(parts.store.as_ref()).await?;
@@ -259,8 +266,7 @@ impl World {
     /// due where all of them are told the same, as when an operator came or went.
     pub(crate) fn has_published(&self, network: NetworkId, derived: Arc<Derived>) {
         let before = lock(&self.told).insert(network, Arc::clone(&derived));
-        let alike =
-            before.is_some_and(|before| Arc::ptr_eq(&before, &derived) || before.sight.tells_the_same(&derived.sight));
+        let alike = before.is_some_and(|before| Arc::ptr_eq(&before, &derived) || before.tells_the_same(&derived));
         if !alike {
             lock(&self.facts_due).insert(network);
         }

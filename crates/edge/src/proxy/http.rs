@@ -7,17 +7,18 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http::header::{HOST, HeaderValue};
 use http::uri::Scheme;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Either;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use warren_http::closing::LastWord;
 use warren_http::framing::{Framing, check_request};
@@ -35,6 +36,9 @@ use crate::proxy::headers;
 use crate::proxy::problem::{self, Body};
 use crate::proxy::upstream::{MAX_HEAD, MAX_HEADERS, Upstream};
 use crate::proxy::way::{Ahead, NoWay, Proxy, Way};
+
+/// How long either side may take to get from HTTP to WebSocket once the server has agreed to it.
+const SWITCH: Duration = Duration::from_secs(10);
 
 /// Where the requests of a connection may go.
 pub(crate) enum Destination<G> {
@@ -116,7 +120,8 @@ pub(crate) async fn carry_websocket<G: Gate>(
     server: OnUpgrade,
     upstream: Upstream,
 ) {
-    let (Some(mut client), Some(mut server)) = (into_side(client).await, server_side(server).await) else { return };
+    let both = async { Some((into_side(client).await?, server_side(server).await?)) };
+    let Ok(Some((mut client, mut server))) = timeout(SWITCH, both).await else { return };
     both_ways(&mut client, &mut server, &*upstream.passage, proxy.limits.idle, None).await;
 }
 
@@ -259,7 +264,10 @@ impl<G: Gate> Session<G> {
         let invalid =
             |error: Framing| Box::new(problem::failed(Code::ProxyRequestInvalid, format!("Refused: {error}.")));
         check_request(request.headers()).map_err(invalid)?;
-        let websocket = request.version() == Version::HTTP_11 && hop::wants_websocket(request.headers());
+        let websocket = request.version() == Version::HTTP_11
+            && request.method() == Method::GET
+            && request.body().is_end_stream()
+            && hop::wants_websocket(request.headers());
         let client = websocket.then(|| hyper::upgrade::on(&mut request));
         hop::strip_request(request.headers_mut(), websocket);
         if request.uri().authority().is_some() {

@@ -82,14 +82,24 @@ impl Upstream {
                 Ok(response) => return Ok(response),
                 Err(mut error) => match error.take_message().or(again) {
                     Some(unsent) => request = unsent,
-                    None => return Err(way.broken(error.error())),
+                    None => {
+                        // What it was still to be sent goes nowhere.
+                        *held = None;
+                        return Err(way.broken(error.error()));
+                    }
                 },
             }
         }
         // The old connection ends before the new one begins.
         *held = None;
         let open = held.insert(Self::reach(way, shared.clone(), cut.clone()).await?);
-        open.sender.send_request(request).await.map_err(|error| way.broken(&error))
+        match open.sender.send_request(request).await {
+            Ok(response) => Ok(response),
+            Err(error) => {
+                *held = None;
+                Err(way.broken(&error))
+            }
+        }
     }
 }
 

@@ -54,6 +54,19 @@ async fn a_server_that_does_not_want_it_says_so_itself() {
 }
 
 #[tokio::test]
+async fn only_a_get_without_a_body_asks_for_it() {
+    for (method, length) in [("GET", "Content-Length: 4\r\n"), ("POST", "")] {
+        let setup = Setup::transparent(Application::Http).await;
+        let mut client = setup.dial().await;
+        let upgrade = format!("Connection: Upgrade\r\nUpgrade: websocket\r\n{length}");
+        send(&mut client, format!("{method} / HTTP/1.1\r\nHost: {GOOD}\r\n{upgrade}\r\n")).await;
+        let mut server = setup.accept().await;
+        let asked = head(&mut server).await.to_ascii_lowercase();
+        assert!(!asked.contains("upgrade"), "{asked}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_cannot_switch_unasked() {
     for switch in ["h2c", "websocket"] {
         let setup = Setup::transparent(Application::Http).await;
