@@ -1,4 +1,4 @@
-//! Test topologies on the real kernel: namespaces, links between them, a host, an internet.
+//! Test topologies on the real kernel: namespaces, links between them, a host, an internet; and an ACME authority.
 //!
 //! ```no_run
 //! use warren_lab::{Lab, Internet};
@@ -10,6 +10,7 @@
 //! ```
 //!
 //! [`Internet`] is small: a few addresses and an HTTP server. [`outside::Outside`] is the one to test boundaries against.
+//! [`pebble`] runs on loopback, too.
 //!
 //! Every namespace is named `lab-{pid}-{random}-{name}` and goes when its handle goes, also when the test panics. What
 //! a killed test left behind is swept by the next one. Nothing here ever touches the root namespace's links, routes or

@@ -71,7 +71,7 @@ impl Pebble {
         format!("https://{}/dir", self.directory)
     }
 
-    /// What the directory itself is vouched for by, as PEM.
+    /// What the directory itself is vouched for by: a file of PEM.
     pub fn ca_file(&self) -> PathBuf {
         self.tls.ca_file()
     }
