@@ -11,6 +11,8 @@
 //! | [`request`] | requests on their way to a server |
 //! | [`closing`] | ends of connections at which the last message still arrives |
 
+#![forbid(unsafe_code)]
+
 pub mod closing;
 pub mod framing;
 pub mod hop;

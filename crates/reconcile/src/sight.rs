@@ -141,9 +141,8 @@ impl Sight {
     /// Whether all that the network's machines are told of others is the same: the groups of operators are of no interest to
     /// them.
     pub fn tells_the_same(&self, other: &Self) -> bool {
-        let rules = |sight: &Self| Arc::clone(&sight.rules);
-        let (one, another) = (rules(self), rules(other));
-        let alike = Arc::ptr_eq(&one, &another)
+        let (one, another) = (&self.rules, &other.rules);
+        let alike = Arc::ptr_eq(one, another)
             || (one.outside == another.outside
                 && one.names == another.names
                 && one.classes == another.classes

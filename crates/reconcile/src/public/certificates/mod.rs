@@ -112,10 +112,7 @@ impl Held {
             Given { chain_pem: certificate.chain_pem().to_owned(), key_pem: certificate.key_pem().expose().to_owned() };
         match given.check() {
             Ok(()) => Ok(Self { certificate: Arc::new(certificate), given: Arc::new(given) }),
-            Err(error) => {
-                let cause = std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
-                Err(format!("{error}{cause}"))
-            }
+            Err(error) => Err(warren_model::problem::chain(&error)),
         }
     }
 
